@@ -1,0 +1,162 @@
+# mod_websocket: build, install, demo and checks. `make help` lists the targets.
+
+# Overrides as users of apache-websocket know them. APACHE_BINDIR names a folder with apxs, httpd and apachectl.
+APACHE_BINDIR =
+APXS = $(or $(call in_bindir,apxs),$(shell command -v apxs || command -v apxs2 || echo apxs))
+HTTPD = $(or $(call in_bindir,httpd apache2),$(shell $(APXS) -q SBINDIR)/$(shell $(APXS) -q PROGNAME))
+APACHECTL = $(or $(call in_bindir,apachectl apache2ctl),$(shell command -v apachectl || echo apachectl))
+TEST_MPM = event
+DEBUGGER = gdb --args
+DESTDIR =
+CC = cc
+CARGO = cargo
+PYTHON = python3
+PORT = 8765
+# The Autobahn cases to run, as the suite writes them.
+CASES = *
+# How long each fuzz target runs, in seconds.
+FUZZ_SECONDS = 600
+
+in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
+
+B = build
+MODULE = $(B)/mod_websocket.so
+EXAMPLES = $(B)/examples/mod_websocket_echo.so $(B)/examples/mod_websocket_dumb_increment.so
+RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
+PLUGINS = $(patsubst test/plugins/%.c,$(B)/plugins/%.so,$(wildcard test/plugins/*.c))
+VENV = $(B)/venv
+PLUGIN_FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -g -Wall -Wextra -Wpedantic -Werror \
+	-fPIC -shared -pthread -Iinclude
+SERVER = APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' scripts/server.sh
+INSTALL_DIR = $(DESTDIR)$(shell $(APXS) -q LIBEXECDIR)
+MODS_AVAILABLE = $(shell $(APXS) -q SYSCONFDIR)/mods-available
+
+.PHONY: all
+all: module examples ## build the module and the example plugins
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-22s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: module
+module: ## build the module: build/mod_websocket.so
+	APXS='$(APXS)' $(CARGO) build --release --lib
+	@mkdir -p $(B)
+	@install -m 755 target/release/libmod_websocket.so $(MODULE)
+
+.PHONY: examples
+examples: $(EXAMPLES) $(RUST_EXAMPLE) ## build the example plugins: build/examples/*.so
+
+$(B)/examples/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -o $@ $<
+
+$(RUST_EXAMPLE): examples/echo.rs src/plugin/abi.rs
+	@mkdir -p $(@D)
+	$(CARGO) build --release --no-default-features --example mod_websocket_echo_rs
+	install -m 755 target/release/examples/libmod_websocket_echo_rs.so $@
+
+.PHONY: plugins
+plugins: $(PLUGINS)
+
+$(B)/plugins/%.so: test/plugins/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -o $@ $<
+
+.PHONY: setup-demo setup-check
+setup-demo setup-check: setup-%:
+	@scripts/setup.sh $*
+
+.PHONY: demo
+demo: setup-demo ## install what is missing, build, and run a private httpd with the examples until Ctrl-C
+	@$(MAKE) --no-print-directory all
+	@$(SERVER) run
+
+.PHONY: install
+install: all ## install the module, its header and its configuration (as root; DESTDIR is honoured)
+	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
+	install -D -m 644 include/websocket_plugin.h $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/websocket_plugin.h
+	@if [ -d '$(MODS_AVAILABLE)' ]; then \
+	  for file in websocket.load websocket.conf; do \
+	    if [ -e '$(DESTDIR)$(MODS_AVAILABLE)'/$$file ]; then echo "kept: $(MODS_AVAILABLE)/$$file"; \
+	    else install -D -m 644 conf/$$file '$(DESTDIR)$(MODS_AVAILABLE)'/$$file; fi; \
+	  done; \
+	  echo "now: a2enmod websocket, then restart apache2"; \
+	else echo "now: add 'LoadModule websocket_module modules/mod_websocket.so' to httpd.conf (see conf/)"; fi
+
+.PHONY: install-examples
+install-examples: examples ## install the example plugins beside the module
+	for file in $(EXAMPLES) $(RUST_EXAMPLE); do \
+	  install -D -m 644 $$file $(INSTALL_DIR)/$${file##*/} || exit 1; done
+
+.PHONY: start stop restart
+start stop restart: ## start, stop or restart the system's httpd through apachectl
+	$(APACHECTL) $@
+
+.PHONY: start-test-server stop-test-server restart-test-server
+start-test-server restart-test-server: all ## start the demo's private httpd in the background
+	@$(SERVER) $(@:-test-server=)
+stop-test-server: ## stop it
+	@$(SERVER) stop
+
+.PHONY: debug
+debug: all ## run the test server under DEBUGGER (default: gdb --args)
+	@DEBUGGER='$(DEBUGGER)' $(SERVER) debug
+
+$(VENV)/.done: test/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r test/requirements.txt
+	@touch $@
+
+.PHONY: check
+check: setup-check ## install what is missing and run every test
+	@$(MAKE) --no-print-directory check-code check-core check-server check-autobahn
+	@echo "make check: all passed"
+
+.PHONY: check-code
+check-code: ## formatting, lints and documentation, with and without httpd
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items
+	for std in c89 c99 c11; do \
+	  $(CC) -std=$$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c include/websocket_plugin.h || exit 1; done
+	$(CXX) -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ include/websocket_plugin.h
+
+.PHONY: check-core
+check-core: ## unit and property tests of the core, and each fuzz target for a few seconds
+	$(CARGO) test --no-default-features
+	$(CARGO) test
+	scripts/fuzz.sh 10
+
+.PHONY: check-server
+check-server: all plugins $(VENV)/.done ## the tests against a real httpd, on event, worker and prefork
+	@scripts/exports.sh $(MODULE)
+	TEST_MPM=event $(PYTEST)
+	TEST_MPM=worker $(PYTEST) -m 'not once'
+	TEST_MPM=prefork $(PYTEST) -m 'not once'
+
+PYTEST = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
+
+.PHONY: pytest
+pytest: all plugins $(VENV)/.done ## the tests against a real httpd, on TEST_MPM; ARGS='-k name' for some
+	TEST_MPM='$(TEST_MPM)' $(PYTEST) $(ARGS)
+
+.PHONY: autobahn
+autobahn: all ## run the Autobahn TestSuite on TEST_MPM; CASES='7.*' for a part
+	@APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' scripts/autobahn.sh '$(CASES)'
+
+.PHONY: check-autobahn
+check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 10 on worker and prefork
+	@$(MAKE) --no-print-directory autobahn TEST_MPM=event
+	@for mpm in worker prefork; do \
+	  $(MAKE) --no-print-directory autobahn TEST_MPM=$$mpm CASES='1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*' || exit 1; done
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZ_SECONDS (600)
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+.PHONY: clean
+clean: ## remove what was built
+	$(CARGO) clean
+	rm -rf $(B) test/fuzz/target

@@ -1,0 +1,164 @@
+#!/bin/sh
+# server.sh run|start|stop|restart|debug: a private httpd with the module and the example plugins.
+#
+# Its ServerRoot is build/server; it listens on the loopback address only and never touches the system's configuration.
+# Environment: APXS, HTTPD, TEST_MPM (event), PORT (8765), and for the conformance suite SERVER_ROOT and EXTRA_CONF.
+set -eu
+cd "$(dirname "$0")/.."
+top=$(pwd)
+command=${1:?usage: server.sh run|start|stop|restart|debug}
+: "${APXS:=$(command -v apxs || command -v apxs2)}"
+: "${HTTPD:=$("$APXS" -q SBINDIR)/$("$APXS" -q PROGNAME)}"
+: "${TEST_MPM:=event}" "${PORT:=8765}" "${SERVER_ROOT:=$top/build/server}" "${EXTRA_CONF:=}"
+modules=$("$APXS" -q LIBEXECDIR)
+
+# load NAME...: LoadModule lines for modules that are not compiled in.
+load() {
+    for name; do
+        if ! "$HTTPD" -l | grep -q "^ *mod_$name.c$"; then
+            printf 'LoadModule %s_module "%s/mod_%s.so"\n' "$name" "$modules" "$name"
+        fi
+    done
+}
+
+# Writes the configuration. Started as root, httpd serves as an unprivileged user, who may not be able to read
+# a folder of root's: the pages are copied to where anybody can.
+configure() {
+    mkdir -p "$SERVER_ROOT"
+    pages=$SERVER_ROOT/pages
+    user=
+    if [ "$(id -u)" = 0 ]; then
+        pages=$(mktemp -d)
+        chmod 755 "$pages"
+        user=$(id -un www-data 2>/dev/null || id -un apache 2>/dev/null || echo daemon)
+    fi
+    mkdir -p "$pages"
+    install -m 644 examples/*.html "$pages"
+    printf '%s\n' "$pages" >"$SERVER_ROOT/pages.path"
+    {
+        echo "ServerRoot \"$SERVER_ROOT\""
+        echo "Listen 127.0.0.1:$PORT"
+        echo "ServerName localhost"
+        echo "PidFile \"$SERVER_ROOT/httpd.pid\""
+        echo "DefaultRuntimeDir \"$SERVER_ROOT\""
+        echo "Mutex file:$SERVER_ROOT default"
+        if [ "$TEST_MPM" != builtin ]; then
+            echo "LoadModule mpm_${TEST_MPM}_module \"$modules/mod_mpm_$TEST_MPM.so\""
+        fi
+        load unixd authz_core dir mime log_config
+        [ -z "$user" ] || printf 'User %s\nGroup %s\n' "$user" "$(id -gn "$user")"
+        cat <<CONF
+TypesConfig /dev/null
+AddType text/html .html
+ErrorLog "$SERVER_ROOT/error_log"
+LogLevel warn websocket:info
+LogFormat "%h %t \\"%r\\" %>s %Dus close=%{websocket-close-code}n in=%{websocket-messages-in}n out=%{websocket-messages-out}n" ws
+CustomLog "$SERVER_ROOT/access_log" ws
+DocumentRoot "$pages"
+DirectoryIndex index.html
+<Directory "$pages">
+    Require all granted
+</Directory>
+
+LoadModule websocket_module "$top/build/mod_websocket.so"
+# The page may be opened by another name of this machine.
+WebSocketOriginCheck Off
+<Location /echo>
+    SetHandler websocket-handler
+    WebSocketHandler "$top/build/examples/mod_websocket_echo.so" echo_init
+</Location>
+<Location /echo-rs>
+    SetHandler websocket-handler
+    WebSocketHandler "$top/build/examples/mod_websocket_echo_rs.so" echo_init
+</Location>
+<Location /dumb-increment>
+    SetHandler websocket-handler
+    WebSocketHandler "$top/build/examples/mod_websocket_dumb_increment.so" dumb_increment_init
+</Location>
+$EXTRA_CONF
+CONF
+    } >"$SERVER_ROOT/httpd.conf"
+    : >"$SERVER_ROOT/error_log"
+}
+
+httpd() {
+    "$HTTPD" -d "$SERVER_ROOT" -f "$SERVER_ROOT/httpd.conf" "$@"
+}
+
+running() {
+    [ -s "$SERVER_ROOT/httpd.pid" ] && kill -0 "$(cat "$SERVER_ROOT/httpd.pid")" 2>/dev/null
+}
+
+await() {
+    for _ in $(seq 100); do
+        if "$@"; then return 0; fi
+        sleep 0.1
+    done
+    return 1
+}
+
+refuse_second() {
+    if running; then
+        echo "the private httpd is already running (process $(cat "$SERVER_ROOT/httpd.pid"));" \
+            "make stop-test-server ends it" >&2
+        exit 1
+    fi
+}
+
+forget_pages() {
+    if [ "$(id -u)" = 0 ] && [ -s "$SERVER_ROOT/pages.path" ]; then rm -rf "$(cat "$SERVER_ROOT/pages.path")"; fi
+}
+
+start() {
+    refuse_second
+    configure
+    httpd -k start
+    await running || { cat "$SERVER_ROOT/error_log" >&2; exit 1; }
+    echo "http://localhost:$PORT/ ($TEST_MPM MPM; log: $SERVER_ROOT/error_log)"
+}
+
+stop() {
+    if running; then
+        pid=$(cat "$SERVER_ROOT/httpd.pid")
+        kill -TERM "$pid"
+        gone() { ! kill -0 "$pid" 2>/dev/null; }
+        await gone || { echo "httpd $pid does not stop" >&2; exit 1; }
+    fi
+    forget_pages
+}
+
+case $command in
+run)
+    refuse_second
+    configure
+    # In the background httpd does not get the terminal's Ctrl-C; this script does, and ends it in an orderly way.
+    "$HTTPD" -d "$SERVER_ROOT" -f "$SERVER_ROOT/httpd.conf" -DFOREGROUND &
+    pid=$!
+    trap 'kill -TERM $pid 2>/dev/null || :' INT TERM HUP
+    await running || { cat "$SERVER_ROOT/error_log" >&2; kill $pid 2>/dev/null || :; exit 1; }
+    echo
+    echo "  open  http://localhost:$PORT/"
+    echo
+    echo "  $TEST_MPM MPM; log: $SERVER_ROOT/error_log; Ctrl-C stops it"
+    # A trapped signal ends the first wait before httpd has ended.
+    wait $pid || wait $pid || :
+    forget_pages
+    ;;
+start) start ;;
+stop) stop ;;
+restart)
+    stop
+    start
+    ;;
+debug)
+    refuse_second
+    configure
+    # shellcheck disable=SC2086
+    ${DEBUGGER:-gdb --args} "$HTTPD" -d "$SERVER_ROOT" -f "$SERVER_ROOT/httpd.conf" -X
+    forget_pages
+    ;;
+*)
+    echo "server.sh: unknown command $command" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,51 @@
+#!/bin/sh
+# setup.sh demo|check: installs the packages that the demo or the tests need and that are missing.
+#
+# On Debian and its kin, with apt-get, and with sudo unless run as root. Elsewhere it names what is missing.
+set -eu
+what=${1:?usage: setup.sh demo|check}
+missing=
+
+# need COMMAND-OR-TEST PACKAGE...: notes the packages unless the command succeeds.
+need() {
+    probe=$1
+    shift
+    sh -c "$probe" >/dev/null 2>&1 || missing="$missing $*"
+}
+
+APXS=${APXS:-$(command -v apxs || command -v apxs2 || echo apxs)}
+need "command -v cc" gcc libc6-dev
+need "'$APXS' -q INCLUDEDIR" apache2 apache2-dev
+need "test -x \"\$('$APXS' -q SBINDIR)/\$('$APXS' -q PROGNAME)\"" apache2
+need "ls /usr/lib/llvm*/lib/libclang*.so* /usr/lib/*/libclang*.so* | grep ." libclang-dev
+need "command -v openssl" openssl
+if [ "$what" = check ]; then
+    need "command -v g++" g++
+    need "command -v python3" python3
+    need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
+    need "command -v chromium" chromium
+    need "command -v curl" curl
+fi
+command -v cargo >/dev/null || {
+    echo "setup: cargo is missing: install Rust 1.85 or newer (Debian 13: apt-get install cargo)" >&2
+    exit 1
+}
+[ -n "$missing" ] || exit 0
+
+command -v apt-get >/dev/null || {
+    echo "setup: please install these packages, or what your system calls them:$missing" >&2
+    exit 1
+}
+sudo=
+[ "$(id -u)" = 0 ] || sudo=sudo
+echo "setup: installing$missing (with ${sudo:+$sudo }apt-get)"
+# Debian starts a service as soon as it is installed; this one is not asked for.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+    $sudo chmod 755 $policy
+    trap '$sudo rm -f $policy' EXIT
+fi
+$sudo apt-get update -qq
+# shellcheck disable=SC2086
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -1,0 +1,149 @@
+//! Waiting for a descriptor, a wake-up from another thread, or a deadline.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        raw::c_int,
+    },
+    ptr,
+    time::Duration,
+};
+
+/// A descriptor that makes a waiting thread look up.
+#[derive(Debug)]
+pub struct Waker(File);
+
+impl Waker {
+    /// A waker of its own descriptor (an eventfd), closed on exec.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: eventfd takes two integers and touches no memory of ours.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: eventfd just returned this descriptor and nobody else knows it.
+        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    /// Wakes the waiting thread, or the next one that waits.
+    pub fn wake(&self) {
+        // The only failure is a full counter, which wakes just as well.
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+/// What to wait for besides a wake-up.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    /// Bytes to read, or the end of the stream.
+    pub read: bool,
+    /// Room to write.
+    pub write: bool,
+}
+
+/// What came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ready {
+    /// Reading will not block; it may report the end or an error.
+    pub read: bool,
+    /// Writing will not block; it may report an error.
+    pub write: bool,
+    /// A signal to stop is pending.
+    pub stop: bool,
+}
+
+/// The signals by which a single-threaded MPM is told to stop, held back while a connection is served.
+///
+/// prefork ends a child from within its signal handler, wherever the thread is. While a `Signals` lives they are
+/// blocked and only seen by [`wait()`], so the connection ends in an orderly way; they are delivered when the value is
+/// dropped. Threads that a plugin starts meanwhile inherit the mask, so no such handler ever runs on them.
+#[derive(Debug)]
+pub struct Signals {
+    /// Readable while one of the signals is pending.
+    pending: OwnedFd,
+    before: libc::sigset_t,
+}
+
+impl Signals {
+    /// Blocks the signals on this thread, on which the value has to be dropped.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: sigset_t is plain data for which all-zero is a valid value.
+        let mut stops: libc::sigset_t = unsafe { core::mem::zeroed() };
+        let mut before = stops;
+        // SAFETY: `stops` is a live sigset_t.
+        unsafe { libc::sigemptyset(&raw mut stops) };
+        for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGUSR1, libc::SIGWINCH] {
+            // SAFETY: `stops` is a live sigset_t.
+            unsafe { libc::sigaddset(&raw mut stops, signal) };
+        }
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: -1 asks for a new descriptor; the set is live.
+        let fd = unsafe { libc::signalfd(-1, &raw const stops, flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: signalfd just returned this descriptor and nobody else knows it.
+        let pending = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: both sets are live; the call changes this thread's mask only.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const stops, &raw mut before) };
+        Ok(Self { pending, before })
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that pthread_sigmask filled in.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut()) };
+    }
+}
+
+/// Waits until `descriptor` is ready, `waker` is called, one of `signals` is pending or `timeout` is over.
+pub fn wait(
+    descriptor: RawFd,
+    interest: Interest,
+    waker: &Waker,
+    timeout: Option<Duration>,
+    signals: Option<&Signals>,
+) -> io::Result<Ready> {
+    let mut events = 0;
+    if interest.read {
+        events |= libc::POLLIN;
+    }
+    if interest.write {
+        events |= libc::POLLOUT;
+    }
+    // A negative descriptor is left out. Without interest an error on it would end each wait at once.
+    let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut fds = [
+        entry(waker.0.as_raw_fd(), libc::POLLIN),
+        entry(if events == 0 { -1 } else { descriptor }, events),
+        entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
+    ];
+    // Rounded up, or the last millisecond would be spent in a loop.
+    let timeout = timeout.map_or(-1, |t| {
+        c_int::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
+    });
+    // SAFETY: the array is live and holds three entries.
+    if unsafe { libc::poll(fds.as_mut_ptr(), 3, timeout) } < 0 {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::Interrupted => Ok(Ready::default()),
+            _ => Err(error),
+        };
+    }
+    if fds[0].revents != 0 {
+        waker.clear();
+    }
+    let failed = fds[1].revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
+    Ok(Ready {
+        read: fds[1].revents & libc::POLLIN != 0 || failed && interest.read,
+        write: fds[1].revents & libc::POLLOUT != 0 || failed && interest.write,
+        stop: fds[2].revents != 0,
+    })
+}

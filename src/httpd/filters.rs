@@ -1,0 +1,241 @@
+//! The transport through httpd's connection filters, for TLS and whatever else sits there.
+//!
+//! It never blocks: the core output filter would if it were given more than it may hold back, or a flush, so it
+//! gets one portion at a time and is pushed until that has left.
+
+use core::{ffi::CStr, ptr};
+use std::{io, os::fd::RawFd};
+
+use super::sys;
+use crate::driver::Transport;
+
+/// The largest portion for the output filters: with what TLS adds, below the core filter's limit of 64 KiB at which
+/// it starts to block.
+const PORTION: usize = 48 * 1024;
+/// How often a client that keeps sending may have its bytes taken out of the filters before the connection stays with
+/// them: 16 × 64 KiB.
+const EARLY_READS: usize = 16;
+
+/// A connection as httpd's filters see it.
+pub(super) struct Filters {
+    connection: *mut sys::conn_rec,
+    /// Of the connection's pool, emptied after each use.
+    input: *mut sys::apr_bucket_brigade,
+    output: *mut sys::apr_bucket_brigade,
+    descriptor: RawFd,
+}
+
+// SAFETY: the blocking driver uses a transport on the thread that owns the connection only; it is `Send` since the
+// driver's lane, which is shared with sending threads, holds it.
+unsafe impl Send for Filters {}
+
+impl Filters {
+    /// # Safety
+    /// - `connection` is live, owned by this thread, and outlives the value.
+    pub(super) unsafe fn new(connection: *mut sys::conn_rec) -> io::Result<Self> {
+        // SAFETY: the caller's word; the brigades live as long as the connection's pool.
+        let brigade = || unsafe {
+            sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc)
+        };
+        // SAFETY: the caller's word.
+        let descriptor = unsafe { descriptor(connection)? };
+        Ok(Self { connection, input: brigade(), output: brigade(), descriptor })
+    }
+
+    /// The number of the connection's descriptor, which is httpd's.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.descriptor
+    }
+
+    /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done.
+    pub(super) fn drain(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut early = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        for _ in 0..EARLY_READS {
+            match self.read(&mut buffer) {
+                // A short read leaves nothing behind: the core filter has asked the socket itself.
+                Ok(n) if n < buffer.len() => {
+                    early.extend_from_slice(&buffer[..n]);
+                    return Ok(Some(early));
+                }
+                Ok(_) => early.extend_from_slice(&buffer),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Some(early)),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the last filter, httpd's core, still holds output.
+    fn holds_output(&self) -> bool {
+        // SAFETY: the connection is live and ours.
+        unsafe { (*self.connection).data_in_output_filters != 0 }
+    }
+
+    fn error(status: sys::apr_status_t) -> io::Error {
+        match status {
+            s if s == sys::APR_EAGAIN as i32 => io::ErrorKind::WouldBlock.into(),
+            s if s > 0 && s < sys::APR_OS_START_ERROR as i32 => io::Error::from_raw_os_error(s),
+            s => io::Error::other(format!("APR status {s}")),
+        }
+    }
+}
+
+impl Transport for Filters {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut len = buffer.len();
+        // SAFETY: connection and brigade are live and ours; the buffer holds `len` bytes. What ap_get_brigade returns
+        // has at most as many, and the brigade is emptied before its bytes could become stale.
+        let (status, eos) = unsafe {
+            let status = sys::ap_get_brigade(
+                (*self.connection).input_filters,
+                self.input,
+                sys::ap_input_mode_t_AP_MODE_READBYTES,
+                sys::apr_read_type_e_APR_NONBLOCK_READ,
+                len as sys::apr_off_t,
+            );
+            let eos = sys::brigade_has_eos(self.input);
+            sys::apr_brigade_flatten(self.input, buffer.as_mut_ptr().cast(), &raw mut len);
+            sys::apr_brigade_cleanup(self.input.cast());
+            (status, eos)
+        };
+        match status as u32 {
+            sys::APR_SUCCESS if len > 0 => Ok(len),
+            sys::APR_SUCCESS if eos => Ok(0),
+            // The core filter's way of saying that there is nothing now.
+            sys::APR_SUCCESS => Err(io::ErrorKind::WouldBlock.into()),
+            sys::APR_EOF => Ok(0),
+            _ => Err(Self::error(status)),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.flush()? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let portion = &bytes[..bytes.len().min(PORTION)];
+        // SAFETY: connection and brigade are live and ours. A transient bucket refers to `portion`; filters that keep
+        // data beyond the call have to copy it out of such buckets.
+        let status = unsafe {
+            let bucket = sys::apr_bucket_transient_create(
+                portion.as_ptr().cast(),
+                portion.len(),
+                (*self.connection).bucket_alloc,
+            );
+            sys::brigade_insert_tail(self.output, bucket);
+            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
+            sys::apr_brigade_cleanup(self.output.cast());
+            status
+        };
+        if status != sys::APR_SUCCESS as i32 {
+            return Err(Self::error(status));
+        }
+        self.flush()?;
+        Ok(portion.len())
+    }
+
+    fn flush(&mut self) -> io::Result<bool> {
+        if !self.holds_output() {
+            return Ok(true);
+        }
+        // SAFETY: the connection is live and ours. The last output filter is httpd's core filter, which takes NULL as
+        // the request to write what it has set aside, without blocking.
+        let status = unsafe {
+            let mut filter = (*self.connection).output_filters;
+            while !(*filter).next.is_null() {
+                filter = (*filter).next;
+            }
+            sys::ap_pass_brigade(filter, ptr::null_mut())
+        };
+        if status != sys::APR_SUCCESS as i32 {
+            return Err(Self::error(status));
+        }
+        Ok(!self.holds_output())
+    }
+
+    fn holds_input(&self) -> bool {
+        true
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.descriptor
+    }
+}
+
+/// The descriptor of a connection's socket.
+///
+/// # Safety
+/// - `connection` is live.
+unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
+    let mut descriptor = -1;
+    // SAFETY: the caller's word; the socket is the connection's own.
+    let status = unsafe {
+        sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(connection))
+    };
+    if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
+}
+
+/// Removes filters that would stand in the way of a conversation: request timeouts, and the one that holds small TLS
+/// records back until a flush.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn remove_obstacles(connection: *mut sys::conn_rec) {
+    for filter in input_filters(connection) {
+        // SAFETY: the list was just made from the connection's live filters.
+        if unsafe { is_named(filter, c"reqtimeout") } {
+            // SAFETY: as above; it is removed once.
+            unsafe { sys::ap_remove_input_filter(filter) };
+        }
+    }
+    for filter in output_filters(connection) {
+        let names = [c"reqtimeout", c"SSL/TLS Coalescing Filter"];
+        // SAFETY: the list was just made from the connection's live filters.
+        if names.iter().any(|name| unsafe { is_named(filter, name) }) {
+            // SAFETY: as above; it is removed once.
+            unsafe { sys::ap_remove_output_filter(filter) };
+        }
+    }
+}
+
+/// The name of the first filter that is not one of httpd's own for plain sockets, if there is one.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn foreign(connection: *mut sys::conn_rec) -> Option<String> {
+    // remoteip_input is done once it has read its header, which comes before the request.
+    let own = [c"core", c"core_in", c"log_input_output", c"remoteip_input"];
+    let filters = [input_filters(connection), output_filters(connection)].concat();
+    // SAFETY: the list was just made from the connection's live filters.
+    let foreign = |&&f: &&_| !own.iter().any(|name| unsafe { is_named(f, name) });
+    // SAFETY: as above; a filter's record and its name live as long as httpd.
+    filters.iter().find(foreign).map(|&f| unsafe {
+        CStr::from_ptr((*(*f).frec).name).to_string_lossy().into_owned()
+    })
+}
+
+fn input_filters(connection: *mut sys::conn_rec) -> Vec<*mut sys::ap_filter_t> {
+    // SAFETY: the callers' connections are live.
+    list(unsafe { (*connection).input_filters })
+}
+
+fn output_filters(connection: *mut sys::conn_rec) -> Vec<*mut sys::ap_filter_t> {
+    // SAFETY: the callers' connections are live.
+    list(unsafe { (*connection).output_filters })
+}
+
+fn list(first: *mut sys::ap_filter_t) -> Vec<*mut sys::ap_filter_t> {
+    // SAFETY: a filter's `next` is the next live filter of its connection, or NULL.
+    core::iter::successors((!first.is_null()).then_some(first), |&f| unsafe {
+        (!(*f).next.is_null()).then_some((*f).next)
+    })
+    .collect()
+}
+
+/// # Safety
+/// - `filter` is live.
+unsafe fn is_named(filter: *mut sys::ap_filter_t, name: &CStr) -> bool {
+    // SAFETY: the caller's word; a filter's record and its name live as long as httpd.
+    let own = unsafe { CStr::from_ptr((*(*filter).frec).name) };
+    own.to_bytes().eq_ignore_ascii_case(name.to_bytes())
+}

@@ -1,0 +1,106 @@
+//! httpd's error log: lines of a request, of a server, and of a connection that may outlive its request.
+//!
+//! Each line of level info and above starts with a tag of its own, `WS` and four digits, as httpd's start with `AH`:
+//! 01 handshake, 02 what plugins call, 03 connections, 04 the module as a whole.
+
+use core::{
+    ffi::{CStr, c_int},
+    fmt,
+};
+use std::ffi::CString;
+
+use super::{module_index, sys, wrap::Request};
+use crate::journal::{Journal, Level};
+
+/// httpd's number for a level; no errno is appended.
+fn number(level: Level) -> c_int {
+    let level = match level {
+        Level::Error => sys::APLOG_ERR,
+        Level::Warn => sys::APLOG_WARNING,
+        Level::Info => sys::APLOG_INFO,
+        Level::Debug => sys::APLOG_DEBUG,
+        Level::Trace => sys::APLOG_TRACE1,
+    };
+    (level | sys::APLOG_NOERRNO) as c_int
+}
+
+/// A line as C wants it; NUL bytes, which no line of ours has, would be replaced.
+fn line(text: fmt::Arguments<'_>) -> CString {
+    CString::new(text.to_string().replace('\0', "\u{fffd}")).unwrap_or_default()
+}
+
+/// Where `ap_log_*` says that a line comes from: shown by httpd for trace levels only.
+const FILE: &CStr = c"mod_websocket";
+
+/// Writes a line about a request; httpd adds the client's address.
+pub(super) fn request(r: Request<'_>, level: Level, text: fmt::Arguments<'_>) {
+    let text = line(text);
+    // SAFETY: a Request is live; the format takes one string, which lives for the call.
+    unsafe {
+        sys::ap_log_rerror_(
+            FILE.as_ptr(),
+            0,
+            module_index(),
+            number(level),
+            0,
+            r.as_ptr(),
+            c"%s".as_ptr(),
+            text.as_ptr(),
+        );
+    }
+}
+
+/// Writes a line about a server.
+///
+/// # Safety
+/// - `server` is NULL or a live server.
+pub(super) unsafe fn server(server: *const sys::server_rec, level: Level, text: fmt::Arguments<'_>) {
+    let text = line(text);
+    // SAFETY: the caller's word; the format takes one string, which lives for the call.
+    unsafe {
+        sys::ap_log_error_(
+            FILE.as_ptr(),
+            0,
+            module_index(),
+            number(level),
+            0,
+            server,
+            c"%s".as_ptr(),
+            text.as_ptr(),
+        );
+    }
+}
+
+/// A connection's place in the log, for any thread and beyond the request's end.
+pub(super) struct ConnectionJournal {
+    server: *const sys::server_rec,
+    /// The connection's number in this child, and the client's address as httpd writes it.
+    name: String,
+}
+
+// SAFETY: a server_rec lives as long as the child process and its log settings do not change; httpd's log functions
+// may be called from any thread.
+unsafe impl Send for ConnectionJournal {}
+// SAFETY: as above.
+unsafe impl Sync for ConnectionJournal {}
+
+impl ConnectionJournal {
+    pub(super) fn new(r: Request<'_>) -> Self {
+        Self { server: r.server(), name: format!("[client {}] ws({})", r.client(), r.connection_id()) }
+    }
+}
+
+impl Journal for ConnectionJournal {
+    fn enabled(&self, level: Level) -> bool {
+        // SAFETY: the server lives as long as the child process.
+        let configured = unsafe { sys::ap_get_server_module_loglevel(self.server, module_index()) };
+        number(level) & sys::APLOG_LEVELMASK as c_int <= configured
+    }
+
+    fn write(&self, level: Level, text: fmt::Arguments<'_>) {
+        if self.enabled(level) {
+            // SAFETY: the server lives as long as the child process.
+            unsafe { server(self.server, level, format_args!("{} {text}", self.name)) };
+        }
+    }
+}

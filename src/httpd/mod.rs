@@ -1,0 +1,127 @@
+//! The module as httpd knows it: `websocket_module`, its hooks, and the boundary that no panic crosses.
+//!
+//! | file | owns |
+//! |---|---|
+//! | this one | the module structure and the hooks |
+//! | `directives.rs` | the directives and the settings of a section |
+//! | `handler.rs` | the upgrade of a request |
+//! | `filters.rs` | the transport through httpd's connection filters |
+//! | `log.rs` | the error log |
+//! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
+//! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
+#![allow(non_upper_case_globals)]
+
+use core::{
+    ffi::{CStr, c_int},
+    ptr::{self, NonNull},
+};
+use std::{
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use crate::driver::{socket::Traffic, stop::Stop};
+
+mod directives;
+mod filters;
+mod handler;
+mod log;
+mod sys;
+mod wrap;
+
+/// The end of this child process, as its connections see it.
+static STOP: Stop = Stop::new();
+
+/// The module structure that `LoadModule websocket_module` looks up.
+///
+/// httpd fills in `module_index`, `next` and `dynamic_load_handle` when it loads the module.
+#[unsafe(no_mangle)]
+pub static mut websocket_module: sys::module = sys::module {
+    version: sys::MODULE_MAGIC_NUMBER_MAJOR as c_int,
+    minor_version: sys::MODULE_MAGIC_NUMBER_MINOR as c_int,
+    module_index: -1,
+    // The name that <IfModule> knows.
+    name: c"mod_websocket.c".as_ptr(),
+    dynamic_load_handle: ptr::null_mut(),
+    next: ptr::null_mut(),
+    magic: sys::MODULE_MAGIC_COOKIE as core::ffi::c_ulong,
+    rewrite_args: None,
+    create_dir_config: Some(directives::create_dir),
+    merge_dir_config: Some(directives::merge_dir),
+    create_server_config: None,
+    merge_server_config: None,
+    cmds: directives::COMMANDS.as_ptr(),
+    register_hooks: Some(register_hooks),
+    flags: 0,
+};
+
+/// The module structure, as httpd's functions take it.
+fn module() -> *const sys::module {
+    &raw const websocket_module
+}
+
+/// The module's number, which httpd's log needs.
+fn module_index() -> c_int {
+    // SAFETY: httpd writes it while it loads the module, before any of our code runs.
+    unsafe { websocket_module.module_index }
+}
+
+/// Runs `f`; a panic, which must not reach httpd's frames, gives `default` and leaves its message on
+/// standard error, which is the error log.
+fn boundary<R>(default: R, f: impl FnOnce() -> R) -> R {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or(default)
+}
+
+unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
+    // SAFETY: httpd calls this to have hooks registered. The handler goes before those that take every request.
+    unsafe {
+        let (none, first) = (ptr::null(), sys::APR_HOOK_FIRST as c_int - 1);
+        let middle = sys::APR_HOOK_MIDDLE as c_int;
+        sys::ap_hook_handler(Some(hook_handler), none, none, first);
+        sys::ap_hook_child_init(Some(hook_child_init), none, none, middle);
+        sys::ap_hook_child_stopping(Some(hook_child_stopping), none, none, middle);
+    }
+}
+
+unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
+    let Some(r) = NonNull::new(r) else { return sys::DECLINED };
+    boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
+        // SAFETY: httpd passes a live request, and the value is used within this call only.
+        handler::handle(unsafe { wrap::Request::from_ptr(r) })
+    })
+}
+
+unsafe extern "C" fn hook_child_init(_pool: *mut sys::apr_pool_t, _server: *mut sys::server_rec) {
+    // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
+    boundary((), || STOP.reset());
+}
+
+/// The child goes down, gracefully or not: each connection ends with Close 1001.
+///
+/// It may run on the thread that accepts connections and must not wait.
+unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, _graceful: c_int) {
+    boundary((), || STOP.stop());
+}
+
+/// Whether the MPM serves connections on threads of their own, so that signals go elsewhere.
+fn is_threaded() -> bool {
+    let mut answer = 0;
+    // SAFETY: the result is a live integer.
+    let status = unsafe { sys::ap_mpm_query(sys::AP_MPMQ_IS_THREADED as c_int, &raw mut answer) };
+    status == sys::APR_SUCCESS as c_int && answer != sys::AP_MPMQ_NOT_SUPPORTED as c_int
+}
+
+/// Tells mod_logio, if it is there, of bytes that did not pass httpd's filters.
+fn count_bytes(connection: *mut sys::conn_rec, traffic: Traffic) {
+    let add = |name: &CStr, bytes: u64| {
+        // SAFETY: the name lives for the call.
+        let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(name.as_ptr()) }) else { return };
+        type AddBytes = unsafe extern "C" fn(*mut sys::conn_rec, sys::apr_off_t);
+        // SAFETY: http_core.h declares mod_logio's two functions with this type.
+        let function = unsafe { mem::transmute::<unsafe extern "C" fn(), AddBytes>(function) };
+        // SAFETY: the callers' connection is live and owned by this thread.
+        unsafe { function(connection, bytes as sys::apr_off_t) };
+    };
+    add(c"ap_logio_add_bytes_in", traffic.received);
+    add(c"ap_logio_add_bytes_out", traffic.sent);
+}

@@ -1,0 +1,171 @@
+//! httpd's request as a Rust value: the getters and setters that the handler needs.
+//!
+//! Rules of httpd on which the SAFETY notes of this folder rely:
+//! - **R1** A request_rec, its connection, its pools and its tables live until the handler has returned, and only the
+//!   thread that runs the handler touches them meanwhile.
+//! - **R2** Strings in tables and records are NUL-terminated and live as long as the pool of their record.
+//! - **R3** A server_rec and the configuration live until the child process ends.
+//! - **R4** Configuration is read, merged and cleaned up by one thread at a time, except for .htaccess files, whose
+//!   sections belong to the request that reads them.
+
+use core::{
+    ffi::{CStr, c_int, c_void},
+    marker::PhantomData,
+    ptr::NonNull,
+};
+
+use super::sys;
+
+/// A request that a handler was called for.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'r> {
+    ptr: NonNull<sys::request_rec>,
+    _life: PhantomData<&'r sys::request_rec>,
+}
+
+/// One of a request's header tables.
+#[derive(Clone, Copy)]
+pub(super) enum Table {
+    /// `headers_in`
+    HeadersIn,
+    /// `headers_out`
+    HeadersOut,
+    /// `err_headers_out`: also sent with errors.
+    ErrHeadersOut,
+    /// `notes`, which LogFormat shows with `%{…}n`.
+    Notes,
+}
+
+impl<'r> Request<'r> {
+    /// # Safety
+    /// - `ptr` is a live request, and `'r` does not outlast the handler that was called with it.
+    pub(super) unsafe fn from_ptr(ptr: NonNull<sys::request_rec>) -> Self {
+        Self { ptr, _life: PhantomData }
+    }
+
+    pub(super) fn as_ptr(self) -> *mut sys::request_rec {
+        self.ptr.as_ptr()
+    }
+
+    fn rec(self) -> &'r sys::request_rec {
+        // SAFETY: R1. Fields are read one by one while nothing writes to the record.
+        unsafe { &*self.ptr.as_ptr() }
+    }
+
+    pub(super) fn connection(self) -> *mut sys::conn_rec {
+        self.rec().connection
+    }
+
+    pub(super) fn server(self) -> *mut sys::server_rec {
+        self.rec().server
+    }
+
+    pub(super) fn pool(self) -> *mut sys::apr_pool_t {
+        self.rec().pool
+    }
+
+    /// The connection's number, unique in its child process while it is open.
+    pub(super) fn connection_id(self) -> i64 {
+        // SAFETY: R1.
+        unsafe { (*self.connection()).id }
+    }
+
+    /// The address and port that httpd takes for the client's.
+    pub(super) fn client(self) -> String {
+        let ip = string(self.rec().useragent_ip).unwrap_or(c"?").to_string_lossy();
+        // SAFETY: R1; a request has an address of its client, of which the port is read.
+        let port = unsafe { self.rec().useragent_addr.as_ref() }.map_or(0, |a| a.port);
+        format!("{ip}:{port}")
+    }
+
+    /// Whether it is the request of a client, and not one that httpd makes on its behalf.
+    pub(super) fn is_main(self) -> bool {
+        self.rec().main.is_null()
+    }
+
+    pub(super) fn handler(self) -> Option<&'r CStr> {
+        string(self.rec().handler)
+    }
+
+    pub(super) fn uri(self) -> &'r CStr {
+        string(self.rec().uri).unwrap_or(c"?")
+    }
+
+    pub(super) fn is_get(self) -> bool {
+        self.rec().method_number == sys::M_GET as c_int && self.rec().header_only == 0
+    }
+
+    /// Major and minor version of HTTP.
+    pub(super) fn http_version(self) -> (u32, u32) {
+        let number = self.rec().proto_num.unsigned_abs();
+        (number / 1000, number % 1000)
+    }
+
+    /// Scheme, host and port of the request, as `UseCanonicalName` has them.
+    pub(super) fn origin(self) -> (&'r CStr, &'r CStr, u16) {
+        // SAFETY: R1; httpd's core answers this hook with a literal.
+        let scheme = string(unsafe { sys::ap_run_http_scheme(self.as_ptr()) }).unwrap_or(c"http");
+        // SAFETY: R1.
+        let port = unsafe { sys::ap_get_server_port(self.as_ptr()) };
+        (scheme, string(self.rec().hostname).unwrap_or(c""), port)
+    }
+
+    fn table(self, table: Table) -> *mut sys::apr_table_t {
+        let rec = self.rec();
+        match table {
+            Table::HeadersIn => rec.headers_in,
+            Table::HeadersOut => rec.headers_out,
+            Table::ErrHeadersOut => rec.err_headers_out,
+            Table::Notes => rec.notes,
+        }
+    }
+
+    /// The first value of a field.
+    pub(super) fn get(self, table: Table, key: &CStr) -> Option<&'r CStr> {
+        // SAFETY: R1; the key lives for the call.
+        string(unsafe { sys::apr_table_get(self.table(table), key.as_ptr()) })
+    }
+
+    /// Sets a field; both strings are copied.
+    pub(super) fn set(self, table: Table, key: &CStr, value: &CStr) {
+        // SAFETY: R1; both strings live for the call.
+        unsafe { sys::apr_table_set(self.table(table), key.as_ptr(), value.as_ptr()) };
+    }
+
+    pub(super) fn unset(self, table: Table, key: &CStr) {
+        // SAFETY: R1; the key lives for the call.
+        unsafe { sys::apr_table_unset(self.table(table), key.as_ptr()) };
+    }
+
+    /// Puts the fields of `from` over those of the same name in `into`.
+    pub(super) fn overlay(self, into: Table, from: Table) {
+        let flags = sys::APR_OVERLAP_TABLES_SET;
+        // SAFETY: R1; both tables are of this request, so their strings live equally long.
+        unsafe { sys::apr_table_overlap(self.table(into), self.table(from), flags) };
+    }
+
+    /// All fields of a table.
+    pub(super) fn fields(self, table: Table) -> Vec<(&'r CStr, &'r CStr)> {
+        // SAFETY: R1; apr_table_elts gives the array that the table is made of.
+        let array = unsafe { &*sys::apr_table_elts(self.table(table)) };
+        if array.elts.is_null() {
+            return Vec::new();
+        }
+        let (first, count) = (array.elts.cast::<sys::apr_table_entry_t>(), array.nelts as usize);
+        // SAFETY: the array of a table holds `nelts` entries.
+        let entries = unsafe { core::slice::from_raw_parts(first, count) };
+        entries.iter().filter_map(|e| Some((string(e.key)?, string(e.val)?))).collect()
+    }
+
+    /// The module's section for this request.
+    pub(super) fn dir_config(self) -> *mut c_void {
+        // SAFETY: R1; the vector is the request's own.
+        unsafe { sys::ap_get_module_config(self.rec().per_dir_config, super::module()) }
+    }
+}
+
+/// A string of httpd's; `None` for NULL.
+fn string<'r>(string: *const core::ffi::c_char) -> Option<&'r CStr> {
+    // SAFETY: R2. The callers give it to a Request's lifetime, within which its pool lives.
+    (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) })
+}

@@ -1,0 +1,35 @@
+//! mod_websocket: WebSockets (RFC 6455) for the Apache HTTP Server.
+//!
+//! httpd takes the request; this module takes the connection and drives a plugin, a shared library written against
+//! `include/websocket_plugin.h`.
+//!
+//! ```text
+//! bytes in ─▶ driver ─▶ session (frames → messages) ─▶ endpoint (plugin)
+//! bytes out ◀─ driver ◀─ outbox (messages → frames) ◀─── send, close
+//! ```
+//!
+//! | module | owns | may name |
+//! |---|---|---|
+//! | [`proto`] | RFC 6455 and 7692 as functions over bytes | nothing here |
+//! | [`session`] | the inbound half of a connection, sans I/O | `proto` |
+//! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal` |
+//! | [`endpoint`] | what receives messages | `proto` |
+//! | [`journal`] | where log lines go | nothing here |
+//! | [`config`] | the settings of a Location | `proto` |
+//! | [`driver`] | sockets, waiting, the child's end | all of the above |
+//! | [`plugin`] | the plugin ABI: loading, calling, being called | all above but `driver` |
+//! | `httpd` | everything that names a type of httpd | everything |
+//!
+//! The feature `httpd` (on by default) guards the last one. A build without it proves that nothing else needs httpd.
+
+pub mod config;
+pub mod driver;
+pub mod endpoint;
+pub mod journal;
+pub mod outbox;
+pub mod plugin;
+pub mod proto;
+pub mod session;
+
+#[cfg(feature = "httpd")]
+mod httpd;

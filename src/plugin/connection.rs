@@ -1,0 +1,350 @@
+//! One connection of a plugin: the endpoint that its driver calls, and the functions that the plugin may call.
+//!
+//! The plugin holds a pointer to a [`abi::WebSocketServer`] and may use it from any thread until its on_disconnect
+//! returns. A thread that it fails to join in time would then read freed memory, so the structures of the last
+//! [`RETIRED`] connections are kept: such a call finds a closed connection, not somebody else's memory.
+
+use core::ffi::{CStr, c_char, c_int, c_uchar, c_void};
+use std::{
+    collections::VecDeque,
+    ffi::CString,
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr, slice,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicPtr, Ordering},
+    },
+};
+
+use super::{Plugin, abi, headers::Headers};
+use crate::{
+    endpoint::Endpoint,
+    journal::Level,
+    outbox::{Outbox, Refused},
+    proto::{Kind, frame::Opcode},
+};
+
+/// How many ended connections keep their structures.
+const RETIRED: usize = 256;
+
+/// What the request brought for the plugin, and where its answers go.
+pub struct Opening {
+    /// Where sends go.
+    pub outbox: Arc<Outbox>,
+    /// httpd's request; valid during [`Connection::open`] at least.
+    pub request: *mut abi::request_rec,
+    /// The request's headers.
+    pub headers: Headers,
+    /// The subprotocols offered.
+    pub protocols: Vec<CString>,
+}
+
+/// What the plugin wants in the 101.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Header fields, each name once.
+    pub headers: Vec<(CString, CString)>,
+    /// The subprotocol chosen, one of those offered.
+    pub protocol: Option<CString>,
+}
+
+/// A connection that a plugin has accepted.
+pub struct Connection {
+    plugin: Arc<Plugin>,
+    /// What on_connect returned.
+    private: AtomicPtr<c_void>,
+    /// `Some` until `closed`.
+    handle: Mutex<Option<Box<Handle>>>,
+    /// The address of the handle, which stays the same.
+    server: AtomicPtr<abi::WebSocketServer>,
+}
+
+/// What the plugin's pointer points at, and what the module keeps behind it.
+struct Handle {
+    server: abi::WebSocketServer,
+    state: State,
+}
+
+// SAFETY: the raw pointers in `server` lead to the handle itself, and the request's is only handed out.
+unsafe impl Send for Handle {}
+
+struct State {
+    outbox: Arc<Outbox>,
+    /// httpd's request while it is there for the plugin; null afterwards.
+    request: AtomicPtr<abi::request_rec>,
+    headers: Headers,
+    protocols: Vec<CString>,
+    /// `None` as soon as the 101 is decided.
+    answer: Mutex<Option<Answer>>,
+}
+
+impl State {
+    fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
+        self.answer.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn warn(&self, line: core::fmt::Arguments<'_>) {
+        self.outbox.journal().write(Level::Warn, line);
+    }
+}
+
+/// The handles of connections that ended last.
+static GRAVES: Mutex<VecDeque<Box<Handle>>> = Mutex::new(VecDeque::new());
+
+impl Connection {
+    /// Asks the plugin's on_connect. `None` if it refuses.
+    pub fn open(plugin: Arc<Plugin>, opening: Opening) -> Option<(Self, Answer)> {
+        let Opening { outbox, request, headers, protocols } = opening;
+        let mut handle = Box::new(Handle {
+            server: abi::WebSocketServer {
+                size: size_of::<abi::WebSocketServer>() as u32,
+                version: abi::WEBSOCKET_SERVER_VERSION_1,
+                state: ptr::null_mut(),
+                request: cb_request,
+                header_get: cb_header_get,
+                header_set: cb_header_set,
+                protocol_count: cb_protocol_count,
+                protocol_index: cb_protocol_index,
+                protocol_set: cb_protocol_set,
+                send: cb_send,
+                close: cb_close,
+            },
+            state: State {
+                outbox,
+                request: AtomicPtr::new(request),
+                headers,
+                protocols,
+                answer: Mutex::new(Some(Answer::default())),
+            },
+        });
+        handle.server.state = (&raw mut handle.state).cast();
+        let server: *mut abi::WebSocketServer = &raw mut handle.server;
+        let private = match plugin.on_connect {
+            None => ptr::null_mut(),
+            Some(on_connect) => {
+                // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until it is retired.
+                let private = unsafe { on_connect(server) };
+                if private.is_null() {
+                    handle.state.outbox.end("the plugin refuses");
+                    retire(handle);
+                    return None;
+                }
+                private
+            }
+        };
+        handle.state.request.store(ptr::null_mut(), Ordering::Release);
+        let answer = handle.state.answer().take().unwrap_or_default();
+        let connection = Self {
+            plugin,
+            private: AtomicPtr::new(private),
+            handle: Mutex::new(Some(handle)),
+            server: AtomicPtr::new(server),
+        };
+        Some((connection, answer))
+    }
+}
+
+impl Endpoint for Connection {
+    fn message(&self, kind: Kind, data: &mut [u8]) {
+        let kind = match kind {
+            Kind::Text => abi::MESSAGE_TYPE_TEXT,
+            Kind::Binary => abi::MESSAGE_TYPE_BINARY,
+        };
+        let server = self.server.load(Ordering::Relaxed);
+        let private = self.private.load(Ordering::Relaxed);
+        let (buffer, size) = (data.as_mut_ptr(), data.len());
+        // SAFETY: the ABI's on_message takes what on_connect returned, the same server structure, and a buffer
+        // that it may change during the call.
+        let _ = unsafe { (self.plugin.on_message)(private, server, kind, buffer, size) };
+    }
+
+    fn closed(&self) {
+        let Some(handle) = self.handle.lock().unwrap_or_else(|e| e.into_inner()).take() else {
+            return;
+        };
+        if let Some(on_disconnect) = self.plugin.on_disconnect {
+            let server = self.server.load(Ordering::Relaxed);
+            // SAFETY: as for on_message; it is the last call of this connection.
+            unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
+        }
+        retire(handle);
+    }
+}
+
+/// Keeps a handle for a while; the oldest one goes.
+fn retire(handle: Box<Handle>) {
+    let mut graves = GRAVES.lock().unwrap_or_else(|e| e.into_inner());
+    graves.push_back(handle);
+    let oldest = if graves.len() > RETIRED { graves.pop_front() } else { None };
+    drop(graves);
+    drop(oldest);
+}
+
+/// Runs `f` with the connection behind `server`; `default` for NULL and for a panic, which must not
+/// reach the plugin's frames.
+fn boundary<R>(
+    server: *const abi::WebSocketServer,
+    default: R,
+    f: impl FnOnce(&State) -> R,
+) -> R {
+    // SAFETY: the ABI makes the plugin pass the pointer that it was given, or it is NULL.
+    let state = unsafe { server.as_ref() }.map(|server| server.state.cast::<State>());
+    // SAFETY: `state` points into the handle that holds `server`; both live as long.
+    let Some(state) = state.and_then(|state| unsafe { state.as_ref() }) else { return default };
+    catch_unwind(AssertUnwindSafe(|| f(state))).unwrap_or(default)
+}
+
+/// A string of the plugin's; `None` for NULL.
+///
+/// # Safety
+/// - `string` is NULL or NUL-terminated and stays so for `'s`.
+unsafe fn string<'s>(string: *const c_char) -> Option<&'s CStr> {
+    // SAFETY: the caller's word.
+    (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) })
+}
+
+unsafe extern "C" fn cb_request(server: *const abi::WebSocketServer) -> *mut abi::request_rec {
+    boundary(server, ptr::null_mut(), |state| state.request.load(Ordering::Acquire))
+}
+
+unsafe extern "C" fn cb_header_get(
+    server: *const abi::WebSocketServer,
+    key: *const c_char,
+) -> *const c_char {
+    boundary(server, ptr::null(), |state| {
+        // SAFETY: the ABI's key is NULL or a string for the length of the call.
+        let key = unsafe { string(key) };
+        key.and_then(|key| state.headers.get(key)).map_or(ptr::null(), CStr::as_ptr)
+    })
+}
+
+unsafe extern "C" fn cb_header_set(
+    server: *const abi::WebSocketServer,
+    key: *const c_char,
+    value: *const c_char,
+) {
+    boundary(server, (), |state| {
+        // SAFETY: the ABI's key is NULL or a string for the length of the call.
+        let key = unsafe { string(key) };
+        // SAFETY: the same is true of its value.
+        let value = unsafe { string(value) };
+        let (Some(key), Some(value)) = (key, value) else {
+            state.warn(format_args!("WS0201: header_set was given NULL; ignored"));
+            return;
+        };
+        if !is_header_name(key.to_bytes()) || value.to_bytes().iter().any(|&b| is_control(b)) {
+            let key = key.to_bytes().escape_ascii();
+            state.warn(format_args!(
+                "WS0202: header_set \"{key}\": the name is not a token or the value has control \
+                 characters; ignored"
+            ));
+            return;
+        }
+        if is_ours(key.to_bytes()) {
+            let key = key.to_bytes().escape_ascii();
+            state.warn(format_args!("WS0203: header_set {key}: the module sets it; ignored"));
+            return;
+        }
+        if let Some(answer) = &mut *state.answer() {
+            answer.headers.retain(|(k, _)| !k.to_bytes().eq_ignore_ascii_case(key.to_bytes()));
+            answer.headers.push((key.to_owned(), value.to_owned()));
+        }
+    });
+}
+
+/// A field name is a token (RFC 9110 §5.1).
+fn is_header_name(name: &[u8]) -> bool {
+    !name.is_empty()
+        && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+}
+
+/// A byte that would break a field value apart; a tab is allowed (RFC 9110 §5.5).
+fn is_control(byte: u8) -> bool {
+    byte != b'\t' && byte.is_ascii_control()
+}
+
+/// Headers of the 101 that decide how the connection is read (RFC 6455 §4.2.2, RFC 9110 §15.2).
+fn is_ours(name: &[u8]) -> bool {
+    let ours: [&[u8]; 4] = [b"Upgrade", b"Connection", b"Content-Length", b"Transfer-Encoding"];
+    let prefix = b"Sec-WebSocket-";
+    ours.iter().any(|n| n.eq_ignore_ascii_case(name))
+        || name.len() >= prefix.len() && name[..prefix.len()].eq_ignore_ascii_case(prefix)
+}
+
+unsafe extern "C" fn cb_protocol_count(server: *const abi::WebSocketServer) -> usize {
+    boundary(server, 0, |state| state.protocols.len())
+}
+
+unsafe extern "C" fn cb_protocol_index(
+    server: *const abi::WebSocketServer,
+    index: usize,
+) -> *const c_char {
+    boundary(server, ptr::null(), |state| {
+        state.protocols.get(index).map_or(ptr::null(), |p| p.as_ptr())
+    })
+}
+
+unsafe extern "C" fn cb_protocol_set(
+    server: *const abi::WebSocketServer,
+    protocol: *const c_char,
+) {
+    boundary(server, (), |state| {
+        // SAFETY: the ABI's protocol is NULL or a string for the length of the call.
+        let Some(protocol) = (unsafe { string(protocol) }) else {
+            state.warn(format_args!("WS0204: protocol_set was given NULL; ignored"));
+            return;
+        };
+        // RFC 6455 §4.2.2: the subprotocol is one of those that the client sent.
+        let Some(offered) = state.protocols.iter().find(|p| &***p == protocol) else {
+            let protocol = protocol.to_bytes().escape_ascii();
+            state.warn(format_args!(
+                "WS0205: protocol_set {protocol}: the client did not offer it; ignored"
+            ));
+            return;
+        };
+        if let Some(answer) = &mut *state.answer() {
+            answer.protocol = Some(offered.clone());
+        }
+    });
+}
+
+unsafe extern "C" fn cb_send(
+    server: *const abi::WebSocketServer,
+    kind: c_int,
+    buffer: *const c_uchar,
+    size: usize,
+) -> usize {
+    boundary(server, 0, |state| {
+        let payload = match size {
+            0 => &[],
+            _ if buffer.is_null() || size > isize::MAX as usize => return 0,
+            // SAFETY: the ABI's buffer holds `size` bytes for the length of the call.
+            _ => unsafe { slice::from_raw_parts(buffer, size) },
+        };
+        let outbox = &state.outbox;
+        let sent = match kind {
+            abi::MESSAGE_TYPE_TEXT => outbox.send_message(Kind::Text, payload),
+            abi::MESSAGE_TYPE_BINARY => outbox.send_message(Kind::Binary, payload),
+            abi::MESSAGE_TYPE_PING => outbox.send_control(Opcode::Ping, payload),
+            abi::MESSAGE_TYPE_PONG => outbox.send_control(Opcode::Pong, payload),
+            abi::MESSAGE_TYPE_CLOSE => outbox.close_with(payload),
+            _ => Err(Refused::Illegal),
+        };
+        match sent {
+            Ok(()) => size,
+            Err(Refused::Closing | Refused::Full) => 0,
+            Err(Refused::Illegal) => {
+                state.warn(format_args!(
+                    "WS0206: send of type {kind} with {size} bytes is not possible; ignored"
+                ));
+                0
+            }
+        }
+    })
+}
+
+unsafe extern "C" fn cb_close(server: *const abi::WebSocketServer) {
+    boundary(server, (), |state| {
+        state.outbox.close(&[], "the plugin closes");
+    });
+}

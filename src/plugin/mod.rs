@@ -1,0 +1,140 @@
+//! Plugins: shared libraries written against `include/websocket_plugin.h`.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`abi`] | the C types |
+//! | this one | loading, checking and unloading a plugin |
+//! | [`connection`] | one connection of a plugin: what it is called with, and the functions it may call |
+//! | [`headers`] | the copy of the request's headers that a connection keeps |
+
+use core::{ffi::c_int, fmt, ptr::NonNull};
+use std::{
+    ffi::{CStr, CString, OsStr},
+    os::unix::ffi::OsStrExt as _,
+    sync::{Arc, Mutex, Weak},
+};
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+pub mod abi;
+pub mod connection;
+pub mod headers;
+
+/// A loaded plugin; it is destroyed and its library closed with the last reference.
+pub struct Plugin {
+    plugin: NonNull<abi::WebSocketPlugin>,
+    destroy: Option<abi::WS_Destroy>,
+    on_connect: Option<abi::WS_OnConnect>,
+    on_message: abi::WS_OnMessage,
+    on_disconnect: Option<abi::WS_OnDisconnect>,
+    /// Closed after `drop` has called `destroy`.
+    _library: Library,
+}
+
+// SAFETY: the ABI allows callbacks from any thread; the pointer itself is used in `drop` only.
+unsafe impl Send for Plugin {}
+// SAFETY: as above; nothing in it changes after loading.
+unsafe impl Sync for Plugin {}
+
+/// Why a plugin cannot be used: the reason that a configuration error gives.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The library cannot be loaded; the loader's words.
+    Library(String),
+    /// The library has no such function.
+    Symbol,
+    /// The init function returned NULL.
+    Null,
+    /// The plugin is of a version that this module does not know.
+    Version(u32),
+    /// The plugin's structure is too small for its version.
+    Size(u32),
+    /// The plugin has no on_message.
+    OnMessage,
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(reason) => write!(f, "the library cannot be loaded: {reason}"),
+            Self::Symbol => f.write_str("the library does not export this function"),
+            Self::Null => f.write_str("the function returned NULL instead of a plugin"),
+            Self::Version(version) => {
+                write!(f, "the plugin has version {version}, this module knows version 0")
+            }
+            Self::Size(size) => {
+                let needed = size_of::<abi::WebSocketPlugin>();
+                write!(f, "the plugin's size is {size}, version 0 has {needed} bytes")
+            }
+            Self::OnMessage => f.write_str("the plugin has no on_message function"),
+        }
+    }
+}
+
+/// The plugins in use, so that a plugin named in several places is loaded and initialised once.
+static LOADED: Mutex<Vec<(CString, CString, Weak<Plugin>)>> = Mutex::new(Vec::new());
+
+impl Plugin {
+    /// Loads `library`, calls its function `init` and checks what it returns.
+    ///
+    /// Runs the library's own code, its constructors and `init`; so only an administrator's configuration may name it.
+    pub fn load(library: &CStr, init: &CStr) -> Result<Arc<Self>, LoadError> {
+        let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
+        loaded.retain(|(_, _, plugin)| plugin.strong_count() > 0);
+        let same = loaded.iter().find(|(l, i, _)| **l == *library && **i == *init);
+        if let Some(plugin) = same.and_then(|(_, _, plugin)| plugin.upgrade()) {
+            return Ok(plugin);
+        }
+        let plugin = Arc::new(Self::load_anew(library, init)?);
+        loaded.push((library.to_owned(), init.to_owned(), Arc::downgrade(&plugin)));
+        Ok(plugin)
+    }
+
+    fn load_anew(library: &CStr, init: &CStr) -> Result<Self, LoadError> {
+        let path = OsStr::from_bytes(library.to_bytes());
+        let flags: c_int = RTLD_NOW | RTLD_LOCAL;
+        // SAFETY: the administrator vouches for the library's constructors by naming it.
+        let library = unsafe { Library::open(Some(path), flags) }
+            .map_err(|e| LoadError::Library(reason(&e)))?;
+        // SAFETY: the administrator vouches for the function's type by naming it in WebSocketHandler.
+        let found = unsafe { library.get::<abi::WS_Init>(init.to_bytes_with_nul()) };
+        let init = *found.map_err(|_| LoadError::Symbol)?;
+        // SAFETY: as above; the ABI gives it no arguments.
+        let plugin = NonNull::new(unsafe { init() }).ok_or(LoadError::Null)?;
+        // SAFETY: the ABI says that init returns a structure that stays valid until destroy. Its first two members
+        // are there in every version; they decide whether the rest may be read.
+        let (size, version) = unsafe { ((*plugin.as_ptr()).size, (*plugin.as_ptr()).version) };
+        if version != abi::WEBSOCKET_PLUGIN_VERSION_0 {
+            return Err(LoadError::Version(version));
+        }
+        if (size as usize) < size_of::<abi::WebSocketPlugin>() {
+            return Err(LoadError::Size(size));
+        }
+        // SAFETY: version and size say that all members of version 0 are there.
+        let members = unsafe { plugin.as_ref() };
+        Ok(Self {
+            plugin,
+            destroy: members.destroy,
+            on_connect: members.on_connect,
+            on_message: members.on_message.ok_or(LoadError::OnMessage)?,
+            on_disconnect: members.on_disconnect,
+            _library: library,
+        })
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        if let Some(destroy) = self.destroy {
+            // SAFETY: the plugin was returned by init and is destroyed once. No connection uses it, since each
+            // one holds a reference.
+            unsafe { destroy(self.plugin.as_ptr()) };
+        }
+    }
+}
+
+/// The dynamic loader's words behind an error, which libloading keeps as its source.
+fn reason(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| error.to_string(), ToString::to_string)
+}

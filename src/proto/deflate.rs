@@ -1,0 +1,577 @@
+//! permessage-deflate (RFC 7692): negotiation as a pure function, and the codec of each direction.
+//!
+//! Terms are the RFC's, seen from a server: *server* parameters govern what we compress, *client* ones what
+//! we inflate. A direction *with context takeover* keeps its codec, and with it the window, from one message to
+//! the next; one without borrows a codec from a process-wide pool for the length of a message, so an idle
+//! connection holds neither.
+
+use core::fmt;
+use std::sync::Mutex;
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+use super::Violation;
+
+/// The extension's name.
+const NAME: &str = "permessage-deflate";
+/// What ends the output of a sync flush, and what a receiver has to put back (RFC 7692 §7.2.1).
+const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
+/// The largest LZ77 window, and the one in force when a parameter is absent.
+const WINDOW_MAX: u8 = 15;
+/// The smallest window the deflate library can be held to; the RFC's 8 is below it.
+const WINDOW_MIN: u8 = 9;
+/// How many idle codecs of each direction the process keeps.
+const POOL: usize = 16;
+/// The first growth step of an inflated message.
+const STEP: usize = 4096;
+
+/// What the configuration allows in a negotiation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Policy {
+    /// Keep our compression context from message to message.
+    pub server_takeover: bool,
+    /// Let the client keep its context, which costs us an inflation window per connection.
+    pub client_takeover: bool,
+    /// The largest window we compress with, 9 to 15 bits.
+    pub server_window: u8,
+    /// The largest window we ask a client to use, 9 to 15 bits; honoured by clients that can be asked.
+    pub client_window: u8,
+}
+
+/// What was agreed, as the answer names it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Params {
+    /// RFC 7692 §7.1.1.1: we forget our context after each message.
+    pub server_no_context_takeover: bool,
+    /// RFC 7692 §7.1.1.2: the client forgets its context after each message.
+    pub client_no_context_takeover: bool,
+    /// RFC 7692 §7.1.2.1: the window we compress with, in bits; 15 if it is not named.
+    pub server_max_window_bits: Option<u8>,
+    /// RFC 7692 §7.1.2.2: the window the client compresses with, in bits; 15 if it is not named.
+    pub client_max_window_bits: Option<u8>,
+}
+
+impl fmt::Display for Params {
+    /// The answer as `Sec-WebSocket-Extensions` carries it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(NAME)?;
+        if self.server_no_context_takeover {
+            f.write_str("; server_no_context_takeover")?;
+        }
+        if self.client_no_context_takeover {
+            f.write_str("; client_no_context_takeover")?;
+        }
+        if let Some(bits) = self.server_max_window_bits {
+            write!(f, "; server_max_window_bits={bits}")?;
+        }
+        if let Some(bits) = self.client_max_window_bits {
+            write!(f, "; client_max_window_bits={bits}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One offer of a client, as far as its parameters are known and legal.
+#[derive(Clone, Copy, Debug, Default)]
+struct Offer {
+    server_no_context_takeover: bool,
+    client_no_context_takeover: bool,
+    server_max_window_bits: Option<u8>,
+    /// `Some(None)`: offered without a value, so a value may be asked for.
+    client_max_window_bits: Option<Option<u8>>,
+}
+
+impl Offer {
+    /// Reads one extension of the list; `None` if it is not one of ours or must be declined
+    /// (RFC 7692 §7.1: unknown, duplicate and invalid parameters).
+    fn parse(extension: &str) -> Option<Self> {
+        let mut parts = split_quoted(extension, b';').map(str::trim);
+        // RFC 6455 §9.1: extension names are tokens; registered ones are matched as httpd matches
+        // tokens, without regard to case.
+        if !parts.next()?.eq_ignore_ascii_case(NAME) {
+            return None;
+        }
+        let mut offer = Self::default();
+        for part in parts {
+            let (name, value) = match part.split_once('=') {
+                Some((name, value)) => (name.trim_end(), Some(unquote(value.trim_start())?)),
+                None => (part, None),
+            };
+            match (name, value) {
+                ("server_no_context_takeover", None) if !offer.server_no_context_takeover => {
+                    offer.server_no_context_takeover = true;
+                }
+                ("client_no_context_takeover", None) if !offer.client_no_context_takeover => {
+                    offer.client_no_context_takeover = true;
+                }
+                ("server_max_window_bits", Some(value))
+                    if offer.server_max_window_bits.is_none() =>
+                {
+                    offer.server_max_window_bits = Some(window_bits(value)?);
+                }
+                ("client_max_window_bits", value) if offer.client_max_window_bits.is_none() => {
+                    offer.client_max_window_bits = Some(match value {
+                        Some(value) => Some(window_bits(value)?),
+                        None => None,
+                    });
+                }
+                _ => return None,
+            }
+        }
+        Some(offer)
+    }
+
+    /// Our answer, or `None` if we cannot do what is asked.
+    fn answer(self, policy: &Policy) -> Option<Params> {
+        // §7.1.2.1: an offer that names it is accepted by naming it; we may name it on our own.
+        let server_max_window_bits = match self.server_max_window_bits {
+            Some(bits) if bits < WINDOW_MIN => return None,
+            Some(bits) => Some(bits.min(policy.server_window)),
+            None => Some(policy.server_window).filter(|&bits| bits < WINDOW_MAX),
+        };
+        // §7.1.2.2: a client that does not mention it cannot be asked. A window below ours
+        // is only a hint: it lies inside the largest one.
+        let client_max_window_bits = self
+            .client_max_window_bits
+            .map(|bits| policy.client_window.min(bits.unwrap_or(WINDOW_MAX)))
+            .filter(|bits| (WINDOW_MIN..WINDOW_MAX).contains(bits));
+        Some(Params {
+            server_no_context_takeover: self.server_no_context_takeover || !policy.server_takeover,
+            client_no_context_takeover: self.client_no_context_takeover || !policy.client_takeover,
+            server_max_window_bits,
+            client_max_window_bits,
+        })
+    }
+}
+
+/// Chooses the first acceptable offer in the value of `Sec-WebSocket-Extensions`.
+///
+/// Several header fields are one list (RFC 6455 §9.1), joined with commas as httpd does.
+pub fn negotiate(extensions: &str, policy: &Policy) -> Option<Params> {
+    split_quoted(extensions, b',').find_map(|offer| Offer::parse(offer.trim())?.answer(policy))
+}
+
+/// Splits at `separator` outside quoted strings (RFC 9110 §5.6.4).
+fn split_quoted(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    core::iter::from_fn(move || {
+        let text = rest?;
+        let (mut quoted, mut escaped) = (false, false);
+        for (at, byte) in text.bytes().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                _ if byte == separator && !quoted => {
+                    rest = Some(&text[at + 1..]);
+                    return Some(&text[..at]);
+                }
+                _ => {}
+            }
+        }
+        rest = None;
+        Some(text)
+    })
+}
+
+/// The value of a parameter without its quotes. After unquoting it must be a token
+/// (RFC 6455 §9.1), so an escape is of no use and refuses it.
+fn unquote(value: &str) -> Option<&str> {
+    match value.strip_prefix('"') {
+        Some(quoted) => quoted.strip_suffix('"'),
+        None => Some(value),
+    }
+}
+
+/// A window size: 8 to 15 in decimal without leading zeros (RFC 7692 §7.1.2).
+fn window_bits(value: &str) -> Option<u8> {
+    let bits = value.parse().ok().filter(|bits| (8..=WINDOW_MAX).contains(bits))?;
+    (value == ["8", "9", "10", "11", "12", "13", "14", "15"][usize::from(bits) - 8]).then_some(bits)
+}
+
+/// Idle codecs of directions without context takeover.
+struct Pool<C>(Mutex<Vec<((u8, u32), C)>>);
+
+static COMPRESSORS: Pool<Compress> = Pool(Mutex::new(Vec::new()));
+static DECOMPRESSORS: Pool<Decompress> = Pool(Mutex::new(Vec::new()));
+
+impl<C> Pool<C> {
+    /// An idle codec of this window and level, if there is one.
+    fn take(&self, key: (u8, u32)) -> Option<C> {
+        let mut idle = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let at = idle.iter().position(|(k, _)| *k == key)?;
+        Some(idle.swap_remove(at).1)
+    }
+
+    /// Gives a codec back that is reset; the oldest goes when there are too many.
+    fn put(&self, key: (u8, u32), codec: C) {
+        let mut idle = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let surplus = (idle.len() >= POOL).then(|| idle.remove(0));
+        idle.push((key, codec));
+        drop(idle);
+        drop(surplus);
+    }
+}
+
+/// Compresses what the server sends.
+#[derive(Debug)]
+pub struct Deflater {
+    takeover: bool,
+    window: u8,
+    level: u32,
+    /// Kept between messages with context takeover only.
+    codec: Option<Compress>,
+}
+
+impl Deflater {
+    /// A compressor for the server's direction; `level` is 1 (fast) to 9 (small).
+    pub fn new(params: &Params, level: u32) -> Self {
+        Self {
+            takeover: !params.server_no_context_takeover,
+            window: params.server_max_window_bits.unwrap_or(WINDOW_MAX),
+            level,
+            codec: None,
+        }
+    }
+
+    /// Appends the compressed payload of a message to `out` (RFC 7692 §7.2.1).
+    ///
+    /// `false`, with `out` as it was, when compressing gains nothing and the context allows sending the
+    /// message as it is. `message` must not be empty.
+    pub fn compress(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
+        let key = (self.window, self.level);
+        let mut codec =
+            self.codec.take().or_else(|| COMPRESSORS.take(key)).unwrap_or_else(|| {
+                Compress::new_with_window_bits(Compression::new(self.level), false, self.window)
+            });
+        let start = out.len();
+        let begun = codec.total_in();
+        out.reserve(message.len() / 2 + 64);
+        loop {
+            let done = (codec.total_in() - begun) as usize;
+            // The output buffer always has room, the only error deflate knows here.
+            let status = codec.compress_vec(&message[done..], out, FlushCompress::Sync);
+            debug_assert!(matches!(status, Ok(Status::Ok | Status::BufError)));
+            // A sync flush is complete when it leaves room in the output (zlib's manual).
+            if out.len() < out.capacity() {
+                break;
+            }
+            out.reserve(out.len() - start);
+        }
+        debug_assert_eq!((codec.total_in() - begun) as usize, message.len());
+        debug_assert!(out.ends_with(&TAIL));
+        out.truncate(out.len() - TAIL.len());
+        if self.takeover {
+            self.codec = Some(codec);
+            return true;
+        }
+        codec.reset();
+        COMPRESSORS.put(key, codec);
+        let gains = out.len() - start < message.len();
+        if !gains {
+            out.truncate(start);
+        }
+        gains
+    }
+}
+
+/// Inflates what a client sends.
+#[derive(Debug)]
+pub struct Inflater {
+    takeover: bool,
+    window: u8,
+    /// Kept between messages with context takeover; else held while a message is arriving.
+    codec: Option<Decompress>,
+}
+
+impl Inflater {
+    /// A decompressor for the client's direction.
+    pub fn new(params: &Params) -> Self {
+        Self {
+            takeover: !params.client_no_context_takeover,
+            window: params.client_max_window_bits.unwrap_or(WINDOW_MAX),
+            codec: None,
+        }
+    }
+
+    /// Inflates the next piece of a message behind `out`, which never grows beyond `limit` + 1 bytes.
+    pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), Violation> {
+        let codec = self.codec.get_or_insert_with(|| {
+            DECOMPRESSORS
+                .take((self.window, 0))
+                .unwrap_or_else(|| Decompress::new_with_window_bits(false, self.window))
+        });
+        let mut rest = piece;
+        loop {
+            if out.len() == out.capacity() {
+                let room = (limit + 1).saturating_sub(out.len());
+                out.reserve_exact(out.len().max(STEP).min(room));
+            }
+            let begun = codec.total_in();
+            let status = codec
+                .decompress_vec(rest, out, FlushDecompress::Sync)
+                .map_err(|_| Violation::Deflate)?;
+            rest = &rest[(codec.total_in() - begun) as usize..];
+            if out.len() > limit {
+                return Err(Violation::TooBig);
+            }
+            if status == Status::StreamEnd {
+                // §7.2.3.4: a message may end its deflate stream; what follows is a new one.
+                codec.reset(false);
+                if rest.is_empty() {
+                    return Ok(());
+                }
+            } else if out.len() < out.capacity() {
+                return if rest.is_empty() { Ok(()) } else { Err(Violation::Deflate) };
+            }
+        }
+    }
+
+    /// Ends a message: what the sender cut off is put back (RFC 7692 §7.2.2).
+    pub fn finish(&mut self, out: &mut Vec<u8>, limit: usize) -> Result<(), Violation> {
+        self.push(&TAIL, out, limit)?;
+        if !self.takeover {
+            self.release();
+        }
+        Ok(())
+    }
+
+    /// Gives the codec back to the pool.
+    fn release(&mut self) {
+        if let Some(mut codec) = self.codec.take() {
+            codec.reset(false);
+            DECOMPRESSORS.put((self.window, 0), codec);
+        }
+    }
+}
+
+impl Drop for Inflater {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Negotiates over arbitrary text; an answer keeps what was offered (a fuzz target).
+#[doc(hidden)]
+pub fn fuzz_deflate_offer(data: &[u8]) {
+    let Ok(text) = core::str::from_utf8(data) else { return };
+    let policy =
+        Policy { server_takeover: true, client_takeover: true, server_window: 15, client_window: 12 };
+    if let Some(params) = negotiate(text, &policy) {
+        assert!(text.to_ascii_lowercase().contains(NAME));
+        for bits in [params.server_max_window_bits, params.client_max_window_bits] {
+            assert!(bits.is_none_or(|bits| (WINDOW_MIN..=WINDOW_MAX).contains(&bits)));
+        }
+        // What we answer is itself a legal offer with the same meaning.
+        assert_eq!(negotiate(&params.to_string(), &policy), Some(params));
+    }
+}
+
+/// Inflates arbitrary bytes under a limit: an error or a bounded message (a fuzz target).
+#[doc(hidden)]
+pub fn fuzz_inflate_bounded(data: &[u8]) {
+    let Some((&cut, bytes)) = data.split_first() else { return };
+    let limit = usize::from(cut) * 64;
+    let params = Params {
+        server_no_context_takeover: true,
+        client_no_context_takeover: cut & 1 != 0,
+        server_max_window_bits: None,
+        client_max_window_bits: Some(9 + cut % 7),
+    };
+    let mut inflater = Inflater::new(&params);
+    for message in bytes.chunks(97) {
+        let mut out = Vec::new();
+        for piece in message.chunks(usize::from(cut) % 13 + 1) {
+            if inflater.push(piece, &mut out, limit).is_err() {
+                return;
+            }
+        }
+        let result = inflater.finish(&mut out, limit);
+        assert!(out.capacity() <= limit + 1 + STEP);
+        if result.is_err() {
+            return;
+        }
+        assert!(out.len() <= limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: Policy =
+        Policy { server_takeover: true, client_takeover: true, server_window: 15, client_window: 15 };
+
+    fn answer(extensions: &str, policy: &Policy) -> Option<String> {
+        negotiate(extensions, policy).map(|params| params.to_string())
+    }
+
+    #[test]
+    fn negotiation_table() {
+        for (offer, expected) in [
+            ("", None),
+            ("x-webkit-deflate-frame", None),
+            ("permessage-deflate", Some("permessage-deflate")),
+            ("Permessage-Deflate", Some("permessage-deflate")),
+            (" permessage-deflate ; client_max_window_bits ", Some("permessage-deflate")),
+            ("foo, permessage-deflate", Some("permessage-deflate")),
+            ("foo; x=\"a,permessage-deflate\", bar", None),
+            (
+                "permessage-deflate; server_no_context_takeover",
+                Some("permessage-deflate; server_no_context_takeover"),
+            ),
+            (
+                "permessage-deflate; client_no_context_takeover",
+                Some("permessage-deflate; client_no_context_takeover"),
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=10",
+                Some("permessage-deflate; server_max_window_bits=10"),
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=\"10\"",
+                Some("permessage-deflate; server_max_window_bits=10"),
+            ),
+            (
+                "permessage-deflate; client_max_window_bits=10",
+                Some("permessage-deflate; client_max_window_bits=10"),
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=15",
+                Some("permessage-deflate; server_max_window_bits=15"),
+            ),
+            ("permessage-deflate; client_max_window_bits=8", Some("permessage-deflate")),
+            // What must be declined: values out of range or form, unknown and duplicate parameters.
+            ("permessage-deflate; server_max_window_bits", None),
+            ("permessage-deflate; server_max_window_bits=8", None),
+            ("permessage-deflate; server_max_window_bits=7", None),
+            ("permessage-deflate; server_max_window_bits=16", None),
+            ("permessage-deflate; server_max_window_bits=010", None),
+            ("permessage-deflate; server_max_window_bits=+9", None),
+            ("permessage-deflate; server_max_window_bits=", None),
+            ("permessage-deflate; server_max_window_bits=\"10", None),
+            ("permessage-deflate; client_max_window_bits=16", None),
+            ("permessage-deflate; client_max_window_bits=", None),
+            ("permessage-deflate; server_no_context_takeover=1", None),
+            ("permessage-deflate; server_no_context_takeover; server_no_context_takeover", None),
+            ("permessage-deflate; client_max_window_bits; client_max_window_bits=9", None),
+            ("permessage-deflate; server_max_window_bits=9; server_max_window_bits=9", None),
+            ("permessage-deflate; unknown", None),
+            ("permessage-deflate;", None),
+            // A declined offer gives way to the next one (RFC 7692 §5.1).
+            (
+                "permessage-deflate; server_max_window_bits=8, permessage-deflate; \
+                 server_no_context_takeover, permessage-deflate",
+                Some("permessage-deflate; server_no_context_takeover"),
+            ),
+            ("permessage-deflate; unknown, permessage-deflate", Some("permessage-deflate")),
+        ] {
+            assert_eq!(answer(offer, &OPEN).as_deref(), expected, "{offer}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_narrows_the_answer() {
+        let narrow = Policy {
+            server_takeover: false,
+            client_takeover: false,
+            server_window: 12,
+            client_window: 11,
+        };
+        for (offer, expected) in [
+            // A client that does not mention its window cannot be asked to narrow it.
+            (
+                "permessage-deflate",
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover; \
+                 server_max_window_bits=12",
+            ),
+            (
+                "permessage-deflate; client_max_window_bits; server_max_window_bits=10",
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover; \
+                 server_max_window_bits=10; client_max_window_bits=11",
+            ),
+        ] {
+            assert_eq!(answer(offer, &narrow).as_deref(), Some(expected), "{offer}");
+        }
+    }
+
+    fn params(takeover: bool, bits: u8) -> Params {
+        Params {
+            server_no_context_takeover: !takeover,
+            client_no_context_takeover: !takeover,
+            server_max_window_bits: Some(bits),
+            client_max_window_bits: Some(bits),
+        }
+    }
+
+    #[test]
+    fn the_samples_of_rfc_7692_section_7_2_3() {
+        let inflate = |inflater: &mut Inflater, bytes: &[u8]| {
+            let mut out = Vec::new();
+            inflater.push(bytes, &mut out, 100).unwrap();
+            inflater.finish(&mut out, 100).unwrap();
+            out
+        };
+        let mut inflater = Inflater::new(&params(true, 15));
+        let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        assert_eq!(inflate(&mut inflater, &hello), b"Hello");
+        // §7.2.3.2: the second Hello refers to the first.
+        assert_eq!(inflate(&mut inflater, &[0xf2, 0x00, 0x11, 0x00, 0x00]), b"Hello");
+        // §7.2.3.3: a block without compression.
+        let stored = [0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00];
+        assert_eq!(inflate(&mut inflater, &stored), b"Hello");
+        // §7.2.3.4: a block with BFINAL set.
+        let last = [0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00];
+        assert_eq!(inflate(&mut inflater, &last), b"Hello");
+        // §7.2.3.5: two blocks.
+        let two = [0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00];
+        assert_eq!(inflate(&mut inflater, &two), b"Hello");
+        // §7.2.3.6: an empty message.
+        assert_eq!(inflate(&mut inflater, &[0x00]), b"");
+    }
+
+    #[test]
+    fn what_goes_in_comes_out_for_each_window() {
+        let text: Vec<u8> = (0..50_000u32).flat_map(|i| (i * i % 977).to_le_bytes()).collect();
+        for bits in 9..=15 {
+            for takeover in [false, true] {
+                let params = params(takeover, bits);
+                let mut deflater = Deflater::new(&params, 6);
+                let mut inflater = Inflater::new(&params);
+                for len in [1, 2, 10, 125, 4096, 65_536, text.len()] {
+                    let message = &text[..len];
+                    let mut wire = vec![7];
+                    if !deflater.compress(message, &mut wire) {
+                        assert!(!takeover);
+                        assert_eq!(wire, [7]);
+                        continue;
+                    }
+                    let mut out = Vec::new();
+                    for piece in wire[1..].chunks(1000) {
+                        inflater.push(piece, &mut out, len).unwrap();
+                    }
+                    inflater.finish(&mut out, len).unwrap();
+                    assert_eq!(out, message, "{bits} bits, takeover {takeover}, {len} bytes");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let params = params(false, 15);
+        let mut bomb = Vec::new();
+        assert!(Deflater::new(&params, 9).compress(&vec![0; 50_000_000], &mut bomb));
+        let mut out = Vec::new();
+        let result = Inflater::new(&params).push(&bomb, &mut out, 100_000);
+        assert_eq!(result, Err(Violation::TooBig));
+        assert!(out.capacity() <= 100_001 + STEP, "{}", out.capacity());
+    }
+
+    #[test]
+    fn broken_data_is_a_violation() {
+        let mut inflater = Inflater::new(&params(true, 15));
+        let mut out = Vec::new();
+        assert_eq!(inflater.push(&[0xff; 20], &mut out, 1000), Err(Violation::Deflate));
+    }
+}

@@ -1,0 +1,246 @@
+//! The inbound half of a connection, sans I/O: bytes in, messages and control frames out.
+//!
+//! A driver owns the buffer it read into and hands it over with [`Session::feed`]; the session unmasks in place and
+//! lends the message back from there when it lies whole in the input. Only a message that spans reads, or is
+//! fragmented or compressed, is assembled in a buffer of the session's own, which grows with the bytes received and
+//! never with a length that a header merely claims (RFC 6455 §5.4, §5.5, §6.2, §8.1; RFC 7692 §6.2).
+//!
+//! The session knows no socket, no clock and no peer to answer: what to send is the driver's and the endpoint's part.
+#![deny(unsafe_code)]
+
+use crate::proto::{
+    Kind, Version, Violation,
+    close::CloseReason,
+    deflate::{Inflater, Params},
+    frame::{Deframer, Opcode, Piece},
+    utf8::{self, Validator},
+};
+
+/// An assembled message's buffer larger than this is given back when the connection rests.
+const KEEP: usize = 16 * 1024;
+
+/// The bounds that a session enforces.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The protocol version, which only decides a close code here.
+    pub version: Version,
+    /// The most bytes of an assembled (and inflated) message, and of a control frame's payload.
+    pub max_message: usize,
+    /// Let a client close with a code of 1000–2999 that is reserved for future use.
+    pub allow_reserved: bool,
+}
+
+/// What a client said.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Event<'b> {
+    /// A whole message. The buffer is the reader's to scribble on.
+    Message {
+        /// Text is valid UTF-8.
+        kind: Kind,
+        /// The payload, assembled and inflated.
+        data: &'b mut [u8],
+    },
+    /// A Ping, to be answered with a Pong of the same payload.
+    Ping(&'b [u8]),
+    /// A Pong.
+    Pong(&'b [u8]),
+    /// The client's Close; nothing follows it.
+    Close(CloseReason<'b>),
+}
+
+/// What [`Session::feed`] did with its input.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Progress<'b> {
+    /// How many bytes of the input were taken; all of them if there is no event.
+    pub consumed: usize,
+    /// What they amounted to.
+    pub event: Option<Event<'b>>,
+}
+
+/// The state of a connection's inbound half.
+#[derive(Debug)]
+pub struct Session {
+    limits: Limits,
+    deframer: Deframer,
+    /// What permessage-deflate needs, if it was negotiated.
+    inflater: Option<Box<Inflater>>,
+    /// The message that is being assembled; its bytes are in `buffer`.
+    message: Option<Assembly>,
+    /// The bytes of `message`, or of the message lent last.
+    buffer: Vec<u8>,
+    /// The payload of a control frame that spans reads; empty otherwise, or lent.
+    control: Vec<u8>,
+    /// A Close or a violation has been seen: the rest of the input means nothing.
+    finished: bool,
+}
+
+/// A data message of which more is to come.
+#[derive(Clone, Copy, Debug)]
+struct Assembly {
+    kind: Kind,
+    compressed: bool,
+    utf8: Validator,
+}
+
+impl Session {
+    /// A session at its first frame. `deflate` is what the handshake agreed on.
+    pub fn new(limits: Limits, deflate: Option<&Params>) -> Self {
+        Self {
+            limits,
+            deframer: Deframer::default(),
+            inflater: deflate.map(|params| Box::new(Inflater::new(params))),
+            message: None,
+            buffer: Vec::new(),
+            control: Vec::new(),
+            finished: false,
+        }
+    }
+
+    /// The bounds it enforces.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether a Close or a violation has ended the conversation.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Takes bytes until they amount to an event or are used up.
+    ///
+    /// Call it again with the rest of the input until no event comes back. After an error or a Close everything is
+    /// consumed without effect.
+    #[inline]
+    pub fn feed<'b>(&'b mut self, input: &'b mut [u8]) -> Result<Progress<'b>, Violation> {
+        let mut consumed = 0;
+        while !self.finished {
+            let step = self.deframer.next(&mut input[consumed..], self.inflater.is_some());
+            let (used, piece) = step.inspect_err(|_| self.finished = true)?;
+            let base = consumed;
+            consumed += used;
+            let Some(piece) = piece else { return Ok(Progress { consumed, event: None }) };
+            let data = &input[base..][piece.range.clone()];
+            let taken = if piece.header.opcode.is_control() {
+                self.take_control(&piece, data)
+            } else {
+                self.take_data(&piece, data)
+            };
+            let event = match taken.inspect_err(|_| self.finished = true)? {
+                Taken::Nothing => continue,
+                Taken::Whole(kind) => {
+                    Event::Message { kind, data: &mut input[base..][piece.range] }
+                }
+                Taken::Assembled(kind) => Event::Message { kind, data: &mut self.buffer },
+                Taken::Control => {
+                    let payload = if self.control.is_empty() {
+                        &input[base..][piece.range]
+                    } else {
+                        &self.control
+                    };
+                    match piece.header.opcode {
+                        Opcode::Ping => Event::Ping(payload),
+                        Opcode::Pong => Event::Pong(payload),
+                        _ => {
+                            self.finished = true;
+                            let reason = CloseReason::parse(payload, self.limits.allow_reserved)?;
+                            Event::Close(reason)
+                        }
+                    }
+                }
+            };
+            return Ok(Progress { consumed, event: Some(event) });
+        }
+        Ok(Progress { consumed: input.len(), event: None })
+    }
+
+    /// Collects a control frame that spans reads.
+    fn take_control(&mut self, piece: &Piece, data: &[u8]) -> Result<Taken, Violation> {
+        if piece.starts {
+            self.control.clear();
+            if piece.header.len > self.limits.max_message as u64 {
+                return Err(Violation::TooBig);
+            }
+            if piece.ends {
+                return Ok(Taken::Control);
+            }
+        }
+        self.control.extend_from_slice(data);
+        Ok(if piece.ends { Taken::Control } else { Taken::Nothing })
+    }
+
+    /// Checks and collects a piece of a data message.
+    #[inline]
+    fn take_data(&mut self, piece: &Piece, data: &[u8]) -> Result<Taken, Violation> {
+        let header = &piece.header;
+        if piece.starts {
+            let message = match (header.opcode, self.message) {
+                // §5.4: fragments of one message must not be interleaved with another one.
+                (Opcode::Continuation, None) => return Err(Violation::NothingToContinue),
+                (Opcode::Continuation, Some(message)) => message,
+                (_, Some(_)) => return Err(Violation::MessageInterrupted),
+                (opcode, None) => {
+                    let kind = if opcode == Opcode::Text { Kind::Text } else { Kind::Binary };
+                    // The message lent last is over.
+                    self.buffer.clear();
+                    Assembly { kind, compressed: header.compressed, utf8: Validator::default() }
+                }
+            };
+            let room = (self.limits.max_message - self.buffer.len()) as u64;
+            if !message.compressed && header.len > room {
+                return Err(Violation::TooBig);
+            }
+            // The common case: one frame, all here, as it is.
+            let first = header.opcode != Opcode::Continuation;
+            if first && header.fin && piece.ends && !message.compressed {
+                if message.kind == Kind::Text && utf8::whole(data).is_none() {
+                    return Err(Violation::Text);
+                }
+                return Ok(Taken::Whole(message.kind));
+            }
+            self.message = Some(message);
+        }
+        let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
+        let last = header.fin && piece.ends;
+        let before = self.buffer.len();
+        match &mut self.inflater {
+            Some(inflater) if message.compressed => {
+                inflater.push(data, &mut self.buffer, self.limits.max_message)?;
+                if last {
+                    inflater.finish(&mut self.buffer, self.limits.max_message)?;
+                }
+            }
+            _ => self.buffer.extend_from_slice(data),
+        }
+        if message.kind == Kind::Text {
+            let valid = message.utf8.push(&self.buffer[before..]);
+            if !valid || last && !message.utf8.is_complete() {
+                return Err(Violation::Text);
+            }
+        }
+        if !last {
+            return Ok(Taken::Nothing);
+        }
+        let kind = message.kind;
+        self.message = None;
+        Ok(Taken::Assembled(kind))
+    }
+
+    /// Gives back what a large message left behind; a driver calls it before the connection rests.
+    pub fn trim(&mut self) {
+        if self.message.is_none() && self.buffer.capacity() > KEEP {
+            self.buffer = Vec::new();
+        }
+    }
+}
+
+/// What a piece led to.
+enum Taken {
+    /// More has to come.
+    Nothing,
+    /// A message that lies whole in the input.
+    Whole(Kind),
+    /// A message in the session's buffer.
+    Assembled(Kind),
+    /// A control frame: in `control` if that is not empty, else in the input.
+    Control,
+}

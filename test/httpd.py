@@ -1,0 +1,451 @@
+"""A private httpd for the tests: own ServerRoot, loopback port, own logs.
+
+Whatever a test needs to know about the machine comes from the environment:
+HTTPD (the binary), APXS, TEST_MPM (event, worker, prefork), WS_MODULE (mod_websocket.so),
+WS_EXAMPLES and WS_PLUGINS (folders of plugins), WS_TEST_ROOT (where the server's files go).
+"""
+
+import contextlib
+import grp
+import os
+import pwd
+import random
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+TOP = Path(__file__).resolve().parent.parent
+MODULES = """authn_core authz_core authz_host alias mime dir env headers log_config logio reqtimeout
+    setenvif status unixd""".split()
+# A graceful restart needs spare slots while the old children still have connections.
+MPM_SETTINGS = """
+    <IfModule mpm_prefork_module>
+        ServerLimit 80
+        MaxRequestWorkers 80
+        StartServers 12
+        MinSpareServers 4
+        MaxSpareServers 80
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 4
+        MaxRequestWorkers 256
+        ThreadsPerChild 64
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads 256
+    </IfModule>
+"""
+SUSPICIOUS = re.compile(r"\[[\w-]*:(warn|error|crit|alert|emerg)\]|segfault|exit signal|panicked")
+MACHINE = re.compile("AH01882")  # mod_ssl does not like the installed OpenSSL's number
+ACCESS = re.compile(r'(\d+) (\d+) (\d+) (\d+) (\d+) (\S+) (\S+) (\S+) "(.*)"')
+
+
+def wait_until(condition, timeout=10.0, what="the condition"):
+    """Polls until `condition()` is true and returns its value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what}: not within {timeout:g} s"
+        time.sleep(0.01)
+
+
+def location(path, plugin, init, *directives):
+    """A Location that a plugin serves."""
+    lines = ["SetHandler websocket-handler", f'WebSocketHandler "{plugin}" {init}', *directives]
+    return f"<Location {path}>\n" + "".join(f"    {line}\n" for line in lines) + "</Location>\n"
+
+
+def echo(path="/echo", *directives):
+    """A Location with the echo example."""
+    return location(path, "${EXAMPLES}/mod_websocket_echo.so", "echo_init", *directives)
+
+
+def debug(path="/debug", *directives):
+    """A Location with the debug plugin."""
+    return location(path, "${PLUGINS}/debug.so", "debug_init", *directives)
+
+
+class Access(NamedTuple):
+    """A line of the access log."""
+
+    status: int
+    body: int
+    bytes_in: int
+    bytes_out: int
+    microseconds: int
+    close_code: str
+    messages_in: str
+    messages_out: str
+    request: str
+
+
+class Checked(NamedTuple):
+    """What `httpd -t` said about a configuration."""
+
+    ok: bool
+    output: str
+    conf: Path
+
+    def line_of(self, text):
+        """The number of the first line that contains `text`."""
+        lines = self.conf.read_text().splitlines()
+        return next(n for n, line in enumerate(lines, 1) if text in line)
+
+    def refused(self, *words, at=None):
+        """The configuration has to be refused with a message that contains all `words`, and that
+        names the file and the line of `at`."""
+        assert not self.ok, f"accepted: {self.output}"
+        if at is not None:
+            words = (*words, f"line {self.line_of(at)} of {self.conf}")
+        for word in words:
+            assert word.lower() in self.output.lower(), f"{word!r} is not in: {self.output}"
+
+
+class Httpd:
+    """The server under test and everything a test may ask about it."""
+
+    def __init__(self):
+        self.mpm = os.environ.get("TEST_MPM", "event")
+        self.binary, self.modules = self._find_httpd()
+        self.module = self._path("WS_MODULE", "build/mod_websocket.so")
+        self.examples = self._path("WS_EXAMPLES", "build/examples")
+        self.plugins = self._path("WS_PLUGINS", "build/plugins")
+        self.static = self._run("-l").stdout
+        self.root = self._make_root()
+        self.ipv6 = self._has_ipv6()
+        self.port, self.tls_port = self._free_port(), self._free_port()
+        self.error_log = self.root / "logs/error_log"
+        self.access_log = self.root / "logs/access_log"
+        self.trails = self.root / "trail"  # for what plugins write, as the child's user
+        self.plugin_trail = self.trails / "plugin"  # of the debug plugin's init and destroy
+        self.process = None
+        self.read_to = 0  # how much of the error log was judged
+        self.expected = []
+
+    # --- where things are --------------------------------------------------------------------
+
+    @staticmethod
+    def _path(variable, default):
+        return Path(os.environ.get(variable) or TOP / default).resolve()
+
+    @staticmethod
+    def _find_httpd():
+        def apxs(name):
+            asked = [os.environ.get("APXS", "apxs"), "-q", name]
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+        binary = os.environ.get("HTTPD") or "/usr/sbin/apache2"
+        if not os.access(binary, os.X_OK):
+            binary = f"{apxs('SBINDIR')}/{apxs('progname')}"
+        modules = "/usr/lib/apache2/modules"
+        if not binary.startswith("/usr/sbin/apache2") or not os.path.isdir(modules):
+            modules = apxs("LIBEXECDIR")
+        return binary, Path(modules)
+
+    def _make_root(self):
+        """A folder that the server's children can enter; they run as another user if we are root."""
+        root = self._path("WS_TEST_ROOT", "build/test") / self.mpm
+        root.mkdir(parents=True, exist_ok=True)
+        open_to_all = all(p.stat().st_mode & 0o001 for p in (root, *root.parents))
+        if os.geteuid() == 0 and not open_to_all:
+            root = Path(tempfile.gettempdir()) / f"mod_websocket-test-{self.mpm}"
+        shutil.rmtree(root, ignore_errors=True)
+        for name in ("conf", "logs", "run", "htdocs", "tls", "trail"):
+            (root / name).mkdir(parents=True)
+        (root / "trail").chmod(0o777)
+        (root / "htdocs/index.html").write_text("<!doctype html><p>plain file</p>\n")
+        (root / "conf/mime.types").write_text("text/html html\ntext/plain txt\n")
+        return root
+
+    @staticmethod
+    def _has_ipv6():
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            return True
+        return False
+
+    @staticmethod
+    def _free_port():
+        """A port below the ephemeral range, which other sockets cannot take by chance."""
+        while True:
+            port = random.randrange(20000, 32000)
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+                return port
+
+    def _run(self, *args):
+        command = [self.binary, *args]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    # --- configuration -----------------------------------------------------------------------
+
+    def _load(self, name):
+        if f"mod_{name}.c" in self.static or (name.startswith("mpm_") and f"{name[4:]}.c" in self.static):
+            return ""
+        return f'LoadModule {name}_module "{self.modules}/mod_{name}.so"\n'
+
+    def text(self, conf, modules=()):
+        """A complete configuration around `conf`."""
+        conf = textwrap.dedent(conf)
+        tls = "SSLEngine" in conf
+        if tls:
+            self.certificate()
+        wanted = [f"mpm_{self.mpm}", *MODULES, *(["socache_shmcb", "ssl"] if tls else []), *modules]
+        lines = [
+            f'ServerRoot "{self.root}"',
+            "ServerName localhost",
+            "DefaultRuntimeDir run",
+            "PidFile run/httpd.pid",
+            f'Define ROOT "{self.root}"',
+            f'Define EXAMPLES "{self.examples}"',
+            f'Define PLUGINS "{self.plugins}"',
+            f"Define PORT {self.port}",
+            f"Define TLS_PORT {self.tls_port}",
+            *("".join(map(self._load, wanted)).splitlines()),
+            f'LoadModule websocket_module "{self.module}"',
+            f"Listen 127.0.0.1:{self.port}",
+            *([f"Listen [::1]:{self.port}"] if self.ipv6 else []),
+            *([f"Listen 127.0.0.1:{self.tls_port}"] if tls else []),
+        ]
+        if os.geteuid() == 0:
+            users = {u.pw_name for u in pwd.getpwall()}
+            user = next(u for u in ("www-data", "apache", "daemon", "nobody") if u in users)
+            group = grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+            lines += [f"User {user}", f"Group {group}"]
+        lines += [
+            "ErrorLog logs/error_log",
+            "LogLevel info websocket:debug",
+            'CustomLog logs/access_log "%s %B %I %O %D %{websocket-close-code}n '
+            '%{websocket-messages-in}n %{websocket-messages-out}n \\"%r\\""',
+            "TypesConfig conf/mime.types",
+            'DocumentRoot "htdocs"',
+        ]
+        return "\n".join(lines) + textwrap.dedent(MPM_SETTINGS) + conf + "\n"
+
+    def _write(self, conf, name, **kw):
+        path = self.root / "conf" / name
+        path.write_text(self.text(conf, **kw))
+        return path
+
+    def check(self, conf, **kw):
+        """`httpd -t` on a configuration."""
+        path = self._write(conf, "checked.conf", **kw)
+        done = self._run("-t", "-f", str(path))
+        return Checked(done.returncode == 0, done.stdout + done.stderr, path)
+
+    def certificate(self):
+        """The file of a self-signed certificate for localhost, its key beside it."""
+        cert, key = self.root / "tls/cert.pem", self.root / "tls/key.pem"
+        if not cert.exists():
+            command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"]
+            command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+            command += ["-addext", "basicConstraints=critical,CA:FALSE"]
+            command += ["-keyout", str(key), "-out", str(cert)]
+            subprocess.run(command, check=True, capture_output=True)
+        return cert
+
+    def tls_context(self, version=None):
+        """A client's TLS settings that trust the certificate, perhaps for one version only."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(self.certificate())
+        if version:
+            context.minimum_version = context.maximum_version = version
+        return context
+
+    # --- running -------------------------------------------------------------------------------
+
+    def start(self, conf, **kw):
+        """Starts the server in the foreground, as a session of its own, and waits for it."""
+        assert self.process is None, "already running"
+        path = self._write(conf, "httpd.conf", **kw)
+        seen = self._generations()
+        self.startup = open(self.root / "logs/startup", "w+")  # what is said before the log opens
+        self.process = subprocess.Popen(
+            [self.binary, "-DFOREGROUND", "-f", str(path)],
+            stdin=subprocess.DEVNULL, stdout=self.startup, stderr=self.startup,
+            start_new_session=True, cwd="/",
+            env={**os.environ, "WEBSOCKET_DEBUG_TRAIL": str(self.plugin_trail)},
+        )
+
+        def up():
+            if self.process.poll() is not None:
+                self.process = None
+                said = (self.root / "logs/startup").read_text() + self.new_log()
+                raise AssertionError(f"httpd did not start:\n{said}")
+            return self._generations() > seen and self._answers()
+
+        wait_until(up, 20, "httpd's start")
+
+    def _answers(self):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def _log(self):
+        return self.error_log.read_text(errors="replace") if self.error_log.exists() else ""
+
+    def _generations(self):
+        return self._log().count("resuming normal operations")
+
+    def tell(self, number):
+        self.process.send_signal(number)
+
+    def graceful(self):
+        """Graceful restart; waits for the next generation."""
+        self._next_generation(signal.SIGUSR1)
+
+    def restart(self):
+        """Restart; waits for the next generation."""
+        self._next_generation(signal.SIGHUP)
+
+    def _next_generation(self, number):
+        seen = self._generations()
+        self.tell(number)
+        wait_until(lambda: self._generations() > seen, 15, "the next generation")
+
+    def stop(self, number=signal.SIGTERM, timeout=6.0):
+        """Stops the server (SIGWINCH: gracefully) and proves that nothing of it is left."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            code = process.wait(timeout)
+            wait_until(lambda: not self._group(process.pid), 2, "the end of the children")
+        except (subprocess.TimeoutExpired, AssertionError):
+            left = self._group(process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+            raise AssertionError(f"httpd did not stop within {timeout:g} s; left: {left}") from None
+        finally:
+            self.startup.close()
+        assert code == 0, f"httpd ended with {code}"
+
+    @contextlib.contextmanager
+    def serve(self, conf, **kw):
+        """The server runs with `conf` inside the block; its log is judged until after its end."""
+        self.start(conf, **kw)
+        try:
+            yield self
+        finally:
+            self.stop()
+            self.judge_log()
+
+    # --- processes -----------------------------------------------------------------------------
+
+    @staticmethod
+    def _stat(pid):
+        """State, parent and process group from /proc; None if the process is gone."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return fields[0], int(fields[1]), int(fields[2])
+
+    @classmethod
+    def _alive(cls):
+        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+        stats = ((pid, cls._stat(pid)) for pid in pids)
+        return [(pid, stat) for pid, stat in stats if stat and stat[0] != "Z"]
+
+    @classmethod
+    def _group(cls, group):
+        return [pid for pid, stat in cls._alive() if stat[2] == group]
+
+    def children(self):
+        """The pids of the server's children."""
+        return [pid for pid, stat in self._alive() if stat[1] == self.process.pid]
+
+    def child_of(self, client):
+        """The child that holds the server's end of a client's IPv4 connection."""
+        peer = client.sock.getsockname()[1]
+        inode = None
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            ports = [int(address.split(":")[1], 16) for address in fields[1:3]]
+            if ports[0] in (self.port, self.tls_port) and ports[1] == peer:
+                inode = fields[9]
+        for pid in self.children():
+            with contextlib.suppress(OSError):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{inode}]":
+                        return pid
+        raise AssertionError(f"no child holds the connection from port {peer}")
+
+    @staticmethod
+    def memory(pid):
+        """Resident KiB of a process."""
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
+
+    @staticmethod
+    def threads(pid):
+        return len(os.listdir(f"/proc/{pid}/task"))
+
+    @staticmethod
+    def descriptors(pid):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
+    # --- logs ------------------------------------------------------------------------------------
+
+    def new_log(self):
+        """What the error log got since it was last judged, in whole lines."""
+        if not self.error_log.exists():
+            return ""
+        with open(self.error_log, "rb") as log:
+            log.seek(self.read_to)
+            return log.read().rpartition(b"\n")[0].decode(errors="surrogateescape")
+
+    def expect_log(self, pattern):
+        """The running test provokes a line like this; it has to appear, and is no fault."""
+        self.expected.append(re.compile(pattern))
+
+    def judge_log(self):
+        """Fails for a line of level warn or above, or one that tells of a crash, that no test
+        announced, and for an announced line that did not come."""
+        expected, self.expected = self.expected, []
+        missing = []
+        for pattern in expected:
+            try:
+                wait_until(lambda p=pattern: p.search(self.new_log()), 5)
+            except AssertionError:
+                missing.append(pattern.pattern)
+        text = self.new_log()
+        self.read_to += len(text.encode(errors="surrogateescape")) + (1 if text else 0)
+        bad = [line for line in text.splitlines() if SUSPICIOUS.search(line)]
+        bad = [line for line in bad if not MACHINE.search(line)]
+        bad = [line for line in bad if not any(p.search(line) for p in expected)]
+        assert not bad, "error log:\n" + "\n".join(bad)
+        assert not missing, f"announced, but not in the error log: {missing}"
+
+    def access(self, text, count=1, timeout=10.0):
+        """Waits for `count` access-log lines whose request contains `text` and returns them."""
+        def lines():
+            found = ACCESS.findall(self.access_log.read_text()) if self.access_log.exists() else []
+            found = [f for f in found if text in f[8]]
+            return found if len(found) >= count else None
+
+        found = wait_until(lines, timeout, f"{count} access-log lines with {text!r}")
+        return [Access(*map(int, f[:5]), *f[5:]) for f in found]
+
+    def trail(self, name):
+        """A new file for a plugin to append to."""
+        path = self.trails / name
+        path.unlink(missing_ok=True)
+        return path
+
+    @staticmethod
+    def trail_lines(path):
+        """What a plugin wrote there."""
+        return path.read_text().splitlines() if path.exists() else []

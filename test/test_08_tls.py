@@ -1,0 +1,201 @@
+"""The same over TLS: wss."""
+
+import select
+import ssl
+import time
+
+import pytest
+from httpd import debug, echo, location, wait_until
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, random_text
+
+CONF = f"""
+    SSLSessionCache shmcb:run/sessions(128000)
+    <VirtualHost *:${{TLS_PORT}}>
+        SSLEngine on
+        SSLCertificateFile tls/cert.pem
+        SSLCertificateKeyFile tls/key.pem
+    </VirtualHost>
+    {debug()}
+    {echo()}
+    {location("/threads", "${PLUGINS}/threads.so", "threads_init")}
+"""
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@pytest.fixture(params=VERSIONS)
+def wss(request, httpd, connect):
+    context = httpd.tls_context(VERSIONS[request.param])
+
+    def opened(path="/echo", headers=(), **kw):
+        client = connect(port=httpd.tls_port, tls=context)
+        assert client.sock.version() == f"TLSv{request.param}"
+        client.upgrade(path, headers, **kw)
+        return client
+
+    return opened
+
+
+def exchange(client, data, expected):
+    """Sends `data` and receives `expected` bytes, whichever way is open. (One thread: OpenSSL's
+    connections do not stand two.)"""
+    sock, view, deadline = client.sock, memoryview(data), time.monotonic() + 30
+    sock.setblocking(False)
+    while view or len(client.buffer) < expected:
+        idle = True
+        if view:
+            try:
+                view = view[sock.send(view[: 1 << 16]) :]
+                idle = False
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                pass
+        try:
+            received = sock.recv(1 << 16)
+            assert received, "connection ended"
+            client.buffer += received
+            idle = False
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        if idle:
+            assert time.monotonic() < deadline, f"stuck: {len(view)} to send, {len(client.buffer)} got"
+            select.select([sock], [sock] if view else [], [], 1)
+    sock.settimeout(client.timeout)
+
+
+class TestMessages:
+    @pytest.mark.parametrize("size", [0, 1, 126, 16_000, 16_384, 65_536, 3 << 20])
+    def test_sizes(self, wss, size):
+        client, data = wss(), random_text(size)
+        exchange(client, frame(BINARY, data), size + 2)
+        client.expect(BINARY, data)
+        client.close()
+
+    def test_megabytes_both_ways_at_once(self, wss):
+        client, data = wss(), random_text(1 << 20)
+        out, back = frame(BINARY, data) * 24, frame(BINARY, data, mask=None)
+        exchange(client, out, len(back) * 24)
+        assert client.buffer == back * 24
+        client.buffer.clear()
+        client.close()
+
+    def test_many_frames_in_one_record(self, wss):
+        """The server's poll sees nothing of what its TLS layer already holds."""
+        client = wss()
+        client.send(*(frame(TEXT, f"{n}") for n in range(1500)))
+        for n in range(1500):
+            client.expect(TEXT, f"{n}")
+
+    def test_each_byte_in_a_record_of_its_own(self, wss):
+        client = wss()
+        for byte in frame(TEXT, "bit by bit") + frame(PING, b"?"):
+            client.send(bytes([byte]))
+        client.expect(TEXT, "bit by bit")
+        client.expect(PONG, b"?")
+
+    def test_frames_behind_the_handshake(self, connect, httpd):
+        client = connect(port=httpd.tls_port, tls=httpd.tls_context())
+        client.send(client.request() + frame(TEXT, "early") + frame(PING, b"bird"))
+        assert client.read_response().status == 101
+        client.expect(TEXT, "early")
+        client.expect(PONG, b"bird")
+
+    def test_server_sends_first(self, wss):
+        client = wss("/debug", [("X-Debug-Greet", "hello"), ("X-Debug-Greet-Thread", "there")])
+        client.expect(TEXT, "hello")
+        client.expect(TEXT, "there")
+
+    def test_threads_and_echo(self, wss):
+        client = wss("/threads")
+        client.send(frame(TEXT, "go 8 500 1000"), *[frame(BINARY, b"echo")] * 100)
+        per_thread, echoes = [0] * 8, 0
+        while echoes < 100 or per_thread != [500] * 8:
+            payload = client.read_frame().payload
+            if payload == b"echo":
+                echoes += 1
+                continue
+            assert len(payload) == 1000
+            thread, number = int(payload[2:5]), int(payload[8:14])
+            assert number == per_thread[thread]
+            per_thread[thread] += 1
+
+
+class TestEnds:
+    @pytest.mark.parametrize(
+        "data, code",
+        [
+            (close_frame(1000), 1000),
+            (close_frame(4321), 4321),
+            (close_frame(), 1005),
+            (frame(TEXT, rsv=4), 1002),
+            (frame(TEXT, b"\xff"), 1007),
+            (frame(TEXT, length=1 << 30), 1009),
+        ],
+        ids=lambda value: value if isinstance(value, int) else "frame",
+    )
+    def test_codes(self, wss, data, code):
+        client = wss()
+        client.send(data)
+        client.expect_close(code, reply=False)
+
+    def test_plugin_closes(self, wss):
+        client = wss("/debug")
+        client.send(frame(TEXT, "close 3333 x"))
+        client.expect_close(3333)
+
+    @pytest.mark.parametrize("how", ["eof", "reset"])
+    def test_peer_vanishes_without_close_notify(self, httpd, wss, how):
+        trail = httpd.trail("tls")
+        client = wss(f"/debug?tls-{how}", [("X-Debug-Trail", str(trail))])
+        client.send(frame(TEXT, "version"))
+        client.expect(TEXT, "1")
+        client.reset() if how == "reset" else client.sock.close()
+        wait_until(lambda: httpd.trail_lines(trail) == ["disconnect"], 5, "on_disconnect")
+        assert httpd.access(f"?tls-{how}")[-1].close_code == "1006"
+
+    def test_peer_vanishes_under_fire(self, httpd, wss):
+        client = wss("/threads")
+        child = httpd.child_of(client)
+        before = httpd.threads(child)
+        client.send(frame(TEXT, "go 16 1000000 1000"))
+        for _ in range(100):
+            client.read_frame()
+        client.reset()
+        wait_until(lambda: httpd.threads(child) < before + 16, 5, "the end of the senders")
+        wss().close()
+
+    def test_access_log(self, httpd, wss):
+        client = wss("/echo?tls-log")
+        client.send(frame(TEXT, "x" * 1000))
+        client.expect(TEXT, "x" * 1000)
+        client.close(4000)
+        entry = httpd.access("?tls-log")[-1]
+        assert (entry.status, entry.close_code) == (101, "4000")
+        assert (entry.messages_in, entry.messages_out) == ("1", "1")
+        assert entry.bytes_in > 1000 and entry.bytes_out > 1000
+
+
+class TestOrigin:
+    def test_scheme_is_https(self, connect, httpd):
+        for scheme, status in (("https", 101), ("http", 403), ("wss", 403)):
+            client = connect(port=httpd.tls_port, tls=httpd.tls_context())
+            origin = f"{scheme}://localhost:{httpd.tls_port}"
+            assert client.ask(Origin=origin).status == status, scheme
+
+    def test_default_port_is_left_out(self, connect, httpd):
+        for origin, status in (("https://a.example", 101), ("https://a.example:443", 403)):
+            client = connect(port=httpd.tls_port, tls=httpd.tls_context())
+            assert client.ask(Host="a.example:443", Origin=origin).status == status, origin
+
+
+class TestRestart:
+    def test_graceful(self, httpd, wss):
+        trail = httpd.trail("tls-graceful")
+        client = wss("/debug", [("X-Debug-Trail", str(trail))])
+        old = httpd.children()
+        httpd.graceful()
+        got = client.read_frame(3)
+        assert (got.opcode, got.code) == (CLOSE, 1001)
+        client.send(close_frame(1001))
+        client.expect_eof()
+        wait_until(lambda: not set(old) & set(httpd.children()), 6, "the end of the old children")
+        assert httpd.trail_lines(trail) == ["disconnect"]
+        wss().close()
