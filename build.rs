@@ -38,7 +38,7 @@ mod httpd {
             .clang_args(args)
             .allowlist_function("(ap|apr)_.*")
             .allowlist_type("(ap|apr)_.*|command_rec|conn_rec|module|process_rec|request_rec|server_rec")
-            .allowlist_var("apr_bucket_type_eos|(AP|APR|APLOG|DECLINED|DONE|FLAG|HTTP|ITERATE|M|MODULE|OK|OR|ACCESS|RSRC|SUSPENDED|TAKE).*")
+            .allowlist_var("apr_bucket_type_eos|(AP|APR|APLOG|DECLINED|GLOBAL|HTTP|M|MODULE|OK|OR|ACCESS|RSRC|SUSPENDED).*")
             // 80-bit floating point has no counterpart, and nothing here needs it.
             .blocklist_function("apr_strtoff|apr_.*q?[efg]cvt.*")
             .blocklist_item("FP_.*")
@@ -58,7 +58,8 @@ mod httpd {
     /// The apxs to ask: `APXS`, or the first of its usual names that runs.
     fn apxs() -> String {
         let named = env::var("APXS").ok().filter(|name| !name.is_empty());
-        let candidates = named.map_or_else(|| vec!["apxs".into(), "apxs2".into()], |name| vec![name]);
+        let candidates =
+            named.map_or_else(|| vec!["apxs".into(), "apxs2".into()], |name| vec![name]);
         let works = |name: &String| Command::new(name).args(["-q", "INCLUDEDIR"]).output().is_ok();
         candidates.iter().find(|name| works(name)).cloned().unwrap_or_else(|| {
             panic!(
@@ -92,7 +93,8 @@ mod httpd {
                 .find_map(|rest| rest.split_whitespace().next()?.parse().ok())
                 .unwrap_or_else(|| panic!("{} defines no {name}", path.display()))
         };
-        let (major, minor) = (number("MODULE_MAGIC_NUMBER_MAJOR"), number("MODULE_MAGIC_NUMBER_MINOR"));
+        let (major, minor) =
+            (number("MODULE_MAGIC_NUMBER_MAJOR"), number("MODULE_MAGIC_NUMBER_MINOR"));
         assert!(
             major == MMN_MAJOR && minor >= MMN_MINOR,
             "the httpd headers in {} have module magic number {major}.{minor}; mod_websocket needs \

@@ -19,8 +19,10 @@ unsafe extern "C" fn on_message(
     buffer: *mut c_uchar,
     size: usize,
 ) -> usize {
-    // SAFETY: the module passes a live server structure, and a buffer of `size` bytes.
-    unsafe { ((*server).send)(server, kind, buffer, size) }
+    // SAFETY: the module passes a live server structure.
+    let send = unsafe { (*server).send };
+    // SAFETY: it is given its own structure, and the buffer of `size` bytes that came.
+    unsafe { send(server, kind, buffer, size) }
 }
 
 /// httpd's children run callbacks on many threads; the plugin itself never changes.

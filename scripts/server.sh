@@ -2,7 +2,8 @@
 # server.sh run|start|stop|restart|debug: a private httpd with the module and the example plugins.
 #
 # Its ServerRoot is build/server; it listens on the loopback address only and never touches the system's configuration.
-# Environment: APXS, HTTPD, TEST_MPM (event), PORT (8765), and for the conformance suite SERVER_ROOT and EXTRA_CONF.
+# Environment: APXS, HTTPD, TEST_MPM (event), PORT (8765); for the conformance suite and the like SERVER_ROOT,
+# EXTRA_CONF and MODULE.
 set -eu
 cd "$(dirname "$0")/.."
 top=$(pwd)
@@ -10,6 +11,7 @@ command=${1:?usage: server.sh run|start|stop|restart|debug}
 : "${APXS:=$(command -v apxs || command -v apxs2)}"
 : "${HTTPD:=$("$APXS" -q SBINDIR)/$("$APXS" -q PROGNAME)}"
 : "${TEST_MPM:=event}" "${PORT:=8765}" "${SERVER_ROOT:=$top/build/server}" "${EXTRA_CONF:=}"
+: "${MODULE:=$top/build/mod_websocket.so}"
 modules=$("$APXS" -q LIBEXECDIR)
 
 # load NAME...: LoadModule lines for modules that are not compiled in.
@@ -60,7 +62,7 @@ DirectoryIndex index.html
     Require all granted
 </Directory>
 
-LoadModule websocket_module "$top/build/mod_websocket.so"
+LoadModule websocket_module "$MODULE"
 # The page may be opened by another name of this machine.
 WebSocketOriginCheck Off
 <Location /echo>

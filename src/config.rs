@@ -8,6 +8,9 @@ use crate::proto::{deflate::Policy, handshake::OriginCheck};
 /// The default of `WebSocketMaxMessageSize`: 32 MiB.
 pub const MAX_MESSAGE: usize = 32 << 20;
 
+/// The default of `WebSocketCompressionMemory`: 64 MiB.
+pub const COMPRESSION_MEMORY: usize = 64 << 20;
+
 /// What the directives of one section set.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -48,7 +51,11 @@ impl Settings {
             max_message: inner.max_message.or(self.max_message),
             send_queue: inner.send_queue.or(self.send_queue),
             origin_check: inner.origin_check.or(self.origin_check),
-            trusted_origins: inner.trusted_origins.as_ref().or(self.trusted_origins.as_ref()).cloned(),
+            trusted_origins: inner
+                .trusted_origins
+                .as_ref()
+                .or(self.trusted_origins.as_ref())
+                .cloned(),
             allow_reserved: inner.allow_reserved.or(self.allow_reserved),
             compression: Compression {
                 enabled: inner_c.enabled.or(outer_c.enabled),

@@ -149,13 +149,7 @@ impl Queue {
     }
 
     /// Queues our Close; `to` is what it makes of the conversation.
-    fn push_close(
-        &mut self,
-        journal: &dyn Journal,
-        payload: &[u8],
-        why: &str,
-        to: State,
-    ) -> bool {
+    fn push_close(&mut self, journal: &dyn Journal, payload: &[u8], why: &str, to: State) -> bool {
         let code = match payload {
             [high, low, ..] => CloseCode(u16::from_be_bytes([*high, *low])),
             _ => CloseCode::NO_STATUS,
@@ -291,8 +285,7 @@ impl Outbox {
             } else {
                 let left = deadline.saturating_duration_since(Instant::now());
                 queue.waiting += 1;
-                (queue, _) =
-                    self.room.wait_timeout(queue, left).unwrap_or_else(|e| e.into_inner());
+                (queue, _) = self.room.wait_timeout(queue, left).unwrap_or_else(|e| e.into_inner());
                 queue.waiting -= 1;
             }
             if queue.state > State::Open {

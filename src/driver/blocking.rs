@@ -197,7 +197,8 @@ fn turns<T: Transport>(
         if state > State::Open {
             clocks.closing.get_or_insert(now);
         }
-        clocks.stalled = if done { None } else { clocks.stalled.filter(|_| !progress).or(Some(now)) };
+        clocks.stalled =
+            if done { None } else { clocks.stalled.filter(|_| !progress).or(Some(now)) };
         let patience = if stopping { STOP_TIMEOUT } else { CLOSE_TIMEOUT };
         let stalled = clocks.stalled.map(|since| since + outbox.timeout());
         let closing = clocks.closing.map(|since| since + patience);

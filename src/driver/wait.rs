@@ -99,7 +99,9 @@ impl Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         // SAFETY: the set is the one that pthread_sigmask filled in.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut()) };
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut())
+        };
     }
 }
 
@@ -126,9 +128,8 @@ pub fn wait(
         entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
     ];
     // Rounded up, or the last millisecond would be spent in a loop.
-    let timeout = timeout.map_or(-1, |t| {
-        c_int::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
-    });
+    let timeout = timeout
+        .map_or(-1, |t| c_int::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX));
     // SAFETY: the array is live and holds three entries.
     if unsafe { libc::poll(fds.as_mut_ptr(), 3, timeout) } < 0 {
         let error = io::Error::last_os_error();

@@ -1,15 +1,15 @@
-//! The directives: their table, the setters below it, and the life of a section's settings.
+//! The directives: their table, their setters, and the life of the settings they make.
 //!
-//! Each setter turns words into a value of [`Settings`] or into a sentence that says what was expected; httpd puts the
-//! file and the line in front of it.
+//! A setter turns words into a value of [`Settings`], or into a sentence that says what was expected; httpd puts the
+//! file and the line in front of it. One function per number of arguments carries the words from httpd to it.
 
 use core::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr,
 };
-use std::{ffi::CString, sync::Arc};
+use std::{borrow::Cow, ffi::CString, sync::Arc};
 
-use super::{boundary, log, sys, wrap::Request};
+use super::{boundary, log, module, sys, wrap::Request};
 use crate::{
     config::{self, Settings},
     journal::Level,
@@ -17,128 +17,91 @@ use crate::{
     proto::handshake::OriginCheck,
 };
 
-/// What one section of the configuration (server, Directory, Location, .htaccess file) sets.
-#[derive(Clone, Default)]
-pub(super) struct Section {
-    pub(super) settings: Settings,
-    pub(super) plugin: Option<Arc<Plugin>>,
-}
-
-/// A table that httpd reads; it never changes.
-#[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 12]);
-
-// SAFETY: httpd only reads the table, and nothing in it changes.
-unsafe impl Sync for Commands {}
-
-impl Commands {
-    pub(super) const fn as_ptr(&self) -> *const sys::command_rec {
-        self.0.as_ptr()
-    }
-}
-
 /// Legal in server configuration and in sections, but not in .htaccess files.
 const ADMIN: u32 = sys::RSRC_CONF | sys::ACCESS_CONF;
 /// Legal in .htaccess files too, with `AllowOverride AuthConfig`.
 const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
-
-type Take1 = unsafe extern "C" fn(*mut sys::cmd_parms, *mut c_void, *const c_char) -> *const c_char;
-type Take2 = unsafe extern "C" fn(
-    *mut sys::cmd_parms,
-    *mut c_void,
-    *const c_char,
-    *const c_char,
-) -> *const c_char;
-type Flag = unsafe extern "C" fn(*mut sys::cmd_parms, *mut c_void, c_int) -> *const c_char;
-
-const fn command(
-    name: &'static CStr,
-    func: sys::cmd_func,
-    args_how: sys::cmd_how,
-    req_override: u32,
-    help: &'static CStr,
-) -> sys::command_rec {
-    sys::command_rec {
-        name: name.as_ptr(),
-        func,
-        cmd_data: ptr::null_mut(),
-        req_override: req_override as c_int,
-        args_how,
-        errmsg: help.as_ptr(),
-    }
-}
-
-const fn take1(name: &'static CStr, f: Take1, legal: u32, help: &'static CStr) -> sys::command_rec {
-    command(name, sys::cmd_func { take1: Some(f) }, sys::cmd_how_TAKE1, legal, help)
-}
-
-const fn flag(name: &'static CStr, f: Flag, legal: u32, help: &'static CStr) -> sys::command_rec {
-    command(name, sys::cmd_func { flag: Some(f) }, sys::cmd_how_FLAG, legal, help)
-}
+/// Legal in the main server's configuration only.
+const GLOBAL: u32 = sys::RSRC_CONF;
 
 pub(super) static COMMANDS: Commands = Commands([
-    command(
+    take2(
         c"WebSocketHandler",
-        sys::cmd_func { take2: Some(cmd_handler as Take2) },
-        sys::cmd_how_TAKE2,
+        &(handler as Setter),
         ADMIN,
         c"the plugin's shared library and its init function",
     ),
     take1(
         c"WebSocketMaxMessageSize",
-        cmd_max_message_size,
+        &(max_message_size as Setter),
         ANYONE,
         c"the largest message a client may send, in bytes; k, M and G are understood",
     ),
     take1(
         c"MaxMessageSize",
-        cmd_max_message_size_old,
+        &(max_message_size_old as Setter),
         ANYONE,
         c"the old name of WebSocketMaxMessageSize",
     ),
     take1(
         c"WebSocketSendQueueLimit",
-        cmd_send_queue_limit,
+        &(send_queue_limit as Setter),
         ADMIN,
         c"how much may wait for a slow client before senders are held up, in bytes",
     ),
-    take1(c"WebSocketOriginCheck", cmd_origin_check, ANYONE, c"Off, Same or Trusted"),
-    command(
+    take1(
+        c"WebSocketOriginCheck",
+        &(origin_check as Setter),
+        ANYONE,
+        c"which pages may connect: Off, Same or Trusted",
+    ),
+    iterate(
         c"WebSocketTrustedOrigin",
-        sys::cmd_func { take1: Some(cmd_trusted_origin as Take1) },
-        sys::cmd_how_ITERATE,
+        &(trusted_origin as Setter),
         ANYONE,
         c"origins for WebSocketOriginCheck Trusted, such as https://www.example.com",
     ),
     flag(
         c"WebSocketAllowReservedStatusCodes",
-        cmd_allow_reserved,
+        &(allow_reserved as Setter),
         ANYONE,
         c"On to let clients close with codes that are reserved for future use",
     ),
     flag(
         c"WebSocketCompression",
-        cmd_compression,
+        &(compression as Setter),
         ADMIN,
         c"On to compress messages for clients that offer permessage-deflate",
     ),
     take1(
         c"WebSocketCompressionLevel",
-        cmd_compression_level,
+        &(compression_level as Setter),
         ADMIN,
         c"the effort of compressing, 1 (fast) to 9 (small)",
     ),
     take1(
         c"WebSocketCompressionMinSize",
-        cmd_compression_min_size,
+        &(compression_min_size as Setter),
         ADMIN,
         c"the shortest message worth compressing, in bytes",
     ),
     take1(
         c"WebSocketCompressionContextTakeover",
-        cmd_compression_takeover,
+        &(compression_takeover as Setter),
         ADMIN,
-        c"None, Server, Client or Both: who keeps the compression context between messages",
+        c"who keeps the compression context between messages: None, Server, Client or Both",
+    ),
+    take12(
+        c"WebSocketCompressionWindowBits",
+        &(compression_window_bits as Setter),
+        ADMIN,
+        c"the server's compression window in bits, and the one asked of clients; 9 to 15",
+    ),
+    take1(
+        c"WebSocketCompressionMemory",
+        &(compression_memory as Setter),
+        GLOBAL,
+        c"how much memory a child may spend on kept compression contexts, in bytes",
     ),
     // httpd knows the end of the table by its name of NULL.
     sys::command_rec {
@@ -151,249 +114,338 @@ pub(super) static COMMANDS: Commands = Commands([
     },
 ]);
 
-/// Runs a setter: its error becomes httpd's error message, in the pool of the configuration.
-///
-/// # Safety
-/// - `parms` and `section` are what httpd calls a directive's function with.
-unsafe fn set(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    f: impl FnOnce(&mut Section) -> Result<(), String>,
-) -> *const c_char {
-    let failed: *const c_char = c"an internal error while reading the directive".as_ptr();
-    boundary(failed, || {
-        // SAFETY: the caller's word: httpd passes the section that create_dir made, which nothing else uses (R4).
-        let section = unsafe { &mut *section.cast::<Section>() };
-        match f(section) {
-            Ok(()) => ptr::null(),
-            Err(message) => {
-                // SAFETY: the caller's word: parms is live, with the directive it is about.
-                let name = unsafe { CStr::from_ptr((*(*parms).cmd).name) };
-                let message = format!("{}: {message}", name.to_string_lossy());
-                let message = CString::new(message).unwrap_or_default();
-                // SAFETY: the pool lives as long as the configuration is being read, and copies the string.
-                unsafe { sys::apr_pstrdup((*parms).pool, message.as_ptr()) }
-            }
+fn handler(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let [library, init] = words else { return Err(ARGUMENTS.into()) };
+    let path = parms.server_root_relative(library);
+    let path = path.ok_or_else(|| format!("'{library}' is not a path that can be resolved"))?;
+    let symbol = CString::new(*init).map_err(|e| e.to_string())?;
+    let plugin = Plugin::load(&path, &symbol).map_err(|e| {
+        format!("cannot use function '{init}' of library {}: {e}", path.to_string_lossy())
+    })?;
+    section.plugin = Some(plugin);
+    Ok(())
+}
+
+fn max_message_size(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.max_message = Some(size(words)?);
+    Ok(())
+}
+
+fn max_message_size_old(
+    parms: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    parms.warn_once(
+        "WS0401: MaxMessageSize is deprecated: use its new name, WebSocketMaxMessageSize",
+    );
+    max_message_size(parms, section, words)
+}
+
+fn send_queue_limit(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.send_queue = Some(size(words)?);
+    Ok(())
+}
+
+fn origin_check(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let choices =
+        [("Off", OriginCheck::Off), ("Same", OriginCheck::Same), ("Trusted", OriginCheck::Trusted)];
+    section.settings.origin_check = Some(choice(words, &choices)?);
+    Ok(())
+}
+
+fn trusted_origin(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    for word in words {
+        let host = word.split_once("://").map(|(_, host)| host);
+        if *word != "null" && host.is_none_or(|h| h.is_empty() || h.contains(['/', '?', '#'])) {
+            return Err(format!(
+                "'{word}' is not an origin: expected a scheme and a host, and a port if it is not \
+                 the scheme's own, but no path (https://www.example.com, http://[::1]:8080)"
+            ));
         }
-    })
-}
-
-/// An argument as text; what is not UTF-8 is shown as such in the error message.
-///
-/// # Safety
-/// - `word` is an argument that httpd passes to a directive's function.
-unsafe fn text<'w>(word: *const c_char) -> std::borrow::Cow<'w, str> {
-    // SAFETY: the caller's word: arguments of directives that take them are strings of the configuration's pool.
-    unsafe { CStr::from_ptr(word) }.to_string_lossy()
-}
-
-unsafe extern "C" fn cmd_handler(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    library: *const c_char,
-    init: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            let path = sys::ap_server_root_relative((*parms).pool, library);
-            if path.is_null() {
-                return Err(format!("'{}' is not a path that can be resolved", text(library)));
-            }
-            let (path, init) = (CStr::from_ptr(path), CStr::from_ptr(init));
-            let plugin = Plugin::load(path, init).map_err(|e| {
-                let (path, init) = (path.to_string_lossy(), init.to_string_lossy());
-                format!("cannot use function '{init}' of library {path}: {e}")
-            })?;
-            section.plugin = Some(plugin);
-            Ok(())
-        })
+        let origins = section.settings.trusted_origins.get_or_insert_default();
+        origins.push((*word).to_owned());
     }
+    Ok(())
 }
 
-unsafe extern "C" fn cmd_max_message_size(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            section.settings.max_message = Some(size(&text(word))?);
-            Ok(())
-        })
-    }
+fn allow_reserved(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.allow_reserved = Some(on(words));
+    Ok(())
 }
 
-unsafe extern "C" fn cmd_max_message_size_old(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: httpd answers these with numbers.
-    let (state, mode) = unsafe {
-        let query = |code: u32| sys::ap_state_query(code as c_int) as u32;
-        (query(sys::AP_SQ_MAIN_STATE), query(sys::AP_SQ_RUN_MODE))
-    };
-    // At a start the configuration is read twice; once is enough to be told.
-    if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG || mode == sys::AP_SQ_RM_CONFIG_TEST {
-        let line = "WS0401: MaxMessageSize is deprecated: use its new name, WebSocketMaxMessageSize";
-        // SAFETY: parms and its server are live while the configuration is read.
-        unsafe { log::server((*parms).server, Level::Warn, format_args!("{line}")) };
-    }
-    // SAFETY: the arguments are passed on as they came.
-    unsafe { cmd_max_message_size(parms, section, word) }
+fn compression(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.compression.enabled = Some(on(words));
+    Ok(())
 }
 
-unsafe extern "C" fn cmd_send_queue_limit(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            section.settings.send_queue = Some(size(&text(word))?);
-            Ok(())
-        })
-    }
+fn compression_level(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.compression.level = Some(number(words.first(), 1, 9)?);
+    Ok(())
 }
 
-fn size(word: &str) -> Result<usize, String> {
+fn compression_min_size(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.compression.min_size = Some(size(words)?);
+    Ok(())
+}
+
+fn compression_takeover(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let choices = [
+        ("None", (false, false)),
+        ("Server", (true, false)),
+        ("Client", (false, true)),
+        ("Both", (true, true)),
+    ];
+    section.settings.compression.takeover = Some(choice(words, &choices)?);
+    Ok(())
+}
+
+fn compression_window_bits(
+    _: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    let server = number(words.first(), 9, 15)?;
+    let client = number(words.last(), 9, 15)?;
+    section.settings.compression.window_bits = Some((server, client));
+    Ok(())
+}
+
+fn compression_memory(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
+    parms.main_server()?.compression_memory = Some(size(words)?);
+    Ok(())
+}
+
+/// What a setter says if httpd ever passed the wrong number of words.
+const ARGUMENTS: &str = "wrong number of arguments";
+
+/// The words of a flag, which httpd has read.
+fn on(words: &[&str]) -> bool {
+    words == ["On"]
+}
+
+fn size(words: &[&str]) -> Result<usize, String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
     config::size(word).ok_or_else(|| format!("'{word}' is not {}", config::SIZE))
 }
 
-unsafe extern "C" fn cmd_origin_check(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            let word = text(word);
-            let checks = [
-                ("Off", OriginCheck::Off),
-                ("Same", OriginCheck::Same),
-                ("Trusted", OriginCheck::Trusted),
-            ];
-            let check = checks.iter().find(|(name, _)| name.eq_ignore_ascii_case(&word));
-            let (_, check) =
-                check.ok_or_else(|| format!("'{word}' is none of Off, Same and Trusted"))?;
-            section.settings.origin_check = Some(*check);
-            Ok(())
-        })
-    }
-}
-
-unsafe extern "C" fn cmd_trusted_origin(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            let word = text(word);
-            let host = word.split_once("://").map(|(_, host)| host);
-            if word != "null" && host.is_none_or(|h| h.is_empty() || h.contains(['/', '?', '#'])) {
-                return Err(format!(
-                    "'{word}' is not an origin: expected a scheme and a host, and a port if it is \
-                     not the scheme's own, but no path (https://www.example.com, http://[::1]:8080)"
-                ));
-            }
-            let origins = section.settings.trusted_origins.get_or_insert_default();
-            origins.push(word.into_owned());
-            Ok(())
-        })
-    }
-}
-
-unsafe extern "C" fn cmd_allow_reserved(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    on: c_int,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            section.settings.allow_reserved = Some(on != 0);
-            Ok(())
-        })
-    }
-}
-
-unsafe extern "C" fn cmd_compression(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    on: c_int,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            section.settings.compression.enabled = Some(on != 0);
-            Ok(())
-        })
-    }
-}
-
-unsafe extern "C" fn cmd_compression_level(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            section.settings.compression.level = Some(number(&text(word), 1, 9)?);
-            Ok(())
-        })
-    }
-}
-
-unsafe extern "C" fn cmd_compression_min_size(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            section.settings.compression.min_size = Some(size(&text(word))?);
-            Ok(())
-        })
-    }
-}
-
-unsafe extern "C" fn cmd_compression_takeover(
-    parms: *mut sys::cmd_parms,
-    section: *mut c_void,
-    word: *const c_char,
-) -> *const c_char {
-    // SAFETY: called by httpd, which passes what it passes to every directive.
-    unsafe {
-        set(parms, section, |section| {
-            let word = text(word);
-            let choices = [
-                ("None", (false, false)),
-                ("Server", (true, false)),
-                ("Client", (false, true)),
-                ("Both", (true, true)),
-            ];
-            let choice = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(&word));
-            let (_, choice) =
-                choice.ok_or_else(|| format!("'{word}' is none of None, Server, Client, Both"))?;
-            section.settings.compression.takeover = Some(*choice);
-            Ok(())
-        })
-    }
-}
-
 /// A whole number between two bounds.
-fn number(word: &str, low: u8, high: u8) -> Result<u8, String> {
+fn number(word: Option<&&str>, low: u8, high: u8) -> Result<u8, String> {
+    let word = word.ok_or(ARGUMENTS)?;
     let digits = word.bytes().all(|b| b.is_ascii_digit());
     let number = word.parse().ok().filter(|n| digits && (low..=high).contains(n));
     number.ok_or_else(|| format!("'{word}' is not a number from {low} to {high}"))
+}
+
+/// One of a directive's words, upper and lower case being the same.
+fn choice<T: Copy>(words: &[&str], choices: &[(&str, T)]) -> Result<T, String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let chosen = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
+    chosen.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        format!("'{word}' is none of {}", names.join(", "))
+    })
+}
+
+/// What one section of the configuration (server, Directory, Location, .htaccess file) sets.
+#[derive(Clone, Default)]
+pub(super) struct Section {
+    pub(super) settings: Settings,
+    pub(super) plugin: Option<Arc<Plugin>>,
+}
+
+/// What the main server's configuration sets for each child process.
+#[derive(Clone, Default)]
+pub(super) struct Server {
+    /// `WebSocketCompressionMemory`, in bytes.
+    pub(super) compression_memory: Option<usize>,
+}
+
+/// A directive's own part: takes its words and changes the section, or says what is wrong with them.
+type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
+
+/// A table that httpd reads; it never changes.
+#[repr(transparent)]
+pub(super) struct Commands([sys::command_rec; 14]);
+
+// SAFETY: httpd only reads the table, and nothing in it changes.
+unsafe impl Sync for Commands {}
+
+impl Commands {
+    pub(super) const fn as_ptr(&self) -> *const sys::command_rec {
+        self.0.as_ptr()
+    }
+}
+
+const fn command(
+    name: &'static CStr,
+    (func, args_how): (sys::cmd_func, sys::cmd_how),
+    setter: &'static Setter,
+    legal: u32,
+    help: &'static CStr,
+) -> sys::command_rec {
+    sys::command_rec {
+        name: name.as_ptr(),
+        func,
+        cmd_data: ptr::from_ref(setter).cast_mut().cast(),
+        req_override: legal as c_int,
+        args_how,
+        errmsg: help.as_ptr(),
+    }
+}
+
+const fn take1(
+    name: &'static CStr,
+    setter: &'static Setter,
+    legal: u32,
+    help: &'static CStr,
+) -> sys::command_rec {
+    let how = (sys::cmd_func { take1: Some(cmd_one) }, sys::cmd_how_TAKE1);
+    command(name, how, setter, legal, help)
+}
+
+const fn iterate(
+    name: &'static CStr,
+    setter: &'static Setter,
+    legal: u32,
+    help: &'static CStr,
+) -> sys::command_rec {
+    let how = (sys::cmd_func { take1: Some(cmd_one) }, sys::cmd_how_ITERATE);
+    command(name, how, setter, legal, help)
+}
+
+const fn take2(
+    name: &'static CStr,
+    setter: &'static Setter,
+    legal: u32,
+    help: &'static CStr,
+) -> sys::command_rec {
+    let how = (sys::cmd_func { take2: Some(cmd_two) }, sys::cmd_how_TAKE2);
+    command(name, how, setter, legal, help)
+}
+
+const fn take12(
+    name: &'static CStr,
+    setter: &'static Setter,
+    legal: u32,
+    help: &'static CStr,
+) -> sys::command_rec {
+    let how = (sys::cmd_func { take2: Some(cmd_two) }, sys::cmd_how_TAKE12);
+    command(name, how, setter, legal, help)
+}
+
+const fn flag(
+    name: &'static CStr,
+    setter: &'static Setter,
+    legal: u32,
+    help: &'static CStr,
+) -> sys::command_rec {
+    let how = (sys::cmd_func { flag: Some(cmd_flag) }, sys::cmd_how_FLAG);
+    command(name, how, setter, legal, help)
+}
+
+/// What httpd says about the directive that it is reading.
+#[derive(Clone, Copy)]
+struct Parms<'p>(&'p sys::cmd_parms);
+
+impl Parms<'_> {
+    /// A path that may be relative to ServerRoot.
+    fn server_root_relative(self, path: &str) -> Option<CString> {
+        let path = CString::new(path).ok()?;
+        // SAFETY: the pool lives while the configuration is read (R4); the result is NULL or a string in it.
+        unsafe {
+            let path = sys::ap_server_root_relative(self.0.pool, path.as_ptr());
+            (!path.is_null()).then(|| CStr::from_ptr(path).to_owned())
+        }
+    }
+
+    /// The settings for the child processes, where they may be set.
+    fn main_server(self) -> Result<&'static mut Server, String> {
+        // SAFETY: the function reads the live structure; an error is a string in its pool.
+        let refusal = unsafe {
+            sys::ap_check_cmd_context(ptr::from_ref(self.0).cast_mut(), sys::GLOBAL_ONLY)
+        };
+        if refusal.is_null() {
+            // SAFETY: the server being configured has this module's settings, which one thread at a time uses (R4).
+            Ok(unsafe { &mut *server(self.0.server) })
+        } else {
+            // SAFETY: see above.
+            Err(unsafe { CStr::from_ptr(refusal) }.to_string_lossy().into_owned())
+        }
+    }
+
+    /// Warns, but not on the first of the two passes that a start makes over the configuration.
+    fn warn_once(self, line: &str) {
+        // SAFETY: httpd answers these with numbers.
+        let query = |code: u32| unsafe { sys::ap_state_query(code as c_int) as u32 };
+        if query(sys::AP_SQ_MAIN_STATE) != sys::AP_SQ_MS_CREATE_PRE_CONFIG
+            || query(sys::AP_SQ_RUN_MODE) == sys::AP_SQ_RM_CONFIG_TEST
+        {
+            // SAFETY: the server is live while it is being configured.
+            unsafe { log::server(self.0.server, Level::Warn, format_args!("{line}")) };
+        }
+    }
+}
+
+/// Calls the setter of a directive. Its error becomes httpd's, in the pool of the configuration.
+///
+/// # Safety
+/// - `parms` and `section` are what httpd calls a directive's function with, and `words` its arguments.
+unsafe fn set(
+    parms: *mut sys::cmd_parms,
+    section: *mut c_void,
+    words: &[*const c_char],
+) -> *const c_char {
+    let failed = c"an internal error while reading the directive".as_ptr();
+    boundary(failed, || {
+        // SAFETY: the caller's word: the structure is live while the directive is read.
+        let parms = unsafe { &*parms };
+        // SAFETY: the caller's word: the section was made by create_dir, and nothing else uses it (R4).
+        let section = unsafe { &mut *section.cast::<Section>() };
+        // SAFETY: `command` put a setter of static life there.
+        let setter = unsafe { *(*parms.cmd).cmd_data.cast::<Setter>() };
+        // SAFETY: arguments are strings; one that is optional may be NULL.
+        let word = |&word: &*const c_char| unsafe {
+            (!word.is_null()).then(|| CStr::from_ptr(word).to_string_lossy())
+        };
+        let words: Vec<Cow<'_, str>> = words.iter().filter_map(word).collect();
+        let words: Vec<&str> = words.iter().map(|word| &**word).collect();
+        let Err(message) = setter(Parms(parms), section, &words) else { return ptr::null() };
+        // SAFETY: the directive's name is of static life.
+        let name = unsafe { CStr::from_ptr((*parms.cmd).name) }.to_string_lossy();
+        let message = CString::new(format!("{name}: {message}")).unwrap_or_default();
+        // SAFETY: the pool lives while the configuration is read, and copies the string.
+        unsafe { sys::apr_pstrdup(parms.pool, message.as_ptr()) }
+    })
+}
+
+unsafe extern "C" fn cmd_one(
+    parms: *mut sys::cmd_parms,
+    section: *mut c_void,
+    word: *const c_char,
+) -> *const c_char {
+    // SAFETY: called by httpd, for a directive of the table.
+    unsafe { set(parms, section, &[word]) }
+}
+
+unsafe extern "C" fn cmd_two(
+    parms: *mut sys::cmd_parms,
+    section: *mut c_void,
+    first: *const c_char,
+    second: *const c_char,
+) -> *const c_char {
+    // SAFETY: called by httpd, for a directive of the table.
+    unsafe { set(parms, section, &[first, second]) }
+}
+
+unsafe extern "C" fn cmd_flag(
+    parms: *mut sys::cmd_parms,
+    section: *mut c_void,
+    on: c_int,
+) -> *const c_char {
+    let word = if on == 0 { c"Off" } else { c"On" };
+    // SAFETY: called by httpd, for a directive of the table.
+    unsafe { set(parms, section, &[word.as_ptr()]) }
 }
 
 /// Makes a section's settings, which live as long as `pool`.
@@ -413,30 +465,18 @@ pub(super) unsafe extern "C" fn merge_dir(
     boundary(ptr::null_mut(), || {
         // SAFETY: httpd passes sections that create_dir or merge_dir made; while sections are merged nobody writes
         // to them (R4).
-        let outer = unsafe { &*outer.cast::<Section>() };
-        // SAFETY: as above.
-        let inner = unsafe { &*inner.cast::<Section>() };
+        let (outer, inner) = unsafe { (&*outer.cast::<Section>(), &*inner.cast::<Section>()) };
         let plugin = inner.plugin.as_ref().or(outer.plugin.as_ref()).cloned();
         register(pool, Section { settings: outer.settings.merge(&inner.settings), plugin })
     })
 }
 
-/// Gives a section to a pool, which drops it when it is cleared: with its last reference a plugin is unloaded.
-fn register(pool: *mut sys::apr_pool_t, section: Section) -> *mut c_void {
-    let section: *mut c_void = Box::into_raw(Box::new(section)).cast();
-    // SAFETY: the callers got the pool from httpd; the cleanup runs once, when nobody uses the section any more.
-    unsafe {
-        sys::apr_pool_cleanup_register(pool, section, Some(cleanup), Some(sys::apr_pool_cleanup_null));
-    }
-    section
-}
-
-unsafe extern "C" fn cleanup(section: *mut c_void) -> sys::apr_status_t {
-    boundary(0, || {
-        // SAFETY: `register` made it from a Box, and a cleanup runs once.
-        drop(unsafe { Box::from_raw(section.cast::<Section>()) });
-        0
-    })
+/// Makes a server's settings, which live as long as `pool`.
+pub(super) unsafe extern "C" fn create_server(
+    pool: *mut sys::apr_pool_t,
+    _server: *mut sys::server_rec,
+) -> *mut c_void {
+    boundary(ptr::null_mut(), || register(pool, Server::default()))
 }
 
 /// The section that applies to a request.
@@ -444,4 +484,30 @@ pub(super) fn section(r: Request<'_>) -> &Section {
     // SAFETY: every vector of the configuration has a section of this module, made by create_dir or merge_dir; it
     // lives at least as long as the request and does not change any more.
     unsafe { &*r.dir_config().cast::<Section>() }
+}
+
+/// The settings of a server; those for the child processes are the main server's.
+///
+/// # Safety
+/// - `server` is live and its configuration was made with this module loaded.
+pub(super) unsafe fn server(server: *const sys::server_rec) -> *mut Server {
+    // SAFETY: the caller's word.
+    unsafe { sys::ap_get_module_config((*server).module_config, module()) }.cast()
+}
+
+/// Gives settings to a pool, which drops them when it is cleared: with its last reference a plugin is unloaded.
+fn register<S>(pool: *mut sys::apr_pool_t, settings: S) -> *mut c_void {
+    let settings: *mut c_void = Box::into_raw(Box::new(settings)).cast();
+    let (now, in_child) = (Some(cleanup::<S> as _), Some(sys::apr_pool_cleanup_null as _));
+    // SAFETY: the callers got the pool from httpd; the cleanup runs once, when nobody uses the settings any more.
+    unsafe { sys::apr_pool_cleanup_register(pool, settings, now, in_child) };
+    settings
+}
+
+unsafe extern "C" fn cleanup<S>(settings: *mut c_void) -> sys::apr_status_t {
+    boundary(0, || {
+        // SAFETY: `register` made it from a Box, and a cleanup runs once.
+        drop(unsafe { Box::from_raw(settings.cast::<S>()) });
+        0
+    })
 }

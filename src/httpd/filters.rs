@@ -34,9 +34,8 @@ impl Filters {
     /// - `connection` is live, owned by this thread, and outlives the value.
     pub(super) unsafe fn new(connection: *mut sys::conn_rec) -> io::Result<Self> {
         // SAFETY: the caller's word; the brigades live as long as the connection's pool.
-        let brigade = || unsafe {
-            sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc)
-        };
+        let brigade =
+            || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
         Ok(Self { connection, input: brigade(), output: brigade(), descriptor })
@@ -169,9 +168,8 @@ impl Transport for Filters {
 unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
     let mut descriptor = -1;
     // SAFETY: the caller's word; the socket is the connection's own.
-    let status = unsafe {
-        sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(connection))
-    };
+    let status =
+        unsafe { sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(connection)) };
     if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
 }
 
@@ -209,9 +207,10 @@ pub(super) unsafe fn foreign(connection: *mut sys::conn_rec) -> Option<String> {
     // SAFETY: the list was just made from the connection's live filters.
     let foreign = |&&f: &&_| !own.iter().any(|name| unsafe { is_named(f, name) });
     // SAFETY: as above; a filter's record and its name live as long as httpd.
-    filters.iter().find(foreign).map(|&f| unsafe {
-        CStr::from_ptr((*(*f).frec).name).to_string_lossy().into_owned()
-    })
+    filters
+        .iter()
+        .find(foreign)
+        .map(|&f| unsafe { CStr::from_ptr((*(*f).frec).name).to_string_lossy().into_owned() })
 }
 
 fn input_filters(connection: *mut sys::conn_rec) -> Vec<*mut sys::ap_filter_t> {

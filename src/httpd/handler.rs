@@ -4,7 +4,9 @@ use core::ffi::{CStr, c_int};
 use std::{ffi::CString, io, os::fd::BorrowedFd, os::fd::RawFd, sync::Arc, time::Duration};
 
 use super::{
-    STOP, directives, filters::{self, Filters}, is_threaded, log, sys,
+    CONTEXTS, STOP, directives,
+    filters::{self, Filters},
+    is_threaded, log, sys,
     wrap::{Request, Table},
 };
 use crate::{
@@ -24,7 +26,7 @@ use crate::{
         headers::Headers,
     },
     proto::{
-        deflate::{self, Deflater, Params},
+        deflate::{self, Deflater, Params, Reserved},
         handshake::{self, Opening, Refusal},
     },
     session::{Limits, Session},
@@ -151,7 +153,7 @@ struct Upgrade {
     outbox: Arc<Outbox>,
     session: Session,
     lane: Arc<Lane<Stream>>,
-    deflate: Option<Params>,
+    deflate: Option<(Params, Reserved<'static>)>,
     /// prefork handles signals on this thread; its callbacks must not be interrupted by them.
     signals: Option<Signals>,
 }
@@ -159,14 +161,16 @@ struct Upgrade {
 impl Upgrade {
     fn prepare(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> io::Result<Self> {
         let compression = &settings.compression;
-        let deflate =
-            compression.policy().and_then(|policy| deflate::negotiate(opening.extensions, &policy));
+        let deflate = compression
+            .policy()
+            .and_then(|policy| deflate::negotiate_within(opening.extensions, &policy, &CONTEXTS));
+        let params = deflate.as_ref().map(|(params, _)| params);
         let bounds = Bounds {
             queue: settings.send_queue(),
             timeout: timeout(r),
             compress_from: compression.min_size(),
         };
-        let deflater = deflate.map(|params| Deflater::new(&params, compression.level()));
+        let deflater = params.map(|params| Deflater::new(params, compression.level()));
         let journal = Box::new(log::ConnectionJournal::new(r));
         let outbox = Arc::new(Outbox::new(bounds, deflater, journal));
         let limits = Limits {
@@ -191,7 +195,7 @@ impl Upgrade {
             }
         };
         Ok(Self {
-            session: Session::new(limits, deflate.as_ref()),
+            session: Session::new(limits, params),
             lane: Lane::new(stream, outbox.clone())?,
             outbox,
             deflate,
@@ -218,7 +222,7 @@ impl Upgrade {
             log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
             return sys::HTTP_FORBIDDEN as c_int;
         };
-        switch_protocols(r, opening, &answer, deflate.as_ref());
+        switch_protocols(r, opening, &answer, deflate.as_ref().map(|(params, _)| params));
         let connection = r.connection();
         // SAFETY: the connection is the request's own (wrap::R1).
         unsafe { filters::remove_obstacles(connection) };
@@ -243,7 +247,12 @@ fn timeout(r: Request<'_>) -> Duration {
 }
 
 /// Sends the 101 (RFC 6455 §4.2.2), with the headers that other modules and the plugin have set.
-fn switch_protocols(r: Request<'_>, opening: &Opening<'_>, answer: &Answer, deflate: Option<&Params>) {
+fn switch_protocols(
+    r: Request<'_>,
+    opening: &Opening<'_>,
+    answer: &Answer,
+    deflate: Option<&Params>,
+) {
     let out = Table::HeadersOut;
     r.overlay(out, Table::ErrHeadersOut);
     for (name, value) in &answer.headers {

@@ -54,7 +54,11 @@ pub(super) fn request(r: Request<'_>, level: Level, text: fmt::Arguments<'_>) {
 ///
 /// # Safety
 /// - `server` is NULL or a live server.
-pub(super) unsafe fn server(server: *const sys::server_rec, level: Level, text: fmt::Arguments<'_>) {
+pub(super) unsafe fn server(
+    server: *const sys::server_rec,
+    level: Level,
+    text: fmt::Arguments<'_>,
+) {
     let text = line(text);
     // SAFETY: the caller's word; the format takes one string, which lives for the call.
     unsafe {
@@ -86,7 +90,10 @@ unsafe impl Sync for ConnectionJournal {}
 
 impl ConnectionJournal {
     pub(super) fn new(r: Request<'_>) -> Self {
-        Self { server: r.server(), name: format!("[client {}] ws({})", r.client(), r.connection_id()) }
+        Self {
+            server: r.server(),
+            name: format!("[client {}] ws({})", r.client(), r.connection_id()),
+        }
     }
 }
 

@@ -10,6 +10,8 @@
 //! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
 //! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
 #![allow(non_upper_case_globals)]
+// Calls of httpd come in sequences that one rule covers.
+#![allow(clippy::multiple_unsafe_ops_per_block)]
 
 use core::{
     ffi::{CStr, c_int},
@@ -20,7 +22,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::driver::{socket::Traffic, stop::Stop};
+use crate::{
+    config,
+    driver::{socket::Traffic, stop::Stop},
+    proto::deflate::Budget,
+};
 
 mod directives;
 mod filters;
@@ -32,10 +38,14 @@ mod wrap;
 /// The end of this child process, as its connections see it.
 static STOP: Stop = Stop::new();
 
+/// The memory that kept compression contexts may take in this child process.
+static CONTEXTS: Budget = Budget::new(config::COMPRESSION_MEMORY);
+
 /// The module structure that `LoadModule websocket_module` looks up.
 ///
 /// httpd fills in `module_index`, `next` and `dynamic_load_handle` when it loads the module.
 #[unsafe(no_mangle)]
+#[expect(unreachable_pub, reason = "httpd looks the symbol up; nothing in Rust does")]
 pub static mut websocket_module: sys::module = sys::module {
     version: sys::MODULE_MAGIC_NUMBER_MAJOR as c_int,
     minor_version: sys::MODULE_MAGIC_NUMBER_MINOR as c_int,
@@ -48,7 +58,7 @@ pub static mut websocket_module: sys::module = sys::module {
     rewrite_args: None,
     create_dir_config: Some(directives::create_dir),
     merge_dir_config: Some(directives::merge_dir),
-    create_server_config: None,
+    create_server_config: Some(directives::create_server),
     merge_server_config: None,
     cmds: directives::COMMANDS.as_ptr(),
     register_hooks: Some(register_hooks),
@@ -91,9 +101,14 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
     })
 }
 
-unsafe extern "C" fn hook_child_init(_pool: *mut sys::apr_pool_t, _server: *mut sys::server_rec) {
-    // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
-    boundary((), || STOP.reset());
+unsafe extern "C" fn hook_child_init(_pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
+    boundary((), || {
+        // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
+        STOP.reset();
+        // SAFETY: httpd passes the main server, whose settings were made when the configuration was read.
+        let settings = unsafe { &*directives::server(server) };
+        CONTEXTS.set_bound(settings.compression_memory.unwrap_or(config::COMPRESSION_MEMORY));
+    });
 }
 
 /// The child goes down, gracefully or not: each connection ends with Close 1001.
@@ -115,7 +130,9 @@ fn is_threaded() -> bool {
 fn count_bytes(connection: *mut sys::conn_rec, traffic: Traffic) {
     let add = |name: &CStr, bytes: u64| {
         // SAFETY: the name lives for the call.
-        let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(name.as_ptr()) }) else { return };
+        let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(name.as_ptr()) }) else {
+            return;
+        };
         type AddBytes = unsafe extern "C" fn(*mut sys::conn_rec, sys::apr_off_t);
         // SAFETY: http_core.h declares mod_logio's two functions with this type.
         let function = unsafe { mem::transmute::<unsafe extern "C" fn(), AddBytes>(function) };

@@ -30,7 +30,10 @@ pub(super) unsafe fn brigade_sentinel(brigade: *mut apr_bucket_brigade) -> *mut 
 ///
 /// # Safety
 /// - `brigade` is a live brigade, `bucket` a live bucket in no brigade.
-pub(super) unsafe fn brigade_insert_tail(brigade: *mut apr_bucket_brigade, bucket: *mut apr_bucket) {
+pub(super) unsafe fn brigade_insert_tail(
+    brigade: *mut apr_bucket_brigade,
+    bucket: *mut apr_bucket,
+) {
     // SAFETY: the caller's word; in a ring, the sentinel's `prev` is a live bucket or the sentinel.
     unsafe {
         let sentinel = brigade_sentinel(brigade);

@@ -60,10 +60,6 @@ impl<'r> Request<'r> {
         self.rec().server
     }
 
-    pub(super) fn pool(self) -> *mut sys::apr_pool_t {
-        self.rec().pool
-    }
-
     /// The connection's number, unique in its child process while it is open.
     pub(super) fn connection_id(self) -> i64 {
         // SAFETY: R1.

@@ -31,8 +31,7 @@ pub struct WebSocketState {
 pub type WS_Request = unsafe extern "C" fn(*const WebSocketServer) -> *mut request_rec;
 pub type WS_Header_Get =
     unsafe extern "C" fn(*const WebSocketServer, *const c_char) -> *const c_char;
-pub type WS_Header_Set =
-    unsafe extern "C" fn(*const WebSocketServer, *const c_char, *const c_char);
+pub type WS_Header_Set = unsafe extern "C" fn(*const WebSocketServer, *const c_char, *const c_char);
 pub type WS_Protocol_Count = unsafe extern "C" fn(*const WebSocketServer) -> usize;
 pub type WS_Protocol_Index = unsafe extern "C" fn(*const WebSocketServer, usize) -> *const c_char;
 pub type WS_Protocol_Set = unsafe extern "C" fn(*const WebSocketServer, *const c_char);
@@ -59,13 +58,8 @@ pub struct WebSocketServer {
 pub type WS_Init = unsafe extern "C" fn() -> *mut WebSocketPlugin;
 pub type WS_Destroy = unsafe extern "C" fn(*mut WebSocketPlugin);
 pub type WS_OnConnect = unsafe extern "C" fn(*const WebSocketServer) -> *mut c_void;
-pub type WS_OnMessage = unsafe extern "C" fn(
-    *mut c_void,
-    *const WebSocketServer,
-    c_int,
-    *mut c_uchar,
-    usize,
-) -> usize;
+pub type WS_OnMessage =
+    unsafe extern "C" fn(*mut c_void, *const WebSocketServer, c_int, *mut c_uchar, usize) -> usize;
 pub type WS_OnDisconnect = unsafe extern "C" fn(*mut c_void, *const WebSocketServer);
 
 /// A plugin, as the module sees it.

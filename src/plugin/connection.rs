@@ -182,11 +182,7 @@ fn retire(handle: Box<Handle>) {
 
 /// Runs `f` with the connection behind `server`; `default` for NULL and for a panic, which must not
 /// reach the plugin's frames.
-fn boundary<R>(
-    server: *const abi::WebSocketServer,
-    default: R,
-    f: impl FnOnce(&State) -> R,
-) -> R {
+fn boundary<R>(server: *const abi::WebSocketServer, default: R, f: impl FnOnce(&State) -> R) -> R {
     // SAFETY: the ABI makes the plugin pass the pointer that it was given, or it is NULL.
     let state = unsafe { server.as_ref() }.map(|server| server.state.cast::<State>());
     // SAFETY: `state` points into the handle that holds `server`; both live as long.
@@ -284,10 +280,7 @@ unsafe extern "C" fn cb_protocol_index(
     })
 }
 
-unsafe extern "C" fn cb_protocol_set(
-    server: *const abi::WebSocketServer,
-    protocol: *const c_char,
-) {
+unsafe extern "C" fn cb_protocol_set(server: *const abi::WebSocketServer, protocol: *const c_char) {
     boundary(server, (), |state| {
         // SAFETY: the ABI's protocol is NULL or a string for the length of the call.
         let Some(protocol) = (unsafe { string(protocol) }) else {
@@ -295,7 +288,7 @@ unsafe extern "C" fn cb_protocol_set(
             return;
         };
         // RFC 6455 §4.2.2: the subprotocol is one of those that the client sent.
-        let Some(offered) = state.protocols.iter().find(|p| &***p == protocol) else {
+        let Some(offered) = state.protocols.iter().find(|p| p.as_c_str() == protocol) else {
             let protocol = protocol.to_bytes().escape_ascii();
             state.warn(format_args!(
                 "WS0205: protocol_set {protocol}: the client did not offer it; ignored"

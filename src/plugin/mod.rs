@@ -103,7 +103,7 @@ impl Plugin {
         let plugin = NonNull::new(unsafe { init() }).ok_or(LoadError::Null)?;
         // SAFETY: the ABI says that init returns a structure that stays valid until destroy. Its first two members
         // are there in every version; they decide whether the rest may be read.
-        let (size, version) = unsafe { ((*plugin.as_ptr()).size, (*plugin.as_ptr()).version) };
+        let [size, version] = unsafe { plugin.cast::<[u32; 2]>().read() };
         if version != abi::WEBSOCKET_PLUGIN_VERSION_0 {
             return Err(LoadError::Version(version));
         }

@@ -6,7 +6,10 @@
 //! connection holds neither.
 
 use core::fmt;
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
@@ -68,6 +71,59 @@ impl fmt::Display for Params {
             write!(f, "; client_max_window_bits={bits}")?;
         }
         Ok(())
+    }
+}
+
+impl Params {
+    /// How many bytes the kept contexts of a connection take, to within a few KiB.
+    pub fn kept_bytes(&self) -> usize {
+        let bits = |bits: Option<u8>| u32::from(bits.unwrap_or(WINDOW_MAX));
+        // zlib's manual: the compressor's window and hash chains, and its 128 KiB of hash heads and
+        // pending output at the memory level in use; the decompressor's window.
+        let server = (1 << (bits(self.server_max_window_bits) + 2)) + (128 << 10) + (8 << 10);
+        let client = (1 << bits(self.client_max_window_bits)) + (10 << 10);
+        usize::from(!self.server_no_context_takeover) * server
+            + usize::from(!self.client_no_context_takeover) * client
+    }
+}
+
+/// The memory that kept contexts may take in this process.
+#[derive(Debug)]
+pub struct Budget {
+    bound: AtomicUsize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `bound` bytes.
+    pub const fn new(bound: usize) -> Self {
+        Self { bound: AtomicUsize::new(bound), used: AtomicUsize::new(0) }
+    }
+
+    /// Changes the bound; what is reserved stays so.
+    pub fn set_bound(&self, bound: usize) {
+        self.bound.store(bound, Ordering::Relaxed);
+    }
+
+    /// Reserves `bytes` until the returned value is dropped; `None` if that would exceed the bound.
+    pub fn reserve(&self, bytes: usize) -> Option<Reserved<'_>> {
+        let bound = self.bound.load(Ordering::Relaxed);
+        let fits = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= bound);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Reserved { budget: self, bytes })
+    }
+}
+
+/// Memory reserved in a [`Budget`].
+#[derive(Debug)]
+pub struct Reserved<'b> {
+    budget: &'b Budget,
+    bytes: usize,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -149,6 +205,20 @@ impl Offer {
 /// Several header fields are one list (RFC 6455 §9.1), joined with commas as httpd does.
 pub fn negotiate(extensions: &str, policy: &Policy) -> Option<Params> {
     split_quoted(extensions, b',').find_map(|offer| Offer::parse(offer.trim())?.answer(policy))
+}
+
+/// As [`negotiate`], but without context takeover where `budget` has no room for kept contexts.
+pub fn negotiate_within<'b>(
+    extensions: &str,
+    policy: &Policy,
+    budget: &'b Budget,
+) -> Option<(Params, Reserved<'b>)> {
+    let params = negotiate(extensions, policy)?;
+    if let Some(reserved) = budget.reserve(params.kept_bytes()) {
+        return Some((params, reserved));
+    }
+    let frugal = Policy { server_takeover: false, client_takeover: false, ..*policy };
+    Some((negotiate(extensions, &frugal)?, budget.reserve(0)?))
 }
 
 /// Splits at `separator` outside quoted strings (RFC 9110 §5.6.4).
@@ -240,10 +310,9 @@ impl Deflater {
     /// message as it is. `message` must not be empty.
     pub fn compress(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
         let key = (self.window, self.level);
-        let mut codec =
-            self.codec.take().or_else(|| COMPRESSORS.take(key)).unwrap_or_else(|| {
-                Compress::new_with_window_bits(Compression::new(self.level), false, self.window)
-            });
+        let mut codec = self.codec.take().or_else(|| COMPRESSORS.take(key)).unwrap_or_else(|| {
+            Compress::new_with_window_bits(Compression::new(self.level), false, self.window)
+        });
         let start = out.len();
         let begun = codec.total_in();
         out.reserve(message.len() / 2 + 64);
@@ -355,8 +424,12 @@ impl Drop for Inflater {
 #[doc(hidden)]
 pub fn fuzz_deflate_offer(data: &[u8]) {
     let Ok(text) = core::str::from_utf8(data) else { return };
-    let policy =
-        Policy { server_takeover: true, client_takeover: true, server_window: 15, client_window: 12 };
+    let policy = Policy {
+        server_takeover: true,
+        client_takeover: true,
+        server_window: 15,
+        client_window: 12,
+    };
     if let Some(params) = negotiate(text, &policy) {
         assert!(text.to_ascii_lowercase().contains(NAME));
         for bits in [params.server_max_window_bits, params.client_max_window_bits] {
@@ -399,8 +472,12 @@ pub fn fuzz_inflate_bounded(data: &[u8]) {
 mod tests {
     use super::*;
 
-    const OPEN: Policy =
-        Policy { server_takeover: true, client_takeover: true, server_window: 15, client_window: 15 };
+    const OPEN: Policy = Policy {
+        server_takeover: true,
+        client_takeover: true,
+        server_window: 15,
+        client_window: 15,
+    };
 
     fn answer(extensions: &str, policy: &Policy) -> Option<String> {
         negotiate(extensions, policy).map(|params| params.to_string())
@@ -468,6 +545,19 @@ mod tests {
         ] {
             assert_eq!(answer(offer, &OPEN).as_deref(), expected, "{offer}");
         }
+    }
+
+    #[test]
+    fn without_room_for_contexts_they_are_not_kept() {
+        let budget = Budget::new(300_000);
+        let first = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
+        assert_eq!(first.0.to_string(), "permessage-deflate");
+        let second = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
+        assert!(second.0.server_no_context_takeover && second.0.client_no_context_takeover);
+        drop(first);
+        let third = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
+        assert_eq!(third.0.to_string(), "permessage-deflate");
+        assert_eq!(second.0.kept_bytes(), 0);
     }
 
     #[test]

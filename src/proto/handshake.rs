@@ -96,7 +96,9 @@ impl<'a> Opening<'a> {
         let header = request.header;
         let lists = |name, token: &str| {
             header(name).is_some_and(|value| {
-                value.split(|&b| b == b',').any(|e| e.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+                value
+                    .split(|&b| b == b',')
+                    .any(|e| e.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
             })
         };
         if !lists("Upgrade", "websocket") {
@@ -129,7 +131,8 @@ impl<'a> Opening<'a> {
             Some(value) => tokens(value).ok_or(Refusal::Protocols)?,
             None => Vec::new(),
         };
-        let extensions = header("Sec-WebSocket-Extensions").and_then(|v| core::str::from_utf8(v).ok());
+        let extensions =
+            header("Sec-WebSocket-Extensions").and_then(|v| core::str::from_utf8(v).ok());
         // Version 7, and the drafts of version 8 before hybi-11, name the origin Sec-WebSocket-Origin.
         let origin = match version {
             Version::V13 => header("Origin"),
