@@ -549,7 +549,7 @@ mod tests {
 
     #[test]
     fn without_room_for_contexts_they_are_not_kept() {
-        let budget = Budget::new(300_000);
+        let budget = Budget::new(400_000);
         let first = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
         assert_eq!(first.0.to_string(), "permessage-deflate");
         let second = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
