@@ -3,11 +3,21 @@
 //! Every field is optional until a request asks for it, so that an inner section overrides only what it sets.
 #![deny(unsafe_code)]
 
+use std::time::Duration;
+
 use crate::proto::{deflate::Policy, handshake::OriginCheck};
 
 /// The default of `WebSocketMaxMessageSize`: 32 MiB.
 pub const MAX_MESSAGE: usize = 32 << 20;
 
+/// The default of `WebSocketPingInterval`.
+pub const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// The default of `WebSocketCloseTimeout`.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The default of `WebSocketDrainTime`.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// The default of `WebSocketThreads`.
+pub const THREADS: u16 = 32;
 /// The default of `WebSocketCompressionMemory`: 64 MiB.
 pub const COMPRESSION_MEMORY: usize = 64 << 20;
 
@@ -24,8 +34,41 @@ pub struct Settings {
     pub trusted_origins: Option<Vec<String>>,
     /// `WebSocketAllowReservedStatusCodes`.
     pub allow_reserved: Option<bool>,
+    /// `WebSocketDetach`.
+    pub detach: Option<Detach>,
+    /// `WebSocketPingInterval`; `Some(None)` is Off.
+    pub ping_interval: Option<Option<Duration>>,
+    /// `WebSocketIdleTimeout`; `Some(None)` is Off.
+    pub idle_timeout: Option<Option<Duration>>,
+    /// `WebSocketCloseTimeout`; `Some(None)` is Off.
+    pub close_timeout: Option<Option<Duration>>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
+}
+
+/// Whether connections leave httpd's threads (`WebSocketDetach`).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Detach {
+    /// Unless the plugin asks for httpd's request.
+    #[default]
+    Auto,
+    /// Even then: the request is there during on_connect only.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How long to wait for what; `None` is for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// `WebSocketPingInterval`: silence after which the client is pinged, and then given up.
+    pub ping: Option<Duration>,
+    /// `WebSocketIdleTimeout`: time without a data message either way.
+    pub idle: Option<Duration>,
+    /// `WebSocketCloseTimeout`: how long a client has to answer our Close.
+    pub close: Option<Duration>,
+    /// httpd's `Timeout`: how long a client may take nothing of what waits for it.
+    pub stall: Duration,
 }
 
 /// The settings of permessage-deflate.
@@ -57,6 +100,10 @@ impl Settings {
                 .or(self.trusted_origins.as_ref())
                 .cloned(),
             allow_reserved: inner.allow_reserved.or(self.allow_reserved),
+            detach: inner.detach.or(self.detach),
+            ping_interval: inner.ping_interval.or(self.ping_interval),
+            idle_timeout: inner.idle_timeout.or(self.idle_timeout),
+            close_timeout: inner.close_timeout.or(self.close_timeout),
             compression: Compression {
                 enabled: inner_c.enabled.or(outer_c.enabled),
                 level: inner_c.level.or(outer_c.level),
@@ -72,9 +119,9 @@ impl Settings {
         self.max_message.unwrap_or(MAX_MESSAGE)
     }
 
-    /// The most bytes that wait for a slow client; twice the largest message unless set.
+    /// The most bytes that wait for a slow client; as many as the largest message unless set.
     pub fn send_queue(&self) -> usize {
-        self.send_queue.unwrap_or_else(|| self.max_message().saturating_mul(2))
+        self.send_queue.unwrap_or_else(|| self.max_message())
     }
 
     /// Which origins are let in.
@@ -85,6 +132,21 @@ impl Settings {
     /// The origins of `WebSocketOriginCheck Trusted`.
     pub fn trusted_origins(&self) -> &[String] {
         self.trusted_origins.as_deref().unwrap_or_default()
+    }
+
+    /// Whether connections leave httpd's threads.
+    pub fn detach(&self) -> Detach {
+        self.detach.unwrap_or_default()
+    }
+
+    /// How long a connection waits for what; `stall` is httpd's `Timeout`.
+    pub fn patience(&self, stall: Duration) -> Patience {
+        Patience {
+            ping: self.ping_interval.unwrap_or(Some(PING_INTERVAL)),
+            idle: self.idle_timeout.unwrap_or(None),
+            close: self.close_timeout.unwrap_or(Some(CLOSE_TIMEOUT)),
+            stall,
+        }
     }
 
     /// Whether clients may close with reserved codes.
@@ -136,9 +198,52 @@ pub fn size(text: &str) -> Option<usize> {
     (bytes > 0 && isize::try_from(bytes).is_ok()).then_some(bytes)
 }
 
+/// What [`duration`] expects.
+pub const DURATION: &str = "a time such as 30s, 500ms, 5 (seconds) or 2min";
+
+/// Reads a time as httpd's directives write it: a number with an optional unit ms, s, min or h; seconds
+/// without one.
+pub fn duration(text: &str) -> Option<Duration> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let millis = match unit.to_ascii_lowercase().as_str() {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" | "mi" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    // A time that takes longer than a century to pass is nonsense, and would overflow later.
+    let millis = digits.parse::<u64>().ok()?.checked_mul(millis)?;
+    (millis < 100 * 366 * 24 * 3_600_000).then(|| Duration::from_millis(millis))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, expected) in [
+            ("30", Some(30_000)),
+            ("30s", Some(30_000)),
+            ("500ms", Some(500)),
+            ("2min", Some(120_000)),
+            ("1h", Some(3_600_000)),
+            ("0", Some(0)),
+            ("", None),
+            ("s", None),
+            ("-1", None),
+            ("1.5s", None),
+            ("10 s", None),
+            ("10y", None),
+            ("99999999999999999999", None),
+            ("9999999999h", None),
+        ] {
+            let expected = expected.map(Duration::from_millis);
+            assert_eq!(duration(text), expected, "{text:?}");
+        }
+    }
 
     #[test]
     fn sizes() {
@@ -177,7 +282,7 @@ mod tests {
         let inner = Settings { max_message: Some(20), ..Settings::default() };
         let merged = outer.merge(&inner);
         assert_eq!(merged.max_message(), 20);
-        assert_eq!(merged.send_queue(), 40);
+        assert_eq!(merged.send_queue(), 20);
         assert_eq!(merged.origin_check(), OriginCheck::Off);
         assert_eq!(merged.trusted_origins(), ["http://a.example"]);
         assert!(!merged.allow_reserved());

@@ -1,12 +1,16 @@
 //! The outbound half of a connection: what is sent, by whichever thread, in order and within bounds.
 //!
-//! Any thread frames its message into one queue under one short lock; the driver takes the queued bytes as a whole and
-//! writes them without holding it. So messages never interleave, nobody holds a lock while a callback runs or while
-//! the network is slow, and one write serves all that was sent in between. The state of the conversation lives
-//! here too, because any thread may close; [`Queue::transit`] is the only writer of it (RFC 6455 §5.5.1, §7.1).
+//! Any thread frames its message into one queue under one short lock, so messages never interleave. On a plain socket
+//! it also writes, without blocking, unless the driver is at work on the connection and will write all of it at once.
+//! Where bytes have to go through somebody else's code (httpd's filters), the driver takes them out and writes them
+//! without holding the lock. Either way nobody holds a lock while a callback runs or while the network is waited for.
+//!
+//! The state of the conversation lives here too, because any thread may close; [`Queue::transit`] is the only writer of
+//! it (RFC 6455 §5.5.1, §7.1).
 #![deny(unsafe_code)]
 
 use std::{
+    io::{self, IoSlice},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -24,17 +28,32 @@ use crate::{
     },
 };
 
-/// The spare room an emptied queue may keep.
+/// The spare room an emptied queue may keep while its driver is at work.
 const KEEP: usize = 64 * 1024;
+/// The spare room that a resting connection may keep.
+const REST: usize = 256;
+/// From this size on a payload is written from where it lies, and only copied if the socket is full.
+const LARGE: usize = 16 * 1024;
+/// The longest header of a server's frame.
+const HEADER: usize = 10;
 
-/// The driver's side of an outbox: what carries its bytes to the client.
+/// The driver's side of an outbox.
 pub trait Carrier: Send + Sync {
     /// Makes the driver look at the outbox. Called from any thread, without a lock held.
     fn wake(&self);
 
     /// Writes queued bytes from within a callback on the owning thread, waiting for the client until
-    /// `deadline`; returns after some progress. `false` if there was none.
-    fn pump(&self, deadline: Instant) -> bool;
+    /// `deadline`; returns after some progress.
+    fn pump(&self, deadline: Instant);
+
+    /// A socket that any thread may write to without blocking; `None` if only the driver can write.
+    fn socket(&self) -> Option<&dyn Socket>;
+}
+
+/// A stream socket in non-blocking mode.
+pub trait Socket: Send + Sync {
+    /// Writes some of the bytes, in order.
+    fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize>;
 }
 
 /// How far a conversation has come, in order.
@@ -93,6 +112,8 @@ pub struct Summary {
     pub messages_in: u64,
     /// Data messages sent.
     pub messages_out: u64,
+    /// Bytes of frames that have left.
+    pub bytes_out: u64,
 }
 
 /// What is waiting to be sent on one connection.
@@ -101,8 +122,8 @@ pub struct Outbox {
     /// Signalled when bytes have left a full queue, and when the conversation ends.
     room: Condvar,
     /// Orders compression with queueing where a context is shared from message to message.
-    deflater: Option<Mutex<Deflater>>,
-    /// The thread whose callbacks run now, as [`thread_mark`] names it; 0 if none.
+    deflater: Option<Box<Mutex<Deflater>>>,
+    /// The thread that is at work on the connection, as [`thread_mark`] names it; 0 if none is.
     owner: AtomicUsize,
     carrier: OnceLock<Weak<dyn Carrier>>,
     bounds: Bounds,
@@ -111,17 +132,23 @@ pub struct Outbox {
 
 struct Queue {
     state: State,
-    /// Framed bytes that the driver has not taken.
+    /// Framed bytes; the first `written` of them have left.
     bytes: Vec<u8>,
-    /// How many bytes the driver has taken but not written.
+    written: usize,
+    /// How many bytes the driver has taken out but not written.
     in_flight: usize,
-    /// The driver waits for events: who queues something has to wake it.
+    /// The driver waits for events: who queues something that it has to write must wake it.
     asleep: bool,
+    /// How many bytes the driver's own thread has queued since reading was paused last, or nothing waited.
+    own: usize,
+    /// Reading is paused until so many bytes have left, and the driver must be woken then; 0 if it is not.
+    paused_until: u64,
     /// Senders that wait for room.
-    waiting: usize,
+    waiting: u32,
     code: Option<CloseCode>,
     messages_in: u64,
     messages_out: u64,
+    bytes_out: u64,
 }
 
 impl Queue {
@@ -136,27 +163,87 @@ impl Queue {
     }
 
     fn unsent(&self) -> usize {
-        self.bytes.len() + self.in_flight
+        self.bytes.len() - self.written + self.in_flight
     }
 
-    /// Queues a frame and says whether the driver has to be woken.
-    fn push(&mut self, opcode: Opcode, compressed: bool, payload: &[u8]) -> bool {
+    /// Reading goes on.
+    fn resume(&mut self) {
+        self.paused_until = 0;
+        self.own = 0;
+    }
+
+    /// Queues a frame.
+    fn push(&mut self, opcode: Opcode, compressed: bool, payload: &[u8]) {
         self.messages_out += u64::from(!opcode.is_control());
-        self.bytes.reserve(payload.len() + 10);
+        self.bytes.reserve(payload.len() + HEADER);
         frame::encode(&mut self.bytes, opcode, compressed, payload.len());
         self.bytes.extend_from_slice(payload);
-        core::mem::take(&mut self.asleep)
     }
 
     /// Queues our Close; `to` is what it makes of the conversation.
-    fn push_close(&mut self, journal: &dyn Journal, payload: &[u8], why: &str, to: State) -> bool {
+    fn push_close(&mut self, journal: &dyn Journal, payload: &[u8], why: &str, to: State) {
         let code = match payload {
             [high, low, ..] => CloseCode(u16::from_be_bytes([*high, *low])),
             _ => CloseCode::NO_STATUS,
         };
         self.code.get_or_insert(code);
         self.transit(journal, why, to);
-        self.push(Opcode::Close, false, payload)
+        self.push(Opcode::Close, false, payload);
+    }
+
+    /// Writes queued bytes until none are left (`true`) or the socket is full.
+    fn flush(&mut self, socket: &dyn Socket) -> io::Result<bool> {
+        while self.written < self.bytes.len() {
+            match socket.write(&[IoSlice::new(&self.bytes[self.written..])]) {
+                Ok(n) => {
+                    self.written += n;
+                    self.bytes_out += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    // What has left must not pile up before what has not.
+                    if self.written > self.bytes.len() / 2 {
+                        self.bytes.drain(..self.written);
+                        self.written = 0;
+                    }
+                    return Ok(false);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.written = 0;
+        if self.bytes.capacity() > KEEP {
+            self.bytes = Vec::new()
+        } else {
+            self.bytes.clear()
+        }
+        Ok(true)
+    }
+
+    /// Queues a large frame, of which it writes what the socket takes from where it lies.
+    fn push_large(
+        &mut self,
+        opcode: Opcode,
+        compressed: bool,
+        payload: &[u8],
+        socket: &dyn Socket,
+    ) -> io::Result<()> {
+        frame::encode(&mut self.bytes, opcode, compressed, payload.len());
+        let queued = self.bytes.len() - self.written;
+        let slices = [IoSlice::new(&self.bytes[self.written..]), IoSlice::new(payload)];
+        let n = match socket.write(&slices) {
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+            {
+                0
+            }
+            result => result?,
+        };
+        self.messages_out += u64::from(!opcode.is_control());
+        self.bytes_out += n as u64;
+        self.written += n.min(queued);
+        self.bytes.extend_from_slice(&payload[n.saturating_sub(queued)..]);
+        Ok(())
     }
 }
 
@@ -167,15 +254,19 @@ impl Outbox {
             queue: Mutex::new(Queue {
                 state: State::Opening,
                 bytes: Vec::new(),
+                written: 0,
                 in_flight: 0,
                 asleep: false,
+                own: 0,
+                paused_until: 0,
                 waiting: 0,
                 code: None,
                 messages_in: 0,
                 messages_out: 0,
+                bytes_out: 0,
             }),
             room: Condvar::new(),
-            deflater: deflater.map(Mutex::new),
+            deflater: deflater.map(|deflater| Box::new(Mutex::new(deflater))),
             owner: AtomicUsize::new(thread_mark()),
             carrier: OnceLock::new(),
             bounds,
@@ -203,21 +294,28 @@ impl Outbox {
         self.queue.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn carrier(&self) -> Option<Arc<dyn Carrier>> {
+        self.carrier.get()?.upgrade()
+    }
+
+    /// Whether the calling thread is at work on the connection, and will write what is queued.
+    fn is_owner(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) == thread_mark()
+    }
+
     /// Sends a data message, waiting while the queue is full.
     ///
     /// On the owning thread, where waiting would stop the driver, the driver writes instead. A client that
     /// takes nothing for [`Bounds::timeout`] is closed with 1008.
     pub fn send_message(&self, kind: Kind, payload: &[u8]) -> Result<(), Refused> {
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
-        let mut queue = self.wait_for_room(payload.len())?;
+        let queue = self.wait_for_room(payload.len())?;
         let deflater = match &self.deflater {
             Some(deflater) if payload.len() >= self.bounds.compress_from && !payload.is_empty() => {
                 deflater
             }
             _ => {
-                let wake = queue.push(opcode, false, payload);
-                drop(queue);
-                self.wake_if(wake);
+                self.queue_frame(queue, opcode, false, payload);
                 return Ok(());
             }
         };
@@ -235,31 +333,83 @@ impl Outbox {
         if payload.len() > CONTROL_MAX {
             return Err(Refused::Illegal);
         }
-        if self.lock().unsent() >= self.bounds.queue {
+        // A little beyond the bound, so that senders who fill the queue do not keep a client without its Pong.
+        if self.lock().unsent() >= self.bounds.queue.saturating_add(KEEP) {
             return Err(Refused::Full);
         }
         self.push(opcode, false, payload)
     }
 
     fn push(&self, opcode: Opcode, compressed: bool, payload: &[u8]) -> Result<(), Refused> {
-        let mut queue = self.lock();
+        let queue = self.lock();
         if queue.state > State::Open {
             return Err(Refused::Closing);
         }
-        let wake = queue.push(opcode, compressed, payload);
-        drop(queue);
-        self.wake_if(wake);
+        self.queue_frame(queue, opcode, compressed, payload);
         Ok(())
     }
 
-    fn wake_if(&self, asleep: bool) {
-        if let (true, Some(carrier)) = (asleep, self.carrier()) {
-            carrier.wake();
+    /// Queues a frame and has it written: at once where that is possible and nobody else is about to.
+    fn queue_frame(
+        &self,
+        mut queue: MutexGuard<'_, Queue>,
+        opcode: Opcode,
+        compressed: bool,
+        payload: &[u8],
+    ) {
+        let owner = self.is_owner();
+        if owner {
+            queue.own += payload.len() + HEADER;
         }
+        if payload.len() < LARGE && owner && queue.bytes.len() < KEEP {
+            return queue.push(opcode, compressed, payload);
+        }
+        let carrier = self.carrier();
+        let result = match carrier.as_ref().and_then(|carrier| carrier.socket()) {
+            Some(socket) if payload.len() >= LARGE => {
+                queue.push_large(opcode, compressed, payload, socket)
+            }
+            Some(socket) => {
+                queue.push(opcode, compressed, payload);
+                queue.flush(socket).map(|_| ())
+            }
+            None => {
+                queue.push(opcode, compressed, payload);
+                Ok(())
+            }
+        };
+        // The driver meets the error too, and says what it was.
+        let failed = result.is_err();
+        if failed && queue.state < State::Closed {
+            queue.transit(&*self.journal, "writing failed", State::Closed);
+        }
+        // What is left has to be written by the driver.
+        let wake = failed || queue.unsent() > 0 && queue.asleep;
+        self.release(queue, carrier.as_deref(), wake);
     }
 
-    fn carrier(&self) -> Option<Arc<dyn Carrier>> {
-        self.carrier.get()?.upgrade()
+    /// Unlocks after a change, and tells those who wait for it.
+    fn release(
+        &self,
+        mut queue: MutexGuard<'_, Queue>,
+        carrier: Option<&dyn Carrier>,
+        mut wake: bool,
+    ) {
+        if queue.paused_until > 0 && queue.bytes_out >= queue.paused_until {
+            queue.resume();
+            wake = true;
+        }
+        if wake {
+            queue.asleep = false;
+        }
+        let waiting = queue.waiting > 0;
+        drop(queue);
+        if waiting {
+            self.room.notify_all();
+        }
+        if let (true, false, Some(carrier)) = (wake, self.is_owner(), carrier) {
+            carrier.wake();
+        }
     }
 
     /// Holds the caller up until `len` more bytes fit. A message larger than the bound fits an empty queue.
@@ -273,7 +423,7 @@ impl Outbox {
             return Ok(queue);
         }
         let mut deadline = Instant::now() + self.bounds.timeout;
-        let here = self.owner.load(Ordering::Relaxed) == thread_mark();
+        let here = self.is_owner();
         loop {
             let before = queue.unsent();
             if here {
@@ -321,10 +471,17 @@ impl Outbox {
         if queue.state > State::Open {
             return false;
         }
-        let wake = queue.push_close(&*self.journal, payload, why, State::Closing);
-        drop(queue);
+        queue.push_close(&*self.journal, payload, why, State::Closing);
         self.room.notify_all();
-        self.wake_if(wake);
+        let carrier = self.carrier();
+        if !self.is_owner() {
+            if let Some(socket) = carrier.as_ref().and_then(|carrier| carrier.socket()) {
+                // The driver meets an error too, and says what it was.
+                let _ = queue.flush(socket);
+            }
+        }
+        // Whoever writes it, the driver has to wait for the answer from now on.
+        self.release(queue, carrier.as_deref(), true);
         true
     }
 
@@ -339,12 +496,28 @@ impl Outbox {
     // What follows is the driver's.
 
     /// The 101 is out and `carrier` takes over. A Close may already be queued.
-    pub fn open(&self, carrier: &Arc<dyn Carrier>) {
-        let _ = self.carrier.set(Arc::downgrade(carrier));
+    pub fn open(&self, carrier: Weak<dyn Carrier>) {
+        let _ = self.carrier.set(carrier);
         let mut queue = self.lock();
         if queue.state == State::Opening {
             queue.transit(&*self.journal, "101 sent", State::Open);
         }
+    }
+
+    /// The calling thread is at work on the connection: it will call [`flush`](Self::flush) or
+    /// [`take`](Self::take) before it lets go of it.
+    pub fn own(&self) {
+        self.owner.store(thread_mark(), Ordering::Relaxed);
+    }
+
+    /// No thread is at work on the connection any more: it rests, and takes as little memory as it can.
+    pub fn disown(&self) {
+        let mut queue = self.lock();
+        if queue.bytes.is_empty() && queue.bytes.capacity() > REST {
+            queue.bytes = Vec::new();
+        }
+        drop(queue);
+        self.owner.store(0, Ordering::Relaxed);
     }
 
     /// Counts a message that was received; `false` if it must not be delivered any more.
@@ -382,22 +555,36 @@ impl Outbox {
         self.room.notify_all();
     }
 
-    /// Moves the queued bytes behind those in `taken`, which the driver has not written yet.
-    pub fn take(&self, taken: &mut Vec<u8>) {
+    /// Writes what is queued to the carrier's socket: whether all of it, and whether anything, has left.
+    pub fn flush(&self, socket: &dyn Socket) -> io::Result<(bool, bool)> {
         let mut queue = self.lock();
-        if taken.is_empty() {
-            if taken.capacity() > KEEP {
-                *taken = Vec::new();
-            }
-            core::mem::swap(taken, &mut queue.bytes);
-            queue.in_flight = taken.len();
+        let before = queue.bytes_out;
+        let done = queue.flush(socket)?;
+        let progress = queue.bytes_out != before;
+        let waiting = queue.waiting > 0 && progress;
+        drop(queue);
+        if waiting {
+            self.room.notify_all();
         }
+        Ok((done, progress))
+    }
+
+    /// Moves the queued bytes into `taken`, which has to be empty, for the driver to write.
+    pub fn take(&self, taken: &mut Vec<u8>) {
+        debug_assert!(taken.is_empty());
+        if taken.capacity() > KEEP {
+            *taken = Vec::new();
+        }
+        let mut queue = self.lock();
+        core::mem::swap(taken, &mut queue.bytes);
+        queue.in_flight = taken.len();
     }
 
     /// `len` of the bytes taken have left.
     pub fn wrote(&self, len: usize) {
         let mut queue = self.lock();
         queue.in_flight -= len;
+        queue.bytes_out += len as u64;
         let waiting = queue.waiting > 0;
         drop(queue);
         if waiting {
@@ -405,27 +592,47 @@ impl Outbox {
         }
     }
 
-    /// Whether so much waits for the client that reading from it should pause.
+    /// Whether reading from the client should pause: more than half the bound waits for it, and what it is sent
+    /// in answer has a good part in that. If so, reading may go on when what waits now has left, and the carrier is
+    /// woken if a sender's thread sees to that. What other threads send does not by itself keep a client unheard.
     pub fn is_crowded(&self) -> bool {
-        self.lock().unsent() > self.bounds.queue / 2
+        let mut queue = self.lock();
+        let unsent = queue.unsent();
+        if queue.paused_until > 0 {
+            if queue.bytes_out >= queue.paused_until {
+                queue.resume();
+            }
+        } else if unsent == 0 {
+            queue.own = 0;
+        } else if unsent > self.bounds.queue / 2 && queue.own > self.bounds.queue / 4 {
+            queue.paused_until = queue.bytes_out + unsent as u64;
+        }
+        queue.paused_until > 0
     }
 
-    /// The driver is about to wait: `false` if something was queued since it took the last bytes and
-    /// none of those are left. After `true`, the next thing queued wakes it.
-    pub fn fall_asleep(&self) -> bool {
+    /// The driver is about to wait; `false` if something was queued since it looked last that it would not
+    /// notice, because it does not wait for room to write. After `true`, the next such thing wakes it.
+    pub fn fall_asleep(&self, waits_to_write: bool) -> bool {
         let mut queue = self.lock();
-        queue.asleep = queue.bytes.is_empty() || queue.in_flight > 0;
+        queue.asleep = waits_to_write || queue.written == queue.bytes.len();
         queue.asleep
     }
 
     /// What became of the conversation so far.
     pub fn summary(&self) -> Summary {
+        self.look().1
+    }
+
+    /// How far the conversation has come, what became of it so far, and whether something waits for the client.
+    pub fn look(&self) -> (State, Summary, bool) {
         let queue = self.lock();
-        Summary {
+        let summary = Summary {
             code: queue.code.unwrap_or(CloseCode::ABNORMAL),
             messages_in: queue.messages_in,
             messages_out: queue.messages_out,
-        }
+            bytes_out: queue.bytes_out,
+        };
+        (queue.state, summary, queue.unsent() > 0)
     }
 }
 

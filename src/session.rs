@@ -244,3 +244,89 @@ enum Taken {
     /// A control frame: in `control` if that is not empty, else in the input.
     Control,
 }
+
+/// Feeds an arbitrary byte stream whole, byte by byte and in arbitrary cuts: the same events and the same end (a
+/// fuzz target).
+///
+/// Six bytes configure it: flags, the window of the client's compression, four sizes of pieces.
+#[doc(hidden)]
+pub fn fuzz_session_chunked(data: &[u8]) {
+    let Some((&[flags, window, sizes @ ..], bytes)) = data.split_first_chunk::<6>() else { return };
+    let limits = Limits {
+        version: Version::V13,
+        max_message: [1 << 20, 100_000, 4096, 1000, 125, 64, 1, 0][usize::from(flags >> 5)],
+        allow_reserved: flags & 1 != 0,
+    };
+    let window = 15 - window % 7;
+    let params = (flags & 2 != 0).then_some(Params {
+        server_no_context_takeover: true,
+        client_no_context_takeover: flags & 4 != 0,
+        server_max_window_bits: None,
+        client_max_window_bits: Some(window),
+    });
+    let hear = |sizes: &[usize]| {
+        let mut session = Session::new(limits, params.as_ref());
+        let mut sizes = sizes.iter().cycle();
+        let (mut rest, mut heard, mut violation) = (bytes, Vec::new(), None);
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(rest.len().min(*sizes.next().expect("a cycle")));
+            rest = later;
+            let mut piece = piece.to_vec();
+            let mut at = 0;
+            let done = session.is_finished();
+            while violation.is_none() {
+                match session.feed(&mut piece[at..]) {
+                    Err(e) => violation = Some(e),
+                    Ok(Progress { consumed, event: None }) => {
+                        assert_eq!(at + consumed, piece.len());
+                        break;
+                    }
+                    Ok(Progress { consumed, event: Some(event) }) => {
+                        assert!(!done);
+                        at += consumed;
+                        heard.push(owned(event, &limits));
+                    }
+                }
+            }
+            session.trim();
+        }
+        assert!(violation.is_none() || session.is_finished());
+        (heard, violation)
+    };
+    let whole = hear(&[bytes.len().max(1)]);
+    for sizes in [&[1][..], &sizes.map(|s| usize::from(s) * usize::from(s) / 16 + 1)] {
+        let cut = hear(sizes);
+        if params.is_none() {
+            assert_eq!(cut, whole);
+        } else if window == 15 {
+            // What is wrong with a compressed piece is found in the order in which its bytes arrive: a broken
+            // block may hide invalid text before it, or an excess of it, if both are in the same piece.
+            let alike = |v| match v {
+                Some(Violation::Text | Violation::TooBig) => Some(Violation::Deflate),
+                other => other,
+            };
+            assert_eq!((cut.0, alike(cut.1)), (whole.0.clone(), alike(whole.1)));
+        }
+        // A reference that reaches behind a smaller window is found only when that part of the message has left
+        // the inflater's hands, which depends on the cuts.
+    }
+}
+
+/// An event as a tag and its bytes, for comparison.
+fn owned(event: Event<'_>, limits: &Limits) -> (u8, Vec<u8>) {
+    let (tag, bytes) = match event {
+        Event::Message { kind: Kind::Text, data } => {
+            assert!(core::str::from_utf8(data).is_ok());
+            (0x1, data.to_vec())
+        }
+        Event::Message { kind: Kind::Binary, data } => (0x2, data.to_vec()),
+        Event::Ping(data) => (0x9, data.to_vec()),
+        Event::Pong(data) => (0xa, data.to_vec()),
+        Event::Close(CloseReason { code: None, .. }) => (0x8, Vec::new()),
+        Event::Close(CloseReason { code: Some(code), text }) => {
+            (0x8, [&code.0.to_be_bytes(), text.as_bytes()].concat())
+        }
+    };
+    assert!(bytes.len() <= limits.max_message);
+    (tag, bytes)
+}

@@ -298,7 +298,15 @@ class Httpd:
         return self._log().count("resuming normal operations")
 
     def tell(self, number):
+        """Sends a signal; `renewed` waits for what a restart makes of it."""
+        self.before = self._generations(), set(self.children())
         self.process.send_signal(number)
+
+    def renewed(self):
+        """Waits until the server has restarted and the children of before are gone."""
+        generations, children = self.before
+        wait_until(lambda: self._generations() > generations, 15, "the next generation")
+        wait_until(lambda: not children & set(self.children()), 6, "the end of the old children")
 
     def graceful(self):
         """Graceful restart; waits for the next generation."""
@@ -309,9 +317,8 @@ class Httpd:
         self._next_generation(signal.SIGHUP)
 
     def _next_generation(self, number):
-        seen = self._generations()
         self.tell(number)
-        wait_until(lambda: self._generations() > seen, 15, "the next generation")
+        wait_until(lambda: self._generations() > self.before[0], 15, "the next generation")
 
     def stop(self, number=signal.SIGTERM, timeout=6.0):
         """Stops the server (SIGWINCH: gracefully) and proves that nothing of it is left."""
@@ -327,6 +334,7 @@ class Httpd:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
+            (self.root / "run/httpd.pid").unlink(missing_ok=True)
             raise AssertionError(f"httpd did not stop within {timeout:g} s; left: {left}") from None
         finally:
             self.startup.close()

@@ -335,6 +335,7 @@ class TestLoading:
                 client = connect()
                 client.upgrade(f"/e{n}")
                 works(client)
+                client.sock.close()
 
     def test_init_and_destroy_pair(self, httpd):
         httpd.plugin_trail.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ CONF = (
     + "<Location /bare>\n    SetHandler websocket-handler\n</Location>\n"
     + echo("/off", "WebSocketOriginCheck Off")
     + echo("/same", "WebSocketOriginCheck Same")
+    + echo("/page.txt")
     + echo(
         "/trusted",
         "WebSocketOriginCheck Trusted",
@@ -152,10 +153,10 @@ class TestNotAnUpgrade:
         assert client.read_response().status == 404
 
     def test_plain_request_of_an_existing_file(self, connect, httpd):
-        (httpd.root / "htdocs/same").mkdir(exist_ok=True)
-        (httpd.root / "htdocs/same/page.txt").write_text("a page\n")
+        (httpd.root / "htdocs/page.txt").write_text("a page\n")
+        works_at(connect, "/page.txt")
         client = connect()
-        client.send(b"GET /same/page.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        client.send(b"GET /page.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert client.read_response().status == 200
         client.fill_until(b"a page\n")
 
@@ -176,8 +177,7 @@ class TestBadUpgrade:
     def test_http_1_0(self, connect):
         refused(connect, 400, http="HTTP/1.0")
 
-    def test_no_host(self, connect, httpd):
-        httpd.expect_log("AH00569")  # the core's own complaint
+    def test_no_host(self, connect):
         refused(connect, 400, Host=None)
 
     def test_no_host_in_http_1_0(self, connect):

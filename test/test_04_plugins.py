@@ -89,7 +89,9 @@ class TestServer:
     def test_request_while_connecting(self, probe):
         assert probe([("X-Debug-Request", "1")]).ask("request-connect") == "non-null"
 
-    def test_null_pointers(self, probe):
+    def test_null_pointers(self, httpd, probe):
+        httpd.expect_log(r"\[websocket:warn\].*\bheader")
+        httpd.expect_log(r"\[websocket:warn\].*\bprotocol")
         p = probe()
         assert p.ask("nulls") == "ok"
         assert p.ask("version") == "1"
@@ -102,7 +104,7 @@ class TestResponse:
         assert response.headers["x-b"] == "two words"
 
     def test_header_set_too_late(self, probe):
-        p = probe()
+        p = probe(Sec_WebSocket_Protocol="x")
         assert p.ask("set-late X-A: one") == "ok"
         assert p.ask("protocol-late x") == "ok"
         p.client.close()
@@ -157,7 +159,7 @@ class TestResponse:
         trail = httpd.trail("refused")
         client = connect()
         response = client.ask(
-            "/debug",
+            "/debug?refused-by-plugin",
             [("X-Debug-Refuse", "1"), ("X-Debug-Set", "X-A: one"), ("X-Debug-Protocol", "a"),
              ("X-Debug-Greet", "nobody hears this"), ("X-Debug-Trail", str(trail))],
             Sec_WebSocket_Protocol="a",
@@ -169,7 +171,7 @@ class TestResponse:
         client.send(b"GET /index.html HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         with pytest.raises(EOFError):  # the body, perhaps a second response, and no frame
             client.fill_until(b"nobody hears this")
-        assert httpd.access("/debug")[-1].status == 403
+        assert httpd.access("?refused-by-plugin")[-1].status == 403
         assert not httpd.trail_lines(trail)  # no on_disconnect without a connection
 
     def test_greetings_follow_the_101(self, ws):
@@ -203,18 +205,21 @@ class TestSend:
         p.client.expect(PONG, "x" * 125)
 
     @pytest.mark.parametrize("kind", [256, 257])
-    def test_long_control_frames_are_not_sent(self, probe, kind):
+    def test_long_control_frames_are_not_sent(self, httpd, probe, kind):
+        httpd.expect_log(rf"\[websocket:warn\].*\bsend\b.*{kind}")
         p = probe()
         assert p.ask(f"type {kind} 126") == "ret=0"
         assert p.ask("version") == "1"
 
-    def test_long_close_is_not_sent(self, probe):
+    def test_long_close_is_not_sent(self, httpd, probe):
+        httpd.expect_log(r"\[websocket:warn\].*\bsend\b.*255")
         p = probe()
         assert p.ask("raw-close 126") == "ret=0"
         assert p.ask("version") == "1"
 
     @pytest.mark.parametrize("kind", [-1, 1, 2, 127, 129, 254, 258, 1000, -2147483648, 2147483647])
-    def test_unknown_types_are_refused(self, probe, kind):
+    def test_unknown_types_are_refused(self, httpd, probe, kind):
+        httpd.expect_log(rf"\[websocket:warn\].*\bsend\b.*{kind}")
         p = probe()
         assert p.ask(f"type {kind}") == "ret=0"
         assert p.ask("version") == "1"

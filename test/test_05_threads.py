@@ -7,7 +7,7 @@ import time
 
 import pytest
 from httpd import debug, echo, location, wait_until
-from ws_frame import BINARY, CLOSE, TEXT, close_frame, frame
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame
 
 THREADS = location("/threads", "${PLUGINS}/threads.so", "threads_init")
 HAMMERED = re.compile(rb"t=(\d{3}) n=(\d{6}) ([A-Z]*)")
@@ -107,20 +107,25 @@ class TestHammer:
             hammer.drain(client)
             client.close()
 
-    def test_client_closes_in_the_middle(self, ws):
-        client, hammer = ws("/threads"), Hammer(24, 100_000, 100)
+    @pytest.mark.parametrize("sent, answer", [
+        (close_frame(1000), (CLOSE, b"\x03\xe8")), (frame(PING, b"me too"), (PONG, b"me too"))
+    ], ids=["close", "ping"])
+    def test_input_is_not_starved(self, ws, sent, answer):
+        """Senders that always have more do not keep the server from reading: the answer comes
+        behind what the queue and the kernel's buffers hold (100,000 messages), not at the end."""
+        client, hammer = ws("/narrow"), Hammer(24, 40_000, 100)
         client.send(hammer.command)
         for _ in range(2000):
             hammer.take(client.read_frame().payload)
-        client.send(close_frame(1000))
-        while True:
-            got = client.read_frame()
-            if got.opcode == CLOSE:
-                break
+        client.send(sent)
+        count = 0
+        while (got := client.read_frame()).opcode == BINARY:
             hammer.take(got.payload)
-        assert got.code == 1000
-        client.expect_eof()
-        assert not hammer.done
+            count += 1
+        assert (got.opcode, got.payload) == answer
+        assert count < 200_000, f"answered after {count} messages"
+        if got.opcode == CLOSE:
+            client.expect_eof()
 
     @pytest.mark.parametrize("end", ["reset", "eof"])
     def test_client_vanishes_in_the_middle(self, httpd, ws, end):
@@ -181,12 +186,14 @@ class TestSlowClients:
             other.expect(TEXT, "meanwhile", timeout=1)
             return len(httpd.trail_lines(trail)) == 2
 
-        wait_until(given_up, 10, "the end of the slow client")
+        wait_until(given_up, 12, "the end of the slow client")
         took = time.monotonic() - start
         sent, disconnect = httpd.trail_lines(trail)
         assert disconnect == "disconnect"
         assert 0 < int(sent.split("=")[1]) < int(command.split()[1])
-        assert 1.5 < took < 6, f"given up after {took:.1f} s"
+        # The kernel may take some more bytes when it probes the client's window; then it counts
+        # anew. The client has its chance to answer the Close after that.
+        assert 1.5 < took < 9, f"given up after {took:.1f} s"
         assert httpd.access("/debug?slow")[-1].status == 101
 
     def test_threads_are_released(self, httpd, ws):

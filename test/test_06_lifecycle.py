@@ -7,7 +7,7 @@ import pytest
 from httpd import debug, echo, location, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
-CONF = (
+SITE = (
     echo()
     + debug()
     + location("/increment", "${EXAMPLES}/mod_websocket_dumb_increment.so", "dumb_increment_init")
@@ -31,7 +31,7 @@ class TestServerEnds:
 
     @pytest.fixture(autouse=True)
     def own_server(self, httpd):
-        with httpd.serve(CONF):
+        with httpd.serve(SITE):
             yield
 
     @pytest.mark.parametrize("end", ENDS)
@@ -41,7 +41,6 @@ class TestServerEnds:
         for client in clients:
             client.send(frame(TEXT, "version"))
             client.expect(TEXT, "1")
-        old = httpd.children()
         start = time.monotonic()
         httpd.tell(ENDS[end])
         for client in clients:
@@ -53,11 +52,12 @@ class TestServerEnds:
             assert (got.opcode, got.code) == (CLOSE, 1001)
             client.send(close_frame(1001))
             client.expect_eof(3)
+            client.sock.close()
         assert time.monotonic() - start < 3
         for trail in trails:
             wait_until(lambda t=trail: httpd.trail_lines(t), 3, "on_disconnect")
         if "restart" in end:
-            wait_until(lambda: not set(old) & set(httpd.children()), 6, "the end of the old children")
+            httpd.renewed()
             client = ws("/echo")
             client.send(frame(TEXT, "new generation"))
             client.expect(TEXT, "new generation")
@@ -69,10 +69,9 @@ class TestServerEnds:
     @pytest.mark.parametrize("end", ENDS)
     def test_with_clients_that_do_not_answer(self, httpd, ws, end):
         clients = [ws("/echo") for _ in range(8)]
-        old = httpd.children()
         httpd.tell(ENDS[end])
         if "restart" in end:
-            wait_until(lambda: not set(old) & set(httpd.children()), 6, "the end of the old children")
+            httpd.renewed()
         else:
             httpd.stop(ENDS[end])
         for client in clients:
@@ -90,10 +89,9 @@ class TestServerEnds:
         hammer.read_frame()
         half = ws("/echo")
         half.send(frame(TEXT, "half", fin=False))
-        old = httpd.children()
         httpd.tell(ENDS[end])
         if "restart" in end:
-            wait_until(lambda: not set(old) & set(httpd.children()), 6, "the end of the old children")
+            httpd.renewed()
         else:
             httpd.stop(ENDS[end])
         if "graceful" in end:
@@ -107,10 +105,10 @@ class TestServerEnds:
             client = ws("/echo")
             client.send(frame(TEXT, "x"))
             client.expect(TEXT, "x")
-            old = httpd.children()
             httpd.graceful()
             client.expect_close(1001)
-            wait_until(lambda o=old: not set(o) & set(httpd.children()), 6, "the old children's end")
+            client.sock.close()
+            httpd.renewed()
 
     def test_reload_takes_the_new_configuration(self, httpd, ws):
         path = httpd.root / "conf/httpd.conf"
@@ -140,7 +138,7 @@ def ws_ask(ws, path):
 
 
 class TestAccessLog:
-    CONF = CONF
+    CONF = SITE
 
     def entry(self, httpd, mark):
         return httpd.access(mark)[-1]
@@ -217,7 +215,7 @@ class TestAccessLog:
         ("violation", frame(TEXT, rsv=1), 1002),
         ("utf8", frame(TEXT, b"\xff"), 1007),
         ("too-big", frame(TEXT, length=1 << 40), 1009),
-    ])
+    ], ids=["violation", "utf8", "too-big"])
     def test_our_code(self, httpd, ws, name, data, code):
         client = ws(f"/echo?{name}")
         client.send(data)
@@ -238,11 +236,11 @@ class TestAccessLog:
 
     def test_restart(self, httpd, ws):
         client = ws("/echo?restart")
-        old = httpd.children()
         httpd.graceful()
         client.expect_close(1001)
+        client.sock.close()
         assert self.entry(httpd, "?restart").close_code == "1001"
-        wait_until(lambda: not set(old) & set(httpd.children()), 6, "the end of the old children")
+        httpd.renewed()
 
     def test_refused(self, httpd, connect):
         connect().ask("/echo?refused", Origin="http://evil.example")
@@ -261,7 +259,7 @@ def busy_workers(httpd, connect):
 
 
 class TestNothingIsLeft:
-    CONF = CONF
+    CONF = SITE
 
     def settled(self, httpd):
         """Descriptors and threads of all children; compared only between quiet moments."""
@@ -279,7 +277,8 @@ class TestNothingIsLeft:
                     client.reset()
                 elif end == "violation":
                     client.send(frame(TEXT, rsv=7))
-                    client.expect_close(1002, reply=False)
+                    client.expect_close(1002)
+                    client.sock.close()
                 else:  # the server closes, the client neither answers nor goes away
                     client.send(frame(TEXT, rsv=7))
             wait_until(lambda: busy_workers(httpd, connect) == 1, 8, f"idle workers after {end}")
@@ -292,8 +291,7 @@ class TestNothingIsLeft:
                 client.expect(BINARY, b"round")
                 if n % 3 == 0:
                     client.close()
-                else:
-                    client.sock.close()
+                client.sock.close()
 
         rounds(100)
         before = self.settled(httpd)

@@ -8,7 +8,7 @@ import pytest
 from httpd import debug, echo, location, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, random_text
 
-CONF = f"""
+SITE = f"""
     SSLSessionCache shmcb:run/sessions(128000)
     <VirtualHost *:${{TLS_PORT}}>
         SSLEngine on
@@ -26,8 +26,8 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 def wss(request, httpd, connect):
     context = httpd.tls_context(VERSIONS[request.param])
 
-    def opened(path="/echo", headers=(), **kw):
-        client = connect(port=httpd.tls_port, tls=context)
+    def opened(path="/echo", headers=(), rcvbuf=None, **kw):
+        client = connect(port=httpd.tls_port, tls=context, rcvbuf=rcvbuf)
         assert client.sock.version() == f"TLSv{request.param}"
         client.upgrade(path, headers, **kw)
         return client
@@ -62,6 +62,8 @@ def exchange(client, data, expected):
 
 
 class TestMessages:
+    CONF = SITE
+
     @pytest.mark.parametrize("size", [0, 1, 126, 16_000, 16_384, 65_536, 3 << 20])
     def test_sizes(self, wss, size):
         client, data = wss(), random_text(size)
@@ -119,6 +121,8 @@ class TestMessages:
 
 
 class TestEnds:
+    CONF = SITE
+
     @pytest.mark.parametrize(
         "data, code",
         [
@@ -174,6 +178,8 @@ class TestEnds:
 
 
 class TestOrigin:
+    CONF = SITE
+
     def test_scheme_is_https(self, connect, httpd):
         for scheme, status in (("https", 101), ("http", 403), ("wss", 403)):
             client = connect(port=httpd.tls_port, tls=httpd.tls_context())
@@ -187,15 +193,52 @@ class TestOrigin:
 
 
 class TestRestart:
+    CONF = SITE
+
     def test_graceful(self, httpd, wss):
         trail = httpd.trail("tls-graceful")
         client = wss("/debug", [("X-Debug-Trail", str(trail))])
-        old = httpd.children()
         httpd.graceful()
         got = client.read_frame(3)
         assert (got.opcode, got.code) == (CLOSE, 1001)
         client.send(close_frame(1001))
         client.expect_eof()
-        wait_until(lambda: not set(old) & set(httpd.children()), 6, "the end of the old children")
+        client.sock.close()
+        httpd.renewed()
         assert httpd.trail_lines(trail) == ["disconnect"]
         wss().close()
+
+    @pytest.mark.parametrize("wss", ["1.3"], indirect=True)
+    def test_graceful_with_a_client_that_does_not_read(self, httpd, wss):
+        client = wss("/threads", rcvbuf=4096)
+        client.send(frame(TEXT, "go 8 100000 1000"))
+        client.read_frame()
+        httpd.graceful()
+        httpd.renewed()
+
+
+@pytest.mark.parametrize("wss", ["1.3"], indirect=True)
+class TestSlowClients:
+    CONF = "Timeout 2\n" + SITE
+
+    def test_given_up_after_timeout(self, httpd, wss):
+        trail = httpd.trail("tls-flood")
+        slow, other = wss("/debug", [("X-Debug-Trail", str(trail))], rcvbuf=4096), wss("/echo")
+        slow.send(frame(TEXT, "flood 100000 10000"))
+
+        def given_up():
+            other.send(frame(TEXT, "meanwhile"))
+            other.expect(TEXT, "meanwhile", timeout=1)
+            return len(httpd.trail_lines(trail)) == 2
+
+        wait_until(given_up, 12, "the end of the slow client")
+        sent, disconnect = httpd.trail_lines(trail)
+        assert 0 < int(sent.split("=")[1]) < 100_000
+        assert disconnect == "disconnect"
+
+    def test_queue_smaller_than_what_is_sent(self, wss):
+        client = wss("/debug", rcvbuf=4096)
+        client.send(frame(TEXT, "flood 300 100000"))
+        for _ in range(300):
+            assert len(client.read_frame().payload) == 100_000
+        client.expect(TEXT, "sent=300")

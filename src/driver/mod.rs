@@ -2,23 +2,35 @@
 //!
 //! What every driver promises:
 //! - Callbacks of one connection never overlap, and `closed` is called once, last.
-//! - Bytes go out in the order in which they were queued; only the owning thread touches the transport.
+//! - Bytes go out in the order in which they were queued.
 //! - No lock is held while a callback runs or while the network is waited for.
 //! - When the conversation is over every sender is released before `closed` is called.
 //! - When the child goes down, each connection gets Close 1001 and its `closed`.
 //!
 //! | file | owns |
 //! |---|---|
+//! | [`lane`] | a connection's bytes on their way out and in, for the thread at work on it |
+//! | [`turn`] | what happens when a connection is ready: read, handle, write |
+//! | [`clocks`] | when a connection's patience ends |
 //! | [`blocking`] | one thread per connection |
-//! | [`socket`] | the transport over a descriptor of our own |
-//! | [`stop`] | telling every connection that the child goes down |
+//! | [`service`] | few threads for all connections on sockets of our own |
+//! | [`run_word`] | the word that keeps a second thread away from a connection |
+//! | [`epoll`] | the kernel's list of ready sockets |
+//! | [`socket`] | the transport over such a socket |
+//! | [`stop`] | telling every blocking connection that the child goes down |
 //! | [`wait`] | waiting for a descriptor, a wake-up or a deadline |
 
-use std::{io, os::fd::RawFd};
+use std::{io, os::fd::RawFd, sync::Arc};
 
 pub mod blocking;
+pub mod clocks;
+pub mod epoll;
+pub mod lane;
+pub mod run_word;
+pub mod service;
 pub mod socket;
 pub mod stop;
+pub mod turn;
 pub mod wait;
 
 /// A byte stream that never blocks: [`io::ErrorKind::WouldBlock`] says that it would.
@@ -35,6 +47,9 @@ pub trait Transport: Send {
     /// Whether bytes may wait inside that the descriptor does not show: then reading goes on until it
     /// would block, whatever the last read returned.
     fn holds_input(&self) -> bool;
+
+    /// The socket beneath, if any thread may write to it; then `write` and `flush` are not used.
+    fn socket(&self) -> Option<Arc<socket::Socket>>;
 
     /// The descriptor to wait on.
     fn descriptor(&self) -> RawFd;

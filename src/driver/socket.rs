@@ -2,31 +2,20 @@
 #![deny(unsafe_code)]
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, IoSlice, Read as _, Write as _},
     net::TcpStream,
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
+    sync::Arc,
 };
 
 use super::Transport;
+use crate::outbox;
 
-/// A stream socket in non-blocking mode, with the bytes that somebody else had already read from it.
+/// A stream socket in non-blocking mode.
 #[derive(Debug)]
 pub struct Socket {
     /// The standard library's type for any connected stream socket; also of a Unix listener.
     stream: TcpStream,
-    /// Read before the socket itself.
-    early: Vec<u8>,
-    /// How many bytes came and went.
-    traffic: Traffic,
-}
-
-/// Bytes on the wire.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Traffic {
-    /// Received, without `early` ones, which somebody else counted.
-    pub received: u64,
-    /// Sent.
-    pub sent: u64,
 }
 
 impl Socket {
@@ -34,37 +23,65 @@ impl Socket {
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         let stream = TcpStream::from(socket);
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, early: Vec::new(), traffic: Traffic::default() })
+        Ok(Self { stream })
     }
 
-    /// Has bytes read that somebody else took out of the socket.
-    pub fn unread(&mut self, early: Vec<u8>) {
-        self.early = early;
+    /// The descriptor to wait on.
+    pub fn descriptor(&self) -> RawFd {
+        self.stream.as_raw_fd()
     }
 
-    /// How many bytes came and went so far.
-    pub fn traffic(&self) -> Traffic {
-        self.traffic
+    /// Ends the stream in one direction or both. What is already ended, or lost, stays so.
+    pub fn shutdown(&self, how: std::net::Shutdown) {
+        let _ = self.stream.shutdown(how);
+    }
+
+    /// Reads what is there; 0 at the end of the stream.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.stream).read(buffer)
     }
 }
 
-impl Transport for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !self.early.is_empty() {
-            let n = self.early.len().min(buffer.len());
-            buffer[..n].copy_from_slice(&self.early[..n]);
-            self.early.drain(..n);
-            return Ok(n);
+impl outbox::Socket for Socket {
+    fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        match bytes {
+            [one] => (&self.stream).write(one),
+            several => (&self.stream).write_vectored(several),
         }
-        let n = self.stream.read(buffer)?;
-        self.traffic.received += n as u64;
+    }
+}
+
+/// The transport of a [`Socket`], with the bytes that somebody else had already read from it.
+#[derive(Debug)]
+pub struct Plain {
+    socket: Arc<Socket>,
+    /// Read before the socket itself.
+    early: Vec<u8>,
+}
+
+impl Plain {
+    /// Reads `early` and then `socket`.
+    pub fn new(socket: Arc<Socket>, early: Vec<u8>) -> Self {
+        Self { socket, early }
+    }
+}
+
+impl Transport for Plain {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.early.is_empty() {
+            return self.socket.read(buffer);
+        }
+        let n = self.early.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&self.early[..n]);
+        self.early.drain(..n);
+        if self.early.is_empty() {
+            self.early = Vec::new();
+        }
         Ok(n)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.stream.write(bytes)?;
-        self.traffic.sent += n as u64;
-        Ok(n)
+        outbox::Socket::write(&*self.socket, &[IoSlice::new(bytes)])
     }
 
     fn flush(&mut self) -> io::Result<bool> {
@@ -75,7 +92,11 @@ impl Transport for Socket {
         !self.early.is_empty()
     }
 
+    fn socket(&self) -> Option<Arc<Socket>> {
+        Some(self.socket.clone())
+    }
+
     fn descriptor(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.socket.descriptor()
     }
 }

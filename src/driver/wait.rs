@@ -33,7 +33,13 @@ impl Waker {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
-    fn clear(&self) {
+    /// The descriptor that becomes readable.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Takes note of a wake-up.
+    pub fn clear(&self) {
         let _ = (&self.0).read(&mut [0; 8]);
     }
 }
@@ -105,11 +111,52 @@ impl Drop for Signals {
     }
 }
 
+/// Holds all signals back on this thread, and on those it starts, until the value is dropped.
+#[derive(Debug)]
+pub struct AllSignals(libc::sigset_t);
+
+impl AllSignals {
+    /// Blocks all signals but those of a fault, which must end the process at once.
+    pub fn block() -> Self {
+        // SAFETY: sigset_t is plain data for which all-zero is a valid value.
+        let mut all: libc::sigset_t = unsafe { core::mem::zeroed() };
+        let mut before = all;
+        // SAFETY: `all` is a live sigset_t.
+        unsafe { libc::sigfillset(&raw mut all) };
+        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT] {
+            // SAFETY: `all` is a live sigset_t.
+            unsafe { libc::sigdelset(&raw mut all, fault) };
+        }
+        // SAFETY: both sets are live; the call changes this thread's mask only.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+        Self(before)
+    }
+}
+
+impl Drop for AllSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that pthread_sigmask filled in.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
+/// Whether the calling thread is in the handler of a signal that ends a process at once: the kernel blocks a
+/// signal while it is handled.
+pub fn stop_is_being_handled() -> bool {
+    // SAFETY: sigset_t is plain data for which all-zero is a valid value.
+    let mut mask: libc::sigset_t = unsafe { core::mem::zeroed() };
+    // SAFETY: without a new set the call only fills in the live one.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut mask) };
+    // SAFETY: the set was just filled in.
+    let blocked = |signal| unsafe { libc::sigismember(&raw const mask, signal) } == 1;
+    blocked(libc::SIGTERM) || blocked(libc::SIGHUP)
+}
+
 /// Waits until `descriptor` is ready, `waker` is called, one of `signals` is pending or `timeout` is over.
 pub fn wait(
     descriptor: RawFd,
     interest: Interest,
-    waker: &Waker,
+    waker: Option<&Waker>,
     timeout: Option<Duration>,
     signals: Option<&Signals>,
 ) -> io::Result<Ready> {
@@ -123,7 +170,7 @@ pub fn wait(
     // A negative descriptor is left out. Without interest an error on it would end each wait at once.
     let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
     let mut fds = [
-        entry(waker.0.as_raw_fd(), libc::POLLIN),
+        entry(waker.map_or(-1, |w| w.0.as_raw_fd()), libc::POLLIN),
         entry(if events == 0 { -1 } else { descriptor }, events),
         entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
     ];
@@ -138,7 +185,7 @@ pub fn wait(
             _ => Err(error),
         };
     }
-    if fds[0].revents != 0 {
+    if let (Some(waker), true) = (waker, fds[0].revents != 0) {
         waker.clear();
     }
     let failed = fds[1].revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;

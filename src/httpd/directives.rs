@@ -7,11 +7,11 @@ use core::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr,
 };
-use std::{borrow::Cow, ffi::CString, sync::Arc};
+use std::{borrow::Cow, ffi::CString, sync::Arc, time::Duration};
 
 use super::{boundary, log, module, sys, wrap::Request};
 use crate::{
-    config::{self, Settings},
+    config::{self, Detach, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::OriginCheck,
@@ -66,6 +66,42 @@ pub(super) static COMMANDS: Commands = Commands([
         &(allow_reserved as Setter),
         ANYONE,
         c"On to let clients close with codes that are reserved for future use",
+    ),
+    take1(
+        c"WebSocketDetach",
+        &(detach as Setter),
+        ADMIN,
+        c"whether connections leave httpd's threads: Auto, On or Off",
+    ),
+    take1(
+        c"WebSocketPingInterval",
+        &(ping_interval as Setter),
+        ADMIN,
+        c"the silence after which a client is pinged, and then given up; or Off",
+    ),
+    take1(
+        c"WebSocketIdleTimeout",
+        &(idle_timeout as Setter),
+        ADMIN,
+        c"the time without a message after which a connection is closed; or Off",
+    ),
+    take1(
+        c"WebSocketCloseTimeout",
+        &(close_timeout as Setter),
+        ADMIN,
+        c"the time a client has to answer a Close; or Off",
+    ),
+    take1(
+        c"WebSocketDrainTime",
+        &(drain_time as Setter),
+        GLOBAL,
+        c"the time over which a child that ends gracefully spreads the end of its connections",
+    ),
+    take1(
+        c"WebSocketThreads",
+        &(threads as Setter),
+        GLOBAL,
+        c"the most threads per child that serve detached connections",
     ),
     flag(
         c"WebSocketCompression",
@@ -174,13 +210,47 @@ fn allow_reserved(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result
     Ok(())
 }
 
+fn detach(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let choices = [("Auto", Detach::Auto), ("On", Detach::On), ("Off", Detach::Off)];
+    section.settings.detach = Some(choice(words, &choices)?);
+    Ok(())
+}
+
+fn ping_interval(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.ping_interval = Some(duration_or_off(words)?);
+    Ok(())
+}
+
+fn idle_timeout(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.idle_timeout = Some(duration_or_off(words)?);
+    Ok(())
+}
+
+fn close_timeout(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.close_timeout = Some(duration_or_off(words)?);
+    Ok(())
+}
+
+fn drain_time(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let time = config::duration(word);
+    let time = time.ok_or_else(|| format!("'{word}' is not {}", config::DURATION))?;
+    parms.main_server()?.drain_time = Some(time);
+    Ok(())
+}
+
+fn threads(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
+    parms.main_server()?.threads = Some(number(words.first(), 1, 1024)?);
+    Ok(())
+}
+
 fn compression(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     section.settings.compression.enabled = Some(on(words));
     Ok(())
 }
 
 fn compression_level(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
-    section.settings.compression.level = Some(number(words.first(), 1, 9)?);
+    section.settings.compression.level = Some(number(words.first(), 1, 9)? as u8);
     Ok(())
 }
 
@@ -207,7 +277,7 @@ fn compression_window_bits(
 ) -> Result<(), String> {
     let server = number(words.first(), 9, 15)?;
     let client = number(words.last(), 9, 15)?;
-    section.settings.compression.window_bits = Some((server, client));
+    section.settings.compression.window_bits = Some((server as u8, client as u8));
     Ok(())
 }
 
@@ -229,8 +299,20 @@ fn size(words: &[&str]) -> Result<usize, String> {
     config::size(word).ok_or_else(|| format!("'{word}' is not {}", config::SIZE))
 }
 
+/// A time above 0, or Off.
+fn duration_or_off(words: &[&str]) -> Result<Option<Duration>, String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    if word.eq_ignore_ascii_case("Off") {
+        return Ok(None);
+    }
+    match config::duration(word) {
+        Some(time) if !time.is_zero() => Ok(Some(time)),
+        _ => Err(format!("'{word}' is neither {} nor Off", config::DURATION)),
+    }
+}
+
 /// A whole number between two bounds.
-fn number(word: Option<&&str>, low: u8, high: u8) -> Result<u8, String> {
+fn number(word: Option<&&str>, low: u16, high: u16) -> Result<u16, String> {
     let word = word.ok_or(ARGUMENTS)?;
     let digits = word.bytes().all(|b| b.is_ascii_digit());
     let number = word.parse().ok().filter(|n| digits && (low..=high).contains(n));
@@ -259,6 +341,10 @@ pub(super) struct Section {
 pub(super) struct Server {
     /// `WebSocketCompressionMemory`, in bytes.
     pub(super) compression_memory: Option<usize>,
+    /// `WebSocketDrainTime`.
+    pub(super) drain_time: Option<Duration>,
+    /// `WebSocketThreads`.
+    pub(super) threads: Option<u16>,
 }
 
 /// A directive's own part: takes its words and changes the section, or says what is wrong with them.
@@ -266,7 +352,7 @@ type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
 
 /// A table that httpd reads; it never changes.
 #[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 14]);
+pub(super) struct Commands([sys::command_rec; 20]);
 
 // SAFETY: httpd only reads the table, and nothing in it changes.
 unsafe impl Sync for Commands {}

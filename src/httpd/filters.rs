@@ -4,10 +4,10 @@
 //! gets one portion at a time and is pushed until that has left.
 
 use core::{ffi::CStr, ptr};
-use std::{io, os::fd::RawFd};
+use std::{io, os::fd::RawFd, sync::Arc};
 
 use super::sys;
-use crate::driver::Transport;
+use crate::driver::{Transport, socket::Socket};
 
 /// The largest portion for the output filters: with what TLS adds, below the core filter's limit of 64 KiB at which
 /// it starts to block.
@@ -137,14 +137,15 @@ impl Transport for Filters {
         if !self.holds_output() {
             return Ok(true);
         }
-        // SAFETY: the connection is live and ours. The last output filter is httpd's core filter, which takes NULL as
-        // the request to write what it has set aside, without blocking.
+        // SAFETY: the connection is live and ours. The last output filter is httpd's core filter, whose function takes
+        // NULL as the request to write what it has set aside, without blocking; ap_pass_brigade does not pass that on.
         let status = unsafe {
             let mut filter = (*self.connection).output_filters;
             while !(*filter).next.is_null() {
                 filter = (*filter).next;
             }
-            sys::ap_pass_brigade(filter, ptr::null_mut())
+            let write = (*(*filter).frec).filter_func.out_func;
+            write.map_or(sys::APR_SUCCESS as i32, |write| write(filter, ptr::null_mut()))
         };
         if status != sys::APR_SUCCESS as i32 {
             return Err(Self::error(status));
@@ -154,6 +155,10 @@ impl Transport for Filters {
 
     fn holds_input(&self) -> bool {
         true
+    }
+
+    fn socket(&self) -> Option<Arc<Socket>> {
+        None
     }
 
     fn descriptor(&self) -> RawFd {

@@ -1,21 +1,30 @@
 //! The upgrade: a request becomes a WebSocket, which this thread then serves until its end.
 
 use core::ffi::{CStr, c_int};
-use std::{ffi::CString, io, os::fd::BorrowedFd, os::fd::RawFd, sync::Arc, time::Duration};
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
-    CONTEXTS, STOP, directives,
+    CONTEXTS, STOP, directives, ending,
     filters::{self, Filters},
-    is_threaded, log, sys,
+    is_threaded, log,
+    record::Record,
+    sys,
     wrap::{Request, Table},
 };
 use crate::{
-    config::Settings,
+    config::{Detach, Patience, Settings},
     driver::{
-        Transport,
-        blocking::{self, Lane},
-        socket::Socket,
-        wait::Signals,
+        blocking,
+        lane::Lane,
+        service::{Farewell, Guest},
+        socket::{Plain, Socket},
+        wait::{Signals, Waker},
     },
     endpoint::Endpoint as _,
     journal::Level,
@@ -77,7 +86,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         return sys::HTTP_NOT_IMPLEMENTED as c_int;
     }
     match Upgrade::prepare(r, &section.settings, &opening) {
-        Ok(upgrade) => upgrade.serve(r, plugin, &opening),
+        Ok(upgrade) => upgrade.serve(r, plugin, section.settings.detach(), &opening),
         Err(error) => {
             log::request(r, Level::Error, format_args!("WS0104: no upgrade: {error}"));
             sys::HTTP_SERVICE_UNAVAILABLE as c_int
@@ -103,73 +112,32 @@ fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>)
     settings.origin_check().allows(opening.origin, &own, settings.trusted_origins())
 }
 
-/// How the bytes of a connection travel.
-enum Stream {
-    /// On a descriptor of our own.
-    Socket(Socket),
-    /// Through httpd's filters.
-    Filters(Filters),
-}
-
-impl Transport for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Socket(socket) => socket.read(buffer),
-            Self::Filters(filters) => filters.read(buffer),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Socket(socket) => socket.write(bytes),
-            Self::Filters(filters) => filters.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<bool> {
-        match self {
-            Self::Socket(socket) => socket.flush(),
-            Self::Filters(filters) => filters.flush(),
-        }
-    }
-
-    fn holds_input(&self) -> bool {
-        match self {
-            Self::Socket(socket) => socket.holds_input(),
-            Self::Filters(filters) => filters.holds_input(),
-        }
-    }
-
-    fn descriptor(&self) -> RawFd {
-        match self {
-            Self::Socket(socket) => socket.descriptor(),
-            Self::Filters(filters) => filters.descriptor(),
-        }
-    }
-}
-
 /// All that an upgrade needs, obtained before anything is promised to the client or the plugin.
 struct Upgrade {
     outbox: Arc<Outbox>,
     session: Session,
-    lane: Arc<Lane<Stream>>,
+    /// A socket of our own, if nothing but httpd's own filters is on the connection.
+    socket: Option<Arc<Socket>>,
+    /// The same bytes as httpd sees them.
+    filters: Filters,
+    waker: Waker,
+    patience: Patience,
     deflate: Option<(Params, Reserved<'static>)>,
-    /// prefork handles signals on this thread; its callbacks must not be interrupted by them.
+    /// prefork handles signals on this thread; neither its callbacks nor a hand-over must be interrupted.
     signals: Option<Signals>,
 }
 
 impl Upgrade {
     fn prepare(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> io::Result<Self> {
+        let signals = if is_threaded() { None } else { Some(Signals::block()?) };
         let compression = &settings.compression;
         let deflate = compression
             .policy()
             .and_then(|policy| deflate::negotiate_within(opening.extensions, &policy, &CONTEXTS));
         let params = deflate.as_ref().map(|(params, _)| params);
-        let bounds = Bounds {
-            queue: settings.send_queue(),
-            timeout: timeout(r),
-            compress_from: compression.min_size(),
-        };
+        let timeout = timeout(r);
+        let queue = settings.send_queue();
+        let bounds = Bounds { queue, timeout, compress_from: compression.min_size() };
         let deflater = params.map(|params| Deflater::new(params, compression.level()));
         let journal = Box::new(log::ConnectionJournal::new(r));
         let outbox = Arc::new(Outbox::new(bounds, deflater, journal));
@@ -179,65 +147,123 @@ impl Upgrade {
             allow_reserved: settings.allow_reserved(),
         };
         let connection = r.connection();
-        // SAFETY: the connection is the request's own (wrap::R1), and its lane does not outlive the handler's use.
+        // SAFETY: the connection is the request's own (wrap::R1), and a lane with it does not outlive the handler.
         let filters = unsafe { Filters::new(connection) }?;
         // SAFETY: as above.
-        let stream = match unsafe { filters::foreign(connection) } {
+        unsafe { filters::remove_obstacles(connection) };
+        // SAFETY: as above.
+        let socket = match unsafe { filters::foreign(connection) } {
             Some(name) => {
                 let line = format_args!("bytes go through httpd's filters because of {name}");
                 log::request(r, Level::Debug, line);
-                Stream::Filters(filters)
+                None
             }
             None => {
                 // SAFETY: httpd keeps the descriptor open while the handler runs; it is only duplicated.
-                let own = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
-                Stream::Socket(Socket::new(own.try_clone_to_owned()?)?)
+                let httpds = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
+                Some(Arc::new(Socket::new(spare(httpds.try_clone_to_owned()?)?)?))
             }
         };
         Ok(Self {
             session: Session::new(limits, params),
-            lane: Lane::new(stream, outbox.clone())?,
             outbox,
+            socket,
+            filters,
+            waker: Waker::new()?,
+            patience: settings.patience(timeout),
             deflate,
-            signals: if is_threaded() { None } else { Some(Signals::block()?) },
+            signals,
         })
     }
 
-    /// Asks the plugin, answers the client, and serves the connection to its end.
-    fn serve(self, r: Request<'_>, plugin: &Arc<Plugin>, opening: &Opening<'_>) -> c_int {
-        let Self { outbox, session, lane, deflate, signals } = self;
+    /// Asks the plugin, answers the client, and has the connection served to its end.
+    fn serve(
+        self,
+        r: Request<'_>,
+        plugin: &Arc<Plugin>,
+        detach: Detach,
+        opening: &Opening<'_>,
+    ) -> c_int {
         let (headers, left_out) = Headers::copy(r.fields(Table::HeadersIn).into_iter());
         if left_out > 0 {
             let line = "WS0105: the request's headers exceed 64 KiB; the plugin will miss";
             log::request(r, Level::Warn, format_args!("{line} {left_out} of them"));
         }
+        let headers = Arc::new(headers);
         let protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok()).collect();
-        let request = r.as_ptr().cast();
-        let opened = Connection::open(
-            plugin.clone(),
-            PluginOpening { outbox: outbox.clone(), request, headers, protocols },
-        );
-        let Some((endpoint, answer)) = opened else {
+        let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
+        let asked = PluginOpening { outbox, request, headers: headers.clone(), protocols };
+        let Some((endpoint, answer)) = Connection::open(plugin.clone(), asked) else {
             let uri = r.uri().to_string_lossy();
             log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
             return sys::HTTP_FORBIDDEN as c_int;
         };
-        switch_protocols(r, opening, &answer, deflate.as_ref().map(|(params, _)| params));
-        let connection = r.connection();
-        // SAFETY: the connection is the request's own (wrap::R1).
-        unsafe { filters::remove_obstacles(connection) };
-        match take_early_bytes(&lane, connection) {
-            Ok(()) => blocking::serve(&lane, session, &endpoint, &STOP, signals.as_ref()),
+        switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
+        let Self { outbox, session, socket, mut filters, waker, patience, deflate, signals } = self;
+        let early = match take_early_bytes(&mut filters, r.connection(), socket.is_some()) {
+            Ok(early) => early,
             Err(error) => {
                 let line = format_args!("WS0302: the connection is lost: {error}");
                 outbox.journal().write(Level::Info, line);
                 outbox.end("the connection is lost");
                 endpoint.closed();
+                finish(r, &outbox.summary(), true);
+                return sys::HOOK_OK;
+            }
+        };
+        let plain = socket.zip(early).map(|(socket, early)| Plain::new(socket, early));
+        let keeps_request = detach == Detach::Auto && endpoint.wants_request();
+        match (plain, ending::service()) {
+            (Some(plain), Some(service)) if detach != Detach::Off && !keeps_request => {
+                endpoint.forget_request();
+                let record = Record::of(r, headers);
+                let farewell = Box::new(move |farewell: Farewell| {
+                    drop(deflate);
+                    record.log(&farewell);
+                });
+                let (lane, endpoint) = (Lane::new(plain, outbox), Box::new(endpoint));
+                // SAFETY: the connection is the request's own (wrap::R1).
+                unsafe { super::mark_detached(r.connection()) };
+                r.set(Table::Env, ENV_OPEN, c"1");
+                service.adopt(Guest { lane, session, endpoint, patience, farewell });
+            }
+            (Some(plain), _) => {
+                let lane = Lane::new(plain, outbox.clone());
+                let signals = signals.as_ref();
+                let ended =
+                    blocking::serve(lane, waker, session, &endpoint, patience, &STOP, signals);
+                let summary = outbox.summary();
+                super::count_bytes(r.connection(), ended.received, summary.bytes_out);
+                finish(r, &summary, ended.lost);
+            }
+            (None, _) => {
+                let lane = Lane::new(filters, outbox.clone());
+                let signals = signals.as_ref();
+                let ended =
+                    blocking::serve(lane, waker, session, &endpoint, patience, &STOP, signals);
+                finish(r, &outbox.summary(), ended.lost);
             }
         }
-        finish(r, &lane, outbox.summary());
         sys::HOOK_OK
     }
+}
+
+/// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
+/// the child up then.
+fn spare(descriptor: OwnedFd) -> io::Result<OwnedFd> {
+    /// What stays free: for httpd's threads at work, the log files and the like.
+    const RESERVE: u64 = 256;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is live.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    // The kernel gives the lowest free number, so this one tells how many there are.
+    if descriptor.as_raw_fd() as u64 + RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
+        return Err(io::Error::other(format!(
+            "all but the last of the child's {} open files are in use (ulimit -n)",
+            limit.rlim_cur
+        )));
+    }
+    Ok(descriptor)
 }
 
 /// `Timeout` of the request's server.
@@ -294,46 +320,50 @@ fn switch_protocols(
     }
 }
 
-/// Moves what the client sent along with the handshake from httpd's filters to our socket.
-fn take_early_bytes(lane: &Lane<Stream>, connection: *mut sys::conn_rec) -> io::Result<()> {
-    lane.with_transport(|stream| {
-        // SAFETY: the connection is the request's own (wrap::R1), and the value dies here or with the lane's use.
-        let mut filters = unsafe { Filters::new(connection) }?;
-        // SAFETY: as above. httpd's own reads and writes must not block either.
-        unsafe { sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), 0) };
-        if let Stream::Socket(socket) = stream {
-            match filters.drain()? {
-                Some(early) => socket.unread(early),
-                None => *stream = Stream::Filters(filters),
-            }
-        }
-        Ok(())
-    })
+/// Takes what the client sent along with the handshake out of httpd's filters. `None` if they have to stay in use,
+/// because that is wanted or because the client sends too fast.
+fn take_early_bytes(
+    filters: &mut Filters,
+    connection: *mut sys::conn_rec,
+    leave_filters: bool,
+) -> io::Result<Option<Vec<u8>>> {
+    // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
+    unsafe { sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), 0) };
+    if leave_filters { filters.drain() } else { Ok(None) }
 }
 
-/// Leaves the request to httpd: what the access log shows, and a short wait for the client's end.
-fn finish(r: Request<'_>, lane: &Lane<Stream>, summary: Summary) {
-    let note = |name: &CStr, value: u64| {
-        if let Ok(value) = CString::new(value.to_string()) {
-            r.set(Table::Notes, name, &value);
-        }
-    };
-    note(c"websocket-close-code", summary.code.0.into());
-    note(c"websocket-messages-in", summary.messages_in);
-    note(c"websocket-messages-out", summary.messages_out);
+/// Set for a request whose connection is detached, so that `CustomLog … env=!websocket-open` leaves its first line out.
+const ENV_OPEN: &CStr = c"websocket-open";
+
+/// Leaves the request to httpd: what the access log shows, and how it closes the connection.
+fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
+    note_summary(r, summary);
     let connection = r.connection();
-    let traffic = lane.with_transport(|stream| match stream {
-        Stream::Socket(socket) => socket.traffic(),
-        // mod_logio has seen these bytes itself.
-        Stream::Filters(_) => crate::driver::socket::Traffic::default(),
-    });
-    super::count_bytes(connection, traffic);
-    // SAFETY: the connection is live and ours (wrap::R1). The note makes httpd wait two seconds at most for a client
-    // that does not close, instead of thirty; its name and value are literals.
+    // SAFETY: the connection is live and ours (wrap::R1); the note's name and value are literals.
     unsafe {
+        if lost {
+            // httpd must not wait for the client, not even to get rid of what its filters still hold.
+            (*connection).aborted = 1;
+            return;
+        }
+        // This makes httpd wait two seconds at most for a client that does not close, instead of thirty.
         let (key, value) = (c"short-lingering-close".as_ptr(), c"1".as_ptr());
         sys::apr_table_setn((*connection).notes, key, value);
         let timeout = (*r.server()).timeout;
         sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), timeout);
     }
+}
+
+/// What LogFormat can show of a conversation, and `CustomLog … env=websocket-close` asks for.
+pub(super) fn note_summary(r: Request<'_>, summary: &Summary) {
+    for (name, value) in [
+        (c"websocket-close-code", summary.code.0.into()),
+        (c"websocket-messages-in", summary.messages_in),
+        (c"websocket-messages-out", summary.messages_out),
+    ] {
+        if let Ok(value) = CString::new(value.to_string()) {
+            r.set(Table::Notes, name, &value);
+        }
+    }
+    r.set(Table::Env, c"websocket-close", c"1");
 }

@@ -5,6 +5,8 @@
 //! | this one | the module structure and the hooks |
 //! | `directives.rs` | the directives and the settings of a section |
 //! | `handler.rs` | the upgrade of a request |
+//! | `ending.rs` | the beginning and the end of a child process |
+//! | `record.rs` | the access log's line for the end of a detached connection |
 //! | `filters.rs` | the transport through httpd's connection filters |
 //! | `log.rs` | the error log |
 //! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
@@ -22,16 +24,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::{
-    config,
-    driver::{socket::Traffic, stop::Stop},
-    proto::deflate::Budget,
-};
+use crate::{config, driver::stop::Stop, proto::deflate::Budget};
 
 mod directives;
+mod ending;
 mod filters;
 mod handler;
 mod log;
+mod record;
 mod sys;
 mod wrap;
 
@@ -90,6 +90,9 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         sys::ap_hook_handler(Some(hook_handler), none, none, first);
         sys::ap_hook_child_init(Some(hook_child_init), none, none, middle);
         sys::ap_hook_child_stopping(Some(hook_child_stopping), none, none, middle);
+        // Another module's error would end this hook's run, and httpd would shut down a socket that lives on.
+        let really_first = sys::APR_HOOK_REALLY_FIRST;
+        sys::ap_hook_pre_close_connection(Some(hook_pre_close), none, none, really_first);
     }
 }
 
@@ -101,21 +104,44 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
     })
 }
 
-unsafe extern "C" fn hook_child_init(_pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
+unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
     boundary((), || {
         // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
         STOP.reset();
         // SAFETY: httpd passes the main server, whose settings were made when the configuration was read.
         let settings = unsafe { &*directives::server(server) };
         CONTEXTS.set_bound(settings.compression_memory.unwrap_or(config::COMPRESSION_MEMORY));
+        // SAFETY: httpd passes the child's pool and the main server.
+        unsafe { ending::begin(pool, server, settings) };
     });
 }
 
-/// The child goes down, gracefully or not: each connection ends with Close 1001.
+/// The child goes down.
+unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, graceful: c_int) {
+    boundary((), || ending::stopping(graceful != 0));
+}
+
+/// httpd is about to close a connection. One that was detached lives on: httpd only closes its own descriptor of
+/// the socket, as it does for a connection that was aborted.
+unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
+    // SAFETY: httpd passes a live connection that this thread owns.
+    unsafe {
+        if !sys::ap_get_module_config((*connection).conn_config, module()).is_null() {
+            (*connection).aborted = 1;
+        }
+    }
+    sys::HOOK_OK
+}
+
+/// Marks a connection as detached.
 ///
-/// It may run on the thread that accepts connections and must not wait.
-unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, _graceful: c_int) {
-    boundary((), || STOP.stop());
+/// # Safety
+/// - `connection` is live and owned by this thread.
+unsafe fn mark_detached(connection: *mut sys::conn_rec) {
+    // SAFETY: the caller's word. Any value but NULL will do; it is never read.
+    unsafe {
+        sys::ap_set_module_config((*connection).conn_config, module(), module().cast_mut().cast());
+    }
 }
 
 /// Whether the MPM serves connections on threads of their own, so that signals go elsewhere.
@@ -127,7 +153,7 @@ fn is_threaded() -> bool {
 }
 
 /// Tells mod_logio, if it is there, of bytes that did not pass httpd's filters.
-fn count_bytes(connection: *mut sys::conn_rec, traffic: Traffic) {
+fn count_bytes(connection: *mut sys::conn_rec, received: u64, sent: u64) {
     let add = |name: &CStr, bytes: u64| {
         // SAFETY: the name lives for the call.
         let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(name.as_ptr()) }) else {
@@ -139,6 +165,6 @@ fn count_bytes(connection: *mut sys::conn_rec, traffic: Traffic) {
         // SAFETY: the callers' connection is live and owned by this thread.
         unsafe { function(connection, bytes as sys::apr_off_t) };
     };
-    add(c"ap_logio_add_bytes_in", traffic.received);
-    add(c"ap_logio_add_bytes_out", traffic.sent);
+    add(c"ap_logio_add_bytes_in", received);
+    add(c"ap_logio_add_bytes_out", sent);
 }

@@ -34,6 +34,8 @@ pub(super) enum Table {
     ErrHeadersOut,
     /// `notes`, which LogFormat shows with `%{…}n`.
     Notes,
+    /// `subprocess_env`, which `CustomLog … env=` asks.
+    Env,
 }
 
 impl<'r> Request<'r> {
@@ -113,6 +115,7 @@ impl<'r> Request<'r> {
             Table::HeadersOut => rec.headers_out,
             Table::ErrHeadersOut => rec.err_headers_out,
             Table::Notes => rec.notes,
+            Table::Env => rec.subprocess_env,
         }
     }
 

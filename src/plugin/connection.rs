@@ -12,7 +12,7 @@ use std::{
     ptr, slice,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicPtr, Ordering},
+        atomic::{AtomicBool, AtomicPtr, Ordering},
     },
 };
 
@@ -31,10 +31,10 @@ const RETIRED: usize = 256;
 pub struct Opening {
     /// Where sends go.
     pub outbox: Arc<Outbox>,
-    /// httpd's request; valid during [`Connection::open`] at least.
+    /// httpd's request; valid until the connection is closed or [`Connection::forget_request`] is called.
     pub request: *mut abi::request_rec,
     /// The request's headers.
-    pub headers: Headers,
+    pub headers: Arc<Headers>,
     /// The subprotocols offered.
     pub protocols: Vec<CString>,
 }
@@ -69,10 +69,13 @@ struct Handle {
 unsafe impl Send for Handle {}
 
 struct State {
+    plugin: Arc<Plugin>,
     outbox: Arc<Outbox>,
     /// httpd's request while it is there for the plugin; null afterwards.
     request: AtomicPtr<abi::request_rec>,
-    headers: Headers,
+    /// The plugin asked for the request.
+    asked: AtomicBool,
+    headers: Arc<Headers>,
     protocols: Vec<CString>,
     /// `None` as soon as the 101 is decided.
     answer: Mutex<Option<Answer>>,
@@ -110,8 +113,10 @@ impl Connection {
                 close: cb_close,
             },
             state: State {
+                plugin: plugin.clone(),
                 outbox,
                 request: AtomicPtr::new(request),
+                asked: AtomicBool::new(false),
                 headers,
                 protocols,
                 answer: Mutex::new(Some(Answer::default())),
@@ -132,7 +137,6 @@ impl Connection {
                 private
             }
         };
-        handle.state.request.store(ptr::null_mut(), Ordering::Release);
         let answer = handle.state.answer().take().unwrap_or_default();
         let connection = Self {
             plugin,
@@ -141,6 +145,20 @@ impl Connection {
             server: AtomicPtr::new(server),
         };
         Some((connection, answer))
+    }
+
+    /// Whether the plugin has asked for httpd's request, or wished it had on an earlier connection.
+    pub fn wants_request(&self) -> bool {
+        let handle = self.handle.lock().unwrap_or_else(|e| e.into_inner());
+        let asked = handle.as_ref().is_some_and(|h| h.state.asked.load(Ordering::Relaxed));
+        asked || self.plugin.wants_request.load(Ordering::Relaxed)
+    }
+
+    /// httpd's request is about to go: from now on the plugin gets NULL for it.
+    pub fn forget_request(&self) {
+        if let Some(handle) = &*self.handle.lock().unwrap_or_else(|e| e.into_inner()) {
+            handle.state.request.store(ptr::null_mut(), Ordering::Release);
+        }
     }
 }
 
@@ -159,14 +177,14 @@ impl Endpoint for Connection {
     }
 
     fn closed(&self) {
-        let Some(handle) = self.handle.lock().unwrap_or_else(|e| e.into_inner()).take() else {
-            return;
-        };
+        let handle = self.handle.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let Some(handle) = handle else { return };
         if let Some(on_disconnect) = self.plugin.on_disconnect {
             let server = self.server.load(Ordering::Relaxed);
             // SAFETY: as for on_message; it is the last call of this connection.
             unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
         }
+        handle.state.request.store(ptr::null_mut(), Ordering::Release);
         retire(handle);
     }
 }
@@ -200,7 +218,17 @@ unsafe fn string<'s>(string: *const c_char) -> Option<&'s CStr> {
 }
 
 unsafe extern "C" fn cb_request(server: *const abi::WebSocketServer) -> *mut abi::request_rec {
-    boundary(server, ptr::null_mut(), |state| state.request.load(Ordering::Acquire))
+    boundary(server, ptr::null_mut(), |state| {
+        state.asked.store(true, Ordering::Relaxed);
+        let request = state.request.load(Ordering::Acquire);
+        if request.is_null() && !state.plugin.wants_request.swap(true, Ordering::Relaxed) {
+            state.warn(format_args!(
+                "WS0207: request was called after on_connect, when the request was gone; from now \
+                 on connections of this plugin keep theirs, and an httpd thread each"
+            ));
+        }
+        request
+    })
 }
 
 unsafe extern "C" fn cb_header_get(

@@ -29,18 +29,21 @@ impl Headers {
         (Self(bytes.into()), left_out)
     }
 
-    /// The value of a field; upper and lower case in `name` are the same.
-    pub fn get(&self, name: &CStr) -> Option<&CStr> {
+    /// All fields: their names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&CStr, &CStr)> {
         let mut rest = &*self.0;
-        while !rest.is_empty() {
+        core::iter::from_fn(move || {
             let (field, value);
             (field, rest) = string(rest)?;
             (value, rest) = string(rest)?;
-            if field.to_bytes().eq_ignore_ascii_case(name.to_bytes()) {
-                return Some(value);
-            }
-        }
-        None
+            Some((field, value))
+        })
+    }
+
+    /// The value of a field; upper and lower case in `name` are the same.
+    pub fn get(&self, name: &CStr) -> Option<&CStr> {
+        let same = |field: &CStr| field.to_bytes().eq_ignore_ascii_case(name.to_bytes());
+        self.iter().find(|(field, _)| same(field)).map(|(_, value)| value)
     }
 }
 

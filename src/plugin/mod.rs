@@ -11,7 +11,7 @@ use core::{ffi::c_int, fmt, ptr::NonNull};
 use std::{
     ffi::{CStr, CString, OsStr},
     os::unix::ffi::OsStrExt as _,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, Weak, atomic::AtomicBool},
 };
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -27,6 +27,8 @@ pub struct Plugin {
     on_connect: Option<abi::WS_OnConnect>,
     on_message: abi::WS_OnMessage,
     on_disconnect: Option<abi::WS_OnDisconnect>,
+    /// A connection asked for its request when that was gone: later ones keep theirs.
+    wants_request: AtomicBool,
     /// Closed after `drop` has called `destroy`.
     _library: Library,
 }
@@ -118,6 +120,7 @@ impl Plugin {
             on_connect: members.on_connect,
             on_message: members.on_message.ok_or(LoadError::OnMessage)?,
             on_disconnect: members.on_disconnect,
+            wants_request: AtomicBool::new(false),
             _library: library,
         })
     }

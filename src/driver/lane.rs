@@ -1,0 +1,116 @@
+//! A connection's bytes on their way out and in, for the thread that is at work on it.
+#![deny(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::RawFd,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Instant,
+};
+
+use super::{
+    Transport,
+    socket::Socket,
+    wait::{Interest, wait},
+};
+use crate::outbox::Outbox;
+
+/// A transport with what its outbox needs to be written.
+pub struct Lane<T> {
+    pub(super) outbox: Arc<Outbox>,
+    /// `Some` if the outbox writes by itself.
+    pub(super) socket: Option<Arc<Socket>>,
+    descriptor: RawFd,
+    io: Mutex<Io<T>>,
+}
+
+struct Io<T> {
+    transport: T,
+    /// Bytes taken from the outbox, where the driver writes.
+    taken: Vec<u8>,
+    /// How many of `taken` are written.
+    written: usize,
+}
+
+impl<T: Transport> Io<T> {
+    /// Writes what waits now, until the transport would block: whether nothing is left, and whether anything
+    /// has left. What other threads go on to send may be left.
+    fn flush(&mut self, outbox: &Outbox) -> io::Result<(bool, bool)> {
+        let mut progress = false;
+        let mut takes = 2;
+        loop {
+            if self.written == self.taken.len() {
+                self.taken.clear();
+                self.written = 0;
+                if takes == 0 {
+                    return Ok((false, progress));
+                }
+                takes -= 1;
+                outbox.take(&mut self.taken);
+                if self.taken.is_empty() {
+                    return Ok((self.transport.flush()?, progress));
+                }
+            }
+            match self.transport.write(&self.taken[self.written..]) {
+                Ok(n) => {
+                    self.written += n;
+                    outbox.wrote(n);
+                    progress = true;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok((false, progress)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+impl<T: Transport> Lane<T> {
+    /// The lane of a connection whose handshake is answered.
+    pub fn new(transport: T, outbox: Arc<Outbox>) -> Self {
+        let (socket, descriptor) = (transport.socket(), transport.descriptor());
+        let io = Mutex::new(Io { transport, taken: Vec::new(), written: 0 });
+        Self { outbox, socket, descriptor, io }
+    }
+
+    /// The descriptor to wait on.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.descriptor
+    }
+
+    /// Only the thread at work locks it, around a single call that does not block, so it is always free.
+    fn io(&self) -> MutexGuard<'_, Io<T>> {
+        self.io.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Reads what is there, and says whether the transport may hold more that its descriptor does not show.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+        let mut io = self.io();
+        loop {
+            match io.transport.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => return Ok((result?, io.transport.holds_input())),
+            }
+        }
+    }
+
+    /// Writes what it can: whether all of it, and whether anything, was written.
+    pub(super) fn flush(&self) -> io::Result<(bool, bool)> {
+        match &self.socket {
+            Some(socket) => self.outbox.flush(&**socket),
+            None => self.io().flush(&self.outbox),
+        }
+    }
+
+    /// Writes from within a callback, waiting for the client until `deadline`; returns after some progress.
+    pub(super) fn pump(&self, deadline: Instant) {
+        // The driver meets an error too, and ends the connection.
+        while let Ok((false, false)) = self.flush() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let interest = Interest { read: false, write: true };
+            if left.is_zero() || wait(self.descriptor, interest, None, Some(left), None).is_err() {
+                return;
+            }
+        }
+    }
+}

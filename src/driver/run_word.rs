@@ -1,0 +1,105 @@
+//! The word by which one connection is never run by two threads at once, and no readiness is lost.
+//!
+//! Whoever has something for the connection calls [`RunWord::begin`]. If nobody runs it, the caller does; otherwise the
+//! runner is told to run again, and finds out in [`RunWord::end`].
+#![deny(unsafe_code)]
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU8, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU8, Ordering};
+
+const IDLE: u8 = 0;
+const RUNNING: u8 = 1;
+const AGAIN: u8 = 2;
+
+/// Idle, running, or running and to be run again.
+#[derive(Debug)]
+pub struct RunWord(AtomicU8);
+
+impl Default for RunWord {
+    fn default() -> Self {
+        Self(AtomicU8::new(IDLE))
+    }
+}
+
+impl RunWord {
+    /// `true`: the caller runs the connection, and calls [`end`](Self::end) after each turn. `false`: its
+    /// runner will run it again, and sees what the caller stored before.
+    pub fn begin(&self) -> bool {
+        let next = |word| Some(if word == IDLE { RUNNING } else { AGAIN });
+        // Acquire: what the last runner did. Release: what the caller stored for the runner.
+        let before = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        before == Ok(IDLE)
+    }
+
+    /// After a turn: `true` if the connection rests now, `false` if it has to be run again.
+    pub fn end(&self) -> bool {
+        if self.0.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return true;
+        }
+        // Acquire: what those who asked for another turn stored before they did.
+        self.0.swap(RUNNING, Ordering::AcqRel);
+        false
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{
+        cell::UnsafeCell,
+        sync::{Arc, atomic::AtomicUsize},
+        thread,
+    };
+
+    /// Two threads bring readiness; whatever the interleaving, turns never overlap and each one is handled.
+    #[test]
+    fn turns_never_overlap_and_nothing_is_lost() {
+        loom::model(|| {
+            let word = Arc::new(RunWord::default());
+            let ready = Arc::new(AtomicUsize::new(0));
+            let handled = Arc::new(UnsafeCell::new(0));
+            let threads: Vec<_> = (0..2)
+                .map(|_| {
+                    let (word, ready, handled) = (word.clone(), ready.clone(), handled.clone());
+                    thread::spawn(move || {
+                        ready.fetch_add(1, Ordering::Relaxed);
+                        if word.begin() {
+                            loop {
+                                let n = ready.swap(0, Ordering::Relaxed);
+                                // SAFETY: the word lets one thread in at a time; loom checks just that.
+                                handled.with_mut(|handled| unsafe { *handled += n });
+                                if word.end() {
+                                    break;
+                                }
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            // SAFETY: both threads are joined.
+            handled.with(|handled| assert_eq!(unsafe { *handled }, 2));
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_second_makes_the_runner_run_again() {
+        let word = RunWord::default();
+        assert!(word.begin());
+        assert!(!word.begin());
+        assert!(!word.begin());
+        assert!(!word.end());
+        assert!(word.end());
+        assert!(word.begin());
+        assert!(word.end());
+    }
+}

@@ -1,0 +1,652 @@
+//! Few threads for all connections on sockets of our own: an idle connection holds no thread and no buffer.
+//!
+//! All threads wait on one epoll set. Whichever gets a connection's event runs it until nothing is left, calls the
+//! endpoint inline and writes once; a [`RunWord`] keeps a second thread away from it. Events fetched together go to a
+//! list that other threads take from, so none is stranded behind a callback that sleeps.
+//!
+//! One more thread, the *clock*, never runs a callback. It looks ten times a second, or a hundred times while
+//! there is traffic, whether another thread is needed, asks every connection's clocks once a second, and ends them all
+//! when the child goes down. So a callback that blocks holds one thread and its own connection, nothing else.
+#![deny(unsafe_code)]
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::Shutdown,
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    blocking::act,
+    clocks::{Clocks, Sight},
+    epoll::{Epoll, Events, Flags},
+    lane::Lane,
+    run_word::RunWord,
+    socket::Plain,
+    turn::{Heard, Outcome, READ, Turn},
+    wait::{AllSignals, Interest, Waker, wait},
+};
+use crate::{
+    config::Patience,
+    endpoint::Endpoint,
+    journal::Level,
+    outbox::{Carrier, Socket, Summary},
+    proto::close::{self, CloseCode},
+    session::Session,
+};
+
+/// The token of the descriptor that wakes a waiting thread.
+const POKE: u64 = u64::MAX;
+/// How often the clock looks after the threads while there is traffic.
+const BUSY_TICK: Duration = Duration::from_millis(10);
+/// How often it looks otherwise.
+const IDLE_TICK: Duration = Duration::from_millis(250);
+/// How long traffic has to be absent before the clock slows down.
+const CALM: Duration = Duration::from_secs(1);
+/// How often connections' clocks are asked.
+const ROUND: Duration = Duration::from_secs(1);
+/// How long a thread that is not the last one waits for work before it goes, in milliseconds.
+const SURPLUS: i32 = 5000;
+/// How long a client has to close its side of the TCP connection after the conversation.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a client has to answer our Close when the child goes down.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long after the last Close the connections of a child that goes down may take to be gone.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// What the service tells of a connection when it is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Farewell {
+    /// What became of the conversation.
+    pub summary: Summary,
+    /// How many bytes were received on the socket.
+    pub received: u64,
+}
+
+/// A connection that is handed to the service.
+pub struct Guest {
+    /// Its bytes.
+    pub lane: Lane<Plain>,
+    /// What it has been told so far.
+    pub session: Session,
+    /// What its messages are for.
+    pub endpoint: Box<dyn Endpoint>,
+    /// How long it waits for what.
+    pub patience: Patience,
+    /// Called once, when the conversation is over and `closed` of the endpoint has returned.
+    pub farewell: Box<dyn FnOnce(Farewell) + Send>,
+}
+
+/// The threads of this process and the connections they serve.
+pub struct Service {
+    epoll: Epoll,
+    poke: Waker,
+    /// Wakes the clock.
+    alarm: Waker,
+    start: Instant,
+    /// The most threads, the clock not counted.
+    bound: usize,
+    seats: RwLock<Seats>,
+    /// Connections with events that no thread has got to.
+    ready: Mutex<VecDeque<Arc<Seated>>>,
+    /// Threads that serve.
+    threads: AtomicUsize,
+    /// Those of them that wait for events.
+    waiting: AtomicUsize,
+    /// Turns that ended, for the clock to see whether anything moves.
+    turns: AtomicU64,
+    /// The clock has slowed down, and must be woken when traffic begins.
+    calm: AtomicBool,
+    /// How the child ends, if it does: a [`Ending`] as a number.
+    ending: AtomicU8,
+    /// How long a drain may take, in milliseconds.
+    drain: AtomicU32,
+    /// All connections are gone and no new one will come; threads have to go.
+    over: AtomicBool,
+}
+
+/// How a child ends.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum Ending {
+    /// It does not.
+    None = 0,
+    /// Connections are closed one by one, spread over some time.
+    Drain = 1,
+    /// Connections are closed at once.
+    Stop = 2,
+}
+
+/// Where connections have their numbers.
+#[derive(Default)]
+struct Seats {
+    seats: Vec<Seat>,
+    free: Vec<u32>,
+    taken: usize,
+}
+
+#[derive(Default)]
+struct Seat {
+    /// How often the seat was taken: an event for an earlier guest finds another number.
+    generation: u32,
+    guest: Option<Arc<Seated>>,
+}
+
+/// A connection in the service.
+struct Seated {
+    service: &'static Service,
+    me: Weak<Self>,
+    token: u64,
+    word: RunWord,
+    /// Readiness that no turn has seen, as [`Flags`] in bits.
+    flags: AtomicU32,
+    /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages.
+    heard: AtomicU8,
+    lane: Lane<Plain>,
+    endpoint: Box<dyn Endpoint>,
+    patience: Patience,
+    clocks: Mutex<Clocks>,
+    phase: Mutex<Phase>,
+}
+
+/// How far a connection has come with us; taken out by the thread that runs it.
+enum Phase {
+    /// The conversation goes on.
+    Talking(Box<Talk>),
+    /// It is over, and the client has until then to close its side.
+    Lingering(Duration),
+    /// A thread has taken it out.
+    Running,
+    /// Nothing is left to do.
+    Gone,
+}
+
+struct Talk {
+    turn: Turn,
+    farewell: Box<dyn FnOnce(Farewell) + Send>,
+}
+
+impl Service {
+    /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to.
+    pub fn start(bound: usize) -> io::Result<&'static Self> {
+        let service = Self {
+            epoll: Epoll::new()?,
+            poke: Waker::new()?,
+            alarm: Waker::new()?,
+            start: Instant::now(),
+            bound: bound.max(1),
+            seats: RwLock::default(),
+            ready: Mutex::default(),
+            threads: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            turns: AtomicU64::new(0),
+            calm: AtomicBool::new(false),
+            ending: AtomicU8::new(Ending::None as u8),
+            drain: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+        };
+        service.epoll.add_waker(service.poke.descriptor(), POKE)?;
+        // It lives as long as the process, which its threads may outlast any owner in.
+        let service: &'static Self = Box::leak(Box::new(service));
+        // Signals are for httpd's threads; ours inherit that they are blocked.
+        let _blocked = AllSignals::block();
+        service.hire()?;
+        thread::Builder::new().name("ws-clock".into()).spawn(|| service.keep_time())?;
+        Ok(service)
+    }
+
+    /// Takes a connection over, to its end. Its first turn comes at once.
+    pub fn adopt(&'static self, guest: Guest) {
+        let Guest { lane, session, endpoint, patience, farewell } = guest;
+        let outbox = lane.outbox.clone();
+        let talk = Box::new(Talk { turn: Turn::new(session), farewell });
+        let seated = self.seat(|me, token| Seated {
+            service: self,
+            me,
+            token,
+            word: RunWord::default(),
+            flags: AtomicU32::new(0),
+            heard: AtomicU8::new(0),
+            lane,
+            endpoint,
+            patience,
+            clocks: Mutex::new(Clocks::new(self.start.elapsed())),
+            phase: Mutex::new(Phase::Talking(talk)),
+        });
+        let carrier: Weak<dyn Carrier> = seated.me.clone();
+        outbox.open(carrier);
+        outbox.disown();
+        // A socket that can be written to is ready at once, so the first turn needs nothing more.
+        if let Err(error) = self.epoll.add(seated.lane.descriptor(), seated.token) {
+            let line = format_args!("WS0304: the connection cannot be watched: {error}");
+            outbox.journal().write(Level::Error, line);
+            outbox.end("the connection cannot be watched");
+            seated.wake();
+        }
+        self.note_traffic();
+    }
+
+    /// How many connections there are.
+    pub fn guests(&self) -> usize {
+        self.seats.read().unwrap_or_else(|e| e.into_inner()).taken
+    }
+
+    /// How many threads serve them now.
+    pub fn threads(&self) -> usize {
+        self.threads.load(Ordering::Relaxed)
+    }
+
+    /// The child goes down: closes all connections, spread over `drain` or at once. A stop overrides a drain.
+    ///
+    /// It returns at once, takes no lock and allocates nothing, so a signal handler may call it.
+    pub fn end(&self, ending: Ending, drain: Duration) {
+        if ending == Ending::Drain {
+            let millis = drain.as_millis().try_into().unwrap_or(u32::MAX);
+            self.drain.store(millis, Ordering::Relaxed);
+        }
+        self.ending.fetch_max(ending as u8, Ordering::SeqCst);
+        self.alarm.wake();
+    }
+
+    /// Stops, unless it already ends.
+    pub fn end_if_running(&self) {
+        if self.ending() == Ending::None {
+            self.end(Ending::Stop, Duration::ZERO);
+        }
+    }
+
+    /// Waits, after [`end`](Self::end), until all connections are gone, as long as a drain or a stop may take;
+    /// then has the threads go. `false` if some are still at work, in a callback that does not return.
+    pub fn await_end(&self) -> bool {
+        let begun = self.start.elapsed();
+        let mut stop_seen = None;
+        while self.guests() > 0 {
+            let now = self.start.elapsed();
+            let patience = if self.ending() == Ending::Drain {
+                begun + Duration::from_millis(self.drain.load(Ordering::Relaxed).into())
+            } else {
+                *stop_seen.get_or_insert(now)
+            } + GRACE;
+            if now >= patience {
+                break;
+            }
+            thread::sleep(BUSY_TICK);
+        }
+        self.over.store(true, Ordering::SeqCst);
+        self.poke.wake();
+        self.alarm.wake();
+        let deadline = self.start.elapsed() + GRACE / 5;
+        while self.threads.load(Ordering::SeqCst) > 0 {
+            if self.start.elapsed() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    fn ending(&self) -> Ending {
+        match self.ending.load(Ordering::SeqCst) {
+            0 => Ending::None,
+            1 => Ending::Drain,
+            _ => Ending::Stop,
+        }
+    }
+
+    fn seat(&self, make: impl FnOnce(Weak<Seated>, u64) -> Seated) -> Arc<Seated> {
+        let mut seats = self.seats.write().unwrap_or_else(|e| e.into_inner());
+        let index = seats.free.pop().unwrap_or(seats.seats.len() as u32);
+        if index as usize == seats.seats.len() {
+            seats.seats.push(Seat::default());
+        }
+        seats.taken += 1;
+        let seat = &mut seats.seats[index as usize];
+        seat.generation = seat.generation.wrapping_add(1);
+        let token = u64::from(seat.generation) << 32 | u64::from(index);
+        let seated = Arc::new_cyclic(|me| make(me.clone(), token));
+        seat.guest = Some(seated.clone());
+        seated
+    }
+
+    /// Frees a connection's seat.
+    fn unseat(&self, token: u64) {
+        let mut seats = self.seats.write().unwrap_or_else(|e| e.into_inner());
+        let index = token as u32;
+        let seat = &mut seats.seats[index as usize];
+        let guest = seat.guest.take();
+        seats.free.push(index);
+        seats.taken -= 1;
+        drop(seats);
+        drop(guest);
+    }
+
+    /// One more thread.
+    fn hire(&'static self) -> io::Result<()> {
+        self.threads.fetch_add(1, Ordering::SeqCst);
+        let spawned = thread::Builder::new().name("ws-service".into()).spawn(|| self.work());
+        if spawned.is_err() {
+            self.threads.fetch_sub(1, Ordering::SeqCst);
+        }
+        spawned.map(|_| ())
+    }
+
+    /// What a serving thread does.
+    fn work(&'static self) {
+        let mut buffer = vec![0; READ];
+        let mut events = Events::default();
+        while !self.over.load(Ordering::SeqCst) {
+            if let Some(seated) = self.next_ready() {
+                self.run(&seated, &mut buffer);
+                continue;
+            }
+            let timeout = if self.threads.load(Ordering::Relaxed) > 1 { SURPLUS } else { -1 };
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let fetched = self.epoll.wait(&mut events, timeout);
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            let Ok(fetched) = fetched else {
+                // It cannot fail on a descriptor of our own; if it does all the same, not in a loop.
+                thread::sleep(IDLE_TICK);
+                continue;
+            };
+            if fetched.len() == 0 && self.is_surplus() {
+                return;
+            }
+            self.note_traffic();
+            if let Some(first) = self.look_up(fetched) {
+                self.run(&first, &mut buffer);
+            }
+        }
+        self.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether the calling thread, which found nothing to do for a while, is not the last one; then it is not
+    /// counted any more.
+    fn is_surplus(&self) -> bool {
+        let fewer = |threads: usize| (threads > 1).then(|| threads - 1);
+        self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
+    }
+
+    /// The connections of some events: the first is returned, the others become ready.
+    fn look_up(&self, fetched: impl Iterator<Item = (u64, Flags)>) -> Option<Arc<Seated>> {
+        let mut first = None;
+        let mut others: Option<MutexGuard<'_, _>> = None;
+        let seats = self.seats.read().unwrap_or_else(|e| e.into_inner());
+        for (token, flags) in fetched {
+            if token == POKE {
+                // Left as it is, it wakes one thread after the other.
+                if !self.over.load(Ordering::SeqCst) {
+                    self.poke.clear();
+                }
+                continue;
+            }
+            let seat = seats.seats.get(token as u32 as usize);
+            let guest = seat.filter(|seat| seat.generation == (token >> 32) as u32);
+            let Some(guest) = guest.and_then(|seat| seat.guest.as_ref()) else { continue };
+            guest.flags.fetch_or(flags.bits(), Ordering::Relaxed);
+            if first.is_none() {
+                first = Some(guest.clone());
+            } else {
+                others.get_or_insert_with(|| self.ready()).push_back(guest.clone());
+            }
+        }
+        first
+    }
+
+    fn ready(&self) -> MutexGuard<'_, VecDeque<Arc<Seated>>> {
+        self.ready.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn next_ready(&self) -> Option<Arc<Seated>> {
+        self.ready().pop_front()
+    }
+
+    /// Runs a connection until it rests, unless another thread does already.
+    fn run(&self, seated: &Arc<Seated>, buffer: &mut [u8]) {
+        if !seated.word.begin() {
+            return;
+        }
+        loop {
+            let more = seated.turn(buffer);
+            self.turns.fetch_add(1, Ordering::Relaxed);
+            if seated.word.end() {
+                if more {
+                    self.ready().push_back(seated.clone());
+                }
+                return;
+            }
+        }
+    }
+
+    /// There is traffic: the clock has to look after the threads.
+    fn note_traffic(&self) {
+        if self.calm.load(Ordering::SeqCst) && self.calm.swap(false, Ordering::SeqCst) {
+            self.alarm.wake();
+        }
+    }
+
+    /// What the clock does.
+    fn keep_time(&'static self) {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let mut last_turns = 0;
+        let mut last_moved = self.start.elapsed();
+        let mut next_round = self.start.elapsed() + ROUND;
+        let mut draining_since = None;
+        loop {
+            let calm = self.calm.load(Ordering::SeqCst);
+            let tick = match (self.ending(), calm) {
+                (Ending::None, true) if self.guests() == 0 => None,
+                (Ending::None, true) => Some(IDLE_TICK),
+                _ => Some(BUSY_TICK),
+            };
+            let nothing = Interest { read: false, write: false };
+            let _ = wait(-1, nothing, Some(&self.alarm), tick, None);
+            if self.over.load(Ordering::SeqCst) {
+                return;
+            }
+            let now = self.start.elapsed();
+            let turns = self.turns.load(Ordering::Relaxed);
+            let moved = turns != last_turns;
+            last_turns = turns;
+            self.staff(moved, cores);
+            if moved {
+                last_moved = now;
+            } else if !calm && now - last_moved > CALM {
+                self.calm_down();
+            }
+            let ending = self.ending();
+            if ending != Ending::None {
+                let since = *draining_since.get_or_insert(now);
+                self.close_guests(ending, now - since);
+            }
+            if now >= next_round || ending != Ending::None {
+                next_round = now + ROUND;
+                for guest in self.all() {
+                    guest.check(now, ending);
+                }
+            }
+        }
+    }
+
+    /// Slows the clock down, unless a thread has begun to work meanwhile.
+    fn calm_down(&self) {
+        let all_wait = || {
+            self.waiting.load(Ordering::SeqCst) == self.threads.load(Ordering::SeqCst)
+                && self.ready().is_empty()
+        };
+        if all_wait() {
+            self.calm.store(true, Ordering::SeqCst);
+            // Who stops waiting first says so and then looks whether the clock is slow.
+            if !all_wait() {
+                self.calm.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Sees to it that a thread is there for what comes. `moved`: a turn has ended since the last look.
+    fn staff(&'static self, moved: bool, cores: usize) {
+        let idle = self.waiting.load(Ordering::SeqCst);
+        let threads = self.threads.load(Ordering::SeqCst);
+        let stranded = !self.ready().is_empty();
+        if idle > 0 {
+            // A thread that waits does not see the list.
+            if stranded && !moved {
+                self.poke.wake();
+            }
+        } else if threads < self.bound && (!moved || threads < cores) {
+            // Everybody has been at work for a whole tick: in a callback, or since there is so much to do.
+            let _ = self.hire();
+        }
+    }
+
+    /// All connections, at this moment.
+    fn all(&self) -> Vec<Arc<Seated>> {
+        let seats = self.seats.read().unwrap_or_else(|e| e.into_inner());
+        seats.seats.iter().filter_map(|seat| seat.guest.clone()).collect()
+    }
+
+    /// Closes the connections whose time has come, `since` the child began to go down.
+    fn close_guests(&self, ending: Ending, since: Duration) {
+        let drain = u64::from(self.drain.load(Ordering::Relaxed)).max(1);
+        for guest in self.all() {
+            // A moment of its own for each, which looks random and needs no memory.
+            let moment = guest.token.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            let moment = Duration::from_millis(moment % drain);
+            if ending == Ending::Stop || moment <= since {
+                let payload = close::payload(CloseCode::GOING_AWAY);
+                guest.lane.outbox.close(&payload, "the server stops");
+            }
+        }
+    }
+}
+
+impl Carrier for Seated {
+    fn wake(&self) {
+        let Some(me) = self.me.upgrade() else { return };
+        self.service.ready().push_back(me);
+        self.service.note_traffic();
+        self.service.poke.wake();
+    }
+
+    fn pump(&self, deadline: Instant) {
+        self.lane.pump(deadline);
+    }
+
+    fn socket(&self) -> Option<&dyn Socket> {
+        self.lane.socket.as_deref().map(|socket| socket as &dyn Socket)
+    }
+}
+
+impl Seated {
+    /// Runs a turn; `true` if there is more to do at once.
+    fn turn(&self, buffer: &mut [u8]) -> bool {
+        let flags = Flags::from_bits(self.flags.swap(0, Ordering::Relaxed));
+        match self.set_phase(Phase::Running) {
+            Phase::Talking(mut talk) => {
+                let outbox = &*self.lane.outbox;
+                outbox.own();
+                let ready = (flags.readable(), flags.to_the_end());
+                let outcome = talk.turn.run(&self.lane, &*self.endpoint, ready, buffer);
+                outbox.disown();
+                let heard = talk.turn.heard();
+                let bits = u8::from(heard.bytes) | u8::from(heard.message) << 1;
+                if self.heard.load(Ordering::Relaxed) | bits != self.heard.load(Ordering::Relaxed) {
+                    self.heard.fetch_or(bits, Ordering::Relaxed);
+                }
+                match outcome {
+                    Ok(Outcome::Rest { .. }) => {
+                        self.set_phase(Phase::Talking(talk));
+                    }
+                    Ok(Outcome::Again) => {
+                        self.set_phase(Phase::Talking(talk));
+                        return true;
+                    }
+                    Ok(Outcome::Over) => self.finish(*talk, buffer),
+                    Err(error) => {
+                        let line = format_args!("WS0302: the connection is lost: {error}");
+                        outbox.journal().write(Level::Info, line);
+                        self.finish(*talk, buffer);
+                    }
+                }
+            }
+            Phase::Lingering(until) => self.linger(until, buffer),
+            Phase::Running | Phase::Gone => {
+                self.set_phase(Phase::Gone);
+            }
+        }
+        false
+    }
+
+    fn set_phase(&self, phase: Phase) -> Phase {
+        core::mem::replace(&mut *self.phase.lock().unwrap_or_else(|e| e.into_inner()), phase)
+    }
+
+    /// The conversation is over.
+    fn finish(&self, talk: Talk, buffer: &mut [u8]) {
+        let Talk { turn, farewell } = talk;
+        self.lane.outbox.end("the connection is over");
+        self.endpoint.closed();
+        farewell(Farewell { summary: self.lane.outbox.summary(), received: turn.received() });
+        if let Some(socket) = &self.lane.socket {
+            socket.shutdown(Shutdown::Write);
+        }
+        self.linger(self.service.start.elapsed() + LINGER, buffer);
+    }
+
+    /// Reads what the client still sends, to nobody, until it ends the stream: closing before that could make
+    /// the kernel drop our last bytes (RFC 9112 §9.6).
+    fn linger(&self, until: Duration, buffer: &mut [u8]) {
+        while self.service.ending() != Ending::Stop && self.service.start.elapsed() < until {
+            match self.lane.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.set_phase(Phase::Lingering(until));
+                    return;
+                }
+                Ok((1.., _)) => {}
+                Ok((0, _)) | Err(_) => break,
+            }
+        }
+        self.set_phase(Phase::Gone);
+        self.service.epoll.remove(self.lane.descriptor());
+        self.service.unseat(self.token);
+    }
+
+    /// Asks the clocks. Called by the clock thread, which must not be held up by a callback.
+    fn check(&self, now: Duration, ending: Ending) {
+        let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
+            Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
+            Phase::Talking(_) | Phase::Running => None,
+            Phase::Gone => Some(false),
+        };
+        if let Some(leave) = lingers {
+            if leave {
+                self.wake();
+            }
+            return;
+        }
+        let outbox = &*self.lane.outbox;
+        let bits = self.heard.swap(0, Ordering::Relaxed);
+        let heard = Heard { bytes: bits & 1 != 0, message: bits & 2 != 0 };
+        let (state, summary, unsent) = outbox.look();
+        let mut patience = self.patience;
+        if ending != Ending::None {
+            patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
+        }
+        let sight = Sight { now, state, heard, summary, unsent };
+        let verdict =
+            self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
+        if let Err(error) = act(verdict, outbox) {
+            let line = format_args!("WS0302: the connection is lost: {error}");
+            outbox.journal().write(Level::Info, line);
+            outbox.end("the client is given up");
+            if let Some(socket) = &self.lane.socket {
+                // The thread that runs it, or the next one, meets the end of the stream.
+                socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+}

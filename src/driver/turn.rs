@@ -1,0 +1,191 @@
+//! What happens when a connection is ready: bytes are read, their messages handled, and the answers written
+//! with one call.
+#![deny(unsafe_code)]
+
+use std::io;
+
+use super::{Transport, lane::Lane};
+use crate::{
+    endpoint::Endpoint,
+    journal::Level,
+    outbox::{Outbox, State},
+    proto::{close, frame::Opcode},
+    session::{Event, Session},
+};
+
+/// How much is read at a time.
+pub const READ: usize = 64 * 1024;
+/// How often a connection that is never short of bytes may read before others have their turn.
+const READS: u32 = 16;
+
+/// The inbound side of a connection between its turns.
+pub struct Turn {
+    session: Session,
+    input: Input,
+    /// How many bytes have been read.
+    received: u64,
+    /// What has come since this was asked last.
+    heard: Heard,
+}
+
+/// What the client has sent in a turn.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Heard {
+    /// Anything at all.
+    pub bytes: bool,
+    /// A data message.
+    pub message: bool,
+}
+
+/// What is known of the client's next bytes.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Input {
+    /// The descriptor will tell when there are some.
+    Waiting,
+    /// Reading stopped early, since too much waits for the client; the descriptor may show nothing.
+    Paused,
+    /// The stream has ended, or what it brings means nothing any more.
+    Over,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// The conversation is over and everything is written.
+    Over,
+    /// There is more to do, but other connections should have their turn first.
+    Again,
+    /// Wait until the descriptor is ready.
+    Rest {
+        /// For reading: not if too much waits for the client.
+        read: bool,
+        /// For writing: if not everything could be written.
+        write: bool,
+    },
+}
+
+impl Turn {
+    /// A connection whose handshake is answered; bytes may have come with it.
+    pub fn new(session: Session) -> Self {
+        Self { session, input: Input::Paused, received: 0, heard: Heard::default() }
+    }
+
+    /// How many bytes have been read.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// What has come since this was asked last.
+    pub fn heard(&mut self) -> Heard {
+        core::mem::take(&mut self.heard)
+    }
+
+    /// Runs a turn. `readable` says that the descriptor shows something to read, and `to_the_end` that the end of
+    /// the stream, or an error, is among it, so that a short read must not end the turn.
+    pub fn run<T: Transport>(
+        &mut self,
+        lane: &Lane<T>,
+        endpoint: &dyn Endpoint,
+        (readable, to_the_end): (bool, bool),
+        buffer: &mut [u8],
+    ) -> io::Result<Outcome> {
+        let outbox = &*lane.outbox;
+        let mut reads = READS;
+        loop {
+            let read = match self.input {
+                Input::Waiting => readable,
+                Input::Paused => !outbox.is_crowded(),
+                Input::Over => false,
+            };
+            if read {
+                self.input = self.read(lane, endpoint, to_the_end, &mut reads, buffer)?;
+            }
+            let (done, _) = lane.flush()?;
+            if done && (self.input == Input::Over || outbox.state() == State::Closed) {
+                return Ok(Outcome::Over);
+            }
+            if reads == 0 && self.input == Input::Paused {
+                return Ok(Outcome::Again);
+            }
+            // Writing may have made the room for which reading was paused.
+            if self.input != Input::Paused || outbox.is_crowded() {
+                self.session.trim();
+                let read = self.input == Input::Waiting;
+                return Ok(Outcome::Rest { read, write: !done });
+            }
+        }
+    }
+
+    /// Reads and handles what has arrived.
+    fn read<T: Transport>(
+        &mut self,
+        lane: &Lane<T>,
+        endpoint: &dyn Endpoint,
+        to_the_end: bool,
+        reads: &mut u32,
+        buffer: &mut [u8],
+    ) -> io::Result<Input> {
+        loop {
+            let (n, more) = match lane.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Input::Waiting),
+                result => result?,
+            };
+            if n == 0 {
+                lane.outbox.end("the client is gone");
+                return Ok(Input::Over);
+            }
+            self.received += n as u64;
+            self.heard.bytes = true;
+            let full = n == buffer.len();
+            self.handle(&lane.outbox, endpoint, &mut buffer[..n]);
+            if self.session.is_finished() {
+                return Ok(Input::Over);
+            }
+            if !(more || full || to_the_end) {
+                return Ok(Input::Waiting);
+            }
+            // Reading on before answering would let a client fill our memory with answers.
+            lane.flush()?;
+            *reads -= 1;
+            if *reads == 0 || lane.outbox.is_crowded() {
+                return Ok(Input::Paused);
+            }
+        }
+    }
+
+    /// Lets the session make events of `input`, and handles them.
+    fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) {
+        let version = self.session.limits().version;
+        let mut at = 0;
+        loop {
+            let progress = match self.session.feed(&mut input[at..]) {
+                Ok(progress) => progress,
+                Err(violation) => {
+                    let code = violation.close_code(version);
+                    if outbox.close(&close::payload(code), "the client broke the protocol") {
+                        let journal = outbox.journal();
+                        let line = format_args!("WS0303: closing with {}: {violation}", code.0);
+                        journal.write(Level::Info, line);
+                    }
+                    return;
+                }
+            };
+            at += progress.consumed;
+            match progress.event {
+                None => return,
+                Some(Event::Message { kind, data }) => {
+                    self.heard.message = true;
+                    if outbox.receive_message() {
+                        endpoint.message(kind, data);
+                    }
+                }
+                Some(Event::Ping(payload)) => {
+                    // A client that does not read its Pongs can do without them.
+                    let _ = outbox.send_control(Opcode::Pong, payload);
+                }
+                Some(Event::Pong(_)) => {}
+                Some(Event::Close(reason)) => outbox.receive_close(&reason),
+            }
+        }
+    }
+}

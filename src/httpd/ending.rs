@@ -1,0 +1,138 @@
+//! The beginning and the end of a child process: its service, and the one rule for each kind of end.
+//!
+//! Everything graceful drains: Close 1001, spread over `WebSocketDrainTime`, then the child goes. Everything else stops:
+//! Close 1001 at once, and the child is out within two seconds. The hook that says so may run on the thread that accepts
+//! connections, or within prefork's signal handler, so it only sets things in motion; the wait comes when httpd clears the
+//! child's pool.
+
+use core::{
+    ffi::{c_int, c_void},
+    ptr,
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
+};
+use std::time::Duration;
+
+use super::{STOP, boundary, directives::Server, is_threaded, log, sys};
+use crate::{
+    config,
+    driver::{
+        service::{Ending, Service},
+        wait::stop_is_being_handled,
+    },
+    journal::Level,
+};
+
+/// The child's service; null if it could not be started. It lives as long as the process.
+static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
+
+/// `WebSocketDrainTime` in milliseconds.
+static DRAIN: AtomicU32 = AtomicU32::new(0);
+
+/// The child's service.
+pub(super) fn service() -> Option<&'static Service> {
+    // SAFETY: `begin` stores a service that is never dropped.
+    unsafe { SERVICE.load(Ordering::Acquire).as_ref() }
+}
+
+/// A child begins: raises its limit of open files and starts its service.
+///
+/// # Safety
+/// - `pool` is the child's pool and `server` the main server.
+pub(super) unsafe fn begin(
+    pool: *mut sys::apr_pool_t,
+    server: *const sys::server_rec,
+    settings: &Server,
+) {
+    let drain = settings.drain_time.unwrap_or(config::DRAIN_TIME);
+    DRAIN.store(drain.as_millis().try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
+    raise_open_files();
+    match Service::start(settings.threads.unwrap_or(config::THREADS).into()) {
+        Ok(service) => {
+            SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
+            // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.
+            unsafe {
+                sys::apr_pool_pre_cleanup_register(pool, server.cast(), Some(cleanup_child));
+            }
+        }
+        Err(error) => {
+            SERVICE.store(ptr::null_mut(), Ordering::Release);
+            let line = "WS0402: no service threads, so each WebSocket takes a thread of httpd's:";
+            // SAFETY: the caller's word.
+            unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
+        }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: each connection takes a descriptor.
+fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is live.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: as above. A refusal leaves things as they are.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
+/// httpd's child_stopping hook. prefork always passes 0, from within its signal handler when it is a stop.
+pub(super) fn stopping(graceful: bool) {
+    STOP.stop();
+    let Some(service) = service() else { return };
+    let stop = if is_threaded() {
+        !graceful
+    } else {
+        // SAFETY: the names live for the calls.
+        let one_process = unsafe {
+            sys::ap_exists_config_define(c"DEBUG".as_ptr()) != 0
+                || sys::ap_exists_config_define(c"ONE_PROCESS".as_ptr()) != 0
+        };
+        one_process || stop_is_being_handled()
+    };
+    let drain = Duration::from_millis(DRAIN.load(Ordering::Relaxed).into());
+    if stop {
+        service.end(Ending::Stop, drain);
+    } else {
+        service.end(Ending::Drain, drain);
+        heed_stop();
+    }
+}
+
+/// Has SIGTERM cut a drain short.
+fn heed_stop() {
+    // SAFETY: sigaction is plain data for which all-zero is a valid value.
+    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+    action.sa_sigaction = on_terminate as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+    // SAFETY: the structure is live, and the handler calls nothing that a signal handler must not.
+    unsafe { libc::sigaction(libc::SIGTERM, &raw const action, ptr::null_mut()) };
+}
+
+extern "C" fn on_terminate(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+    // SAFETY: the kernel passes a live structure to a handler with SA_SIGINFO.
+    let sender = unsafe { (*info).si_pid() };
+    // SAFETY: getpid has no preconditions. event and worker wake threads of their own with SIGTERM.
+    if sender != unsafe { libc::getpid() } {
+        if let Some(service) = service() {
+            service.end(Ending::Stop, Duration::ZERO);
+        }
+    }
+}
+
+/// httpd clears the child's pool: waits until all connections are gone and the threads have left.
+unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
+    let left = boundary(true, || {
+        let Some(service) = service() else { return true };
+        // An exit without the hook is no graceful one.
+        service.end_if_running();
+        service.await_end()
+    });
+    if !left {
+        let line = "WS0403: a plugin's callback does not return; the child exits without it";
+        // SAFETY: `begin` registered the main server, which lives as long as the process.
+        unsafe { log::server(server.cast(), Level::Warn, format_args!("{line}")) };
+        // SAFETY: _exit has no preconditions. Going on would take pools away from under a running thread.
+        unsafe { libc::_exit(0) };
+    }
+    SERVICE.store(ptr::null_mut(), Ordering::Release);
+    sys::APR_SUCCESS as sys::apr_status_t
+}

@@ -1,0 +1,195 @@
+//! The access log's line for the end of a connection whose request is long gone.
+//!
+//! A detached connection has its first line when httpd's worker lets go of it. When the conversation is over, a request is
+//! put together from what was kept and run through httpd's own logging, so every format works: `%D` is the whole
+//! duration, `%I` and `%O` are the bytes of the conversation, and the notes tell the rest.
+
+use core::{ffi::CStr, ptr};
+use std::sync::Arc;
+
+use super::{
+    handler::note_summary,
+    sys,
+    wrap::{Request, Table},
+};
+use crate::{driver::service::Farewell, plugin::headers::Headers};
+
+/// What is kept of a request.
+pub(super) struct Record {
+    server: *mut sys::server_rec,
+    headers: Arc<Headers>,
+    /// The request line, the path, the query, the host and the user: those that there are.
+    words: [Option<Box<CStr>>; 5],
+    time: sys::apr_time_t,
+    connection_id: i64,
+    client: Address,
+    local: Address,
+}
+
+/// One end of a connection.
+struct Address {
+    ip: Box<CStr>,
+    port: u16,
+}
+
+// SAFETY: the raw pointer is a server, which lives as long as the child process and does not change.
+unsafe impl Send for Record {}
+
+impl Record {
+    pub(super) fn of(r: Request<'_>, headers: Arc<Headers>) -> Self {
+        // SAFETY: wrap::R1.
+        let rec = unsafe { &*r.as_ptr() };
+        // SAFETY: wrap::R1.
+        let connection = unsafe { &*rec.connection };
+        let words = [rec.the_request, rec.uri, rec.args, rec.hostname.cast_mut(), rec.user];
+        Self {
+            server: rec.server,
+            headers,
+            words: words.map(copy),
+            time: rec.request_time,
+            connection_id: connection.id,
+            client: Address::of(rec.useragent_ip, rec.useragent_addr),
+            local: Address::of(connection.local_ip, connection.local_addr),
+        }
+    }
+
+    /// Writes the line.
+    pub(super) fn log(self, farewell: &Farewell) {
+        let mut pool = ptr::null_mut();
+        // SAFETY: the result is a live pointer; a pool without a parent may be used by this thread alone.
+        let status = unsafe {
+            sys::apr_pool_create_ex(&raw mut pool, ptr::null_mut(), None, ptr::null_mut())
+        };
+        if status == sys::APR_SUCCESS as i32 {
+            // SAFETY: the pool was just made, and is destroyed when nothing uses it any more.
+            unsafe {
+                self.log_in(pool, farewell);
+                sys::apr_pool_destroy(pool);
+            }
+        }
+    }
+
+    /// # Safety
+    /// - `pool` is live and used by this thread only.
+    unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, farewell: &Farewell) {
+        // SAFETY: the caller's word. Both records consist of integers and pointers, for which zero is a value that httpd
+        // itself starts from; what its logging looks at is filled in below.
+        unsafe {
+            let connection = zeroed::<sys::conn_rec>(pool);
+            (*connection).pool = pool;
+            (*connection).base_server = self.server;
+            (*connection).conn_config = sys::ap_create_conn_config(pool);
+            (*connection).notes = sys::apr_table_make(pool, 1);
+            (*connection).id = self.connection_id as _;
+            (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
+            ((*connection).client_ip, (*connection).client_addr) = self.client.make(pool);
+            ((*connection).local_ip, (*connection).local_addr) = self.local.make(pool);
+
+            let rec = zeroed::<sys::request_rec>(pool);
+            (*rec).pool = pool;
+            (*rec).connection = connection;
+            (*rec).server = self.server;
+            (*rec).per_dir_config = (*self.server).lookup_defaults;
+            (*rec).request_config = sys::ap_create_request_config(pool);
+            for table in [
+                &raw mut (*rec).headers_in,
+                &raw mut (*rec).headers_out,
+                &raw mut (*rec).err_headers_out,
+                &raw mut (*rec).trailers_in,
+                &raw mut (*rec).trailers_out,
+                &raw mut (*rec).notes,
+                &raw mut (*rec).subprocess_env,
+            ] {
+                *table = sys::apr_table_make(pool, 4);
+            }
+            let [line, uri, args, host, user] =
+                self.words.each_ref().map(|word| word.as_ref().map_or(ptr::null(), |w| w.as_ptr()));
+            (*rec).the_request = line.cast_mut();
+            (*rec).uri = uri.cast_mut();
+            (*rec).unparsed_uri = uri.cast_mut();
+            (*rec).args = args.cast_mut();
+            (*rec).hostname = host;
+            (*rec).user = user.cast_mut();
+            (*rec).method = c"GET".as_ptr();
+            (*rec).method_number = sys::M_GET as i32;
+            (*rec).protocol = c"HTTP/1.1".as_ptr().cast_mut();
+            (*rec).proto_num = 1001;
+            (*rec).status = sys::HTTP_SWITCHING_PROTOCOLS as i32;
+            (*rec).request_time = self.time;
+            (*rec).useragent_ip = (*connection).client_ip;
+            (*rec).useragent_addr = (*connection).client_addr;
+
+            let r = Request::from_ptr(ptr::NonNull::new_unchecked(rec));
+            for (name, value) in self.headers.iter() {
+                r.set(Table::HeadersIn, name, value);
+            }
+            note_summary(r, &farewell.summary);
+            prepare_logio(connection);
+            super::count_bytes(connection, farewell.received, farewell.summary.bytes_out);
+            sys::ap_run_log_transaction(rec);
+        }
+    }
+}
+
+impl Address {
+    fn of(ip: *const core::ffi::c_char, address: *const sys::apr_sockaddr_t) -> Self {
+        // SAFETY: wrap::R1 and R2: both are NULL or live.
+        let port = unsafe { address.as_ref() }.map_or(0, |address| address.port);
+        Self { ip: copy(ip.cast_mut()).unwrap_or_default(), port }
+    }
+
+    /// The address as httpd has it, made from its numbers: no name is looked up.
+    ///
+    /// # Safety
+    /// - `pool` is live.
+    unsafe fn make(
+        &self,
+        pool: *mut sys::apr_pool_t,
+    ) -> (*mut core::ffi::c_char, *mut sys::apr_sockaddr_t) {
+        let mut address = ptr::null_mut();
+        let ip = self.ip.as_ptr();
+        // SAFETY: the caller's word; the strings live for the calls.
+        unsafe {
+            let family = sys::APR_UNSPEC as i32;
+            sys::apr_sockaddr_info_get(&raw mut address, ip, family, self.port, 0, pool);
+            (sys::apr_pstrdup(pool, ip), address)
+        }
+    }
+}
+
+/// A copy of a string; `None` for NULL.
+fn copy(string: *mut core::ffi::c_char) -> Option<Box<CStr>> {
+    // SAFETY: wrap::R2: the callers pass strings of a live request.
+    (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) }.into())
+}
+
+/// Memory for a `T`, all zero.
+///
+/// # Safety
+/// - `pool` is live.
+unsafe fn zeroed<T>(pool: *mut sys::apr_pool_t) -> *mut T {
+    // SAFETY: the caller's word; a pool's memory is aligned for any C type.
+    unsafe {
+        let memory = sys::apr_palloc(pool, size_of::<T>());
+        ptr::write_bytes(memory.cast::<T>(), 0, 1);
+        memory.cast()
+    }
+}
+
+/// Gives the connection what mod_logio keeps for each one, and without which its formats would read NULL.
+///
+/// # Safety
+/// - `connection` is live, with a configuration vector of its own.
+unsafe fn prepare_logio(connection: *mut sys::conn_rec) {
+    /// Counters, of which mod_logio has three or four of eight bytes.
+    const ROOM: usize = 128;
+    // SAFETY: the caller's word; the name lives for the call, and the module as long as the process. Zero is what
+    // mod_logio starts from.
+    unsafe {
+        let logio = sys::ap_find_linked_module(c"mod_logio.c".as_ptr());
+        if !logio.is_null() {
+            let counters = zeroed::<[u8; ROOM]>((*connection).pool);
+            sys::ap_set_module_config((*connection).conn_config, logio, counters.cast());
+        }
+    }
+}
