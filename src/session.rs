@@ -267,25 +267,28 @@ pub fn fuzz_session_chunked(data: &[u8]) {
     let hear = |sizes: &[usize]| {
         let mut session = Session::new(limits, params.as_ref());
         let mut sizes = sizes.iter().cycle();
-        let (mut rest, mut heard, mut violation) = (bytes, Vec::new(), None);
+        let mut bytes = bytes.to_vec();
+        let (mut rest, mut heard, mut violation) = (&mut bytes[..], Vec::new(), None);
         while !rest.is_empty() {
-            let (piece, later) = rest.split_at(rest.len().min(*sizes.next().expect("a cycle")));
+            let cut = rest.len().min(*sizes.next().expect("a cycle"));
+            let (mut piece, later) = rest.split_at_mut(cut);
             rest = later;
-            let mut piece = piece.to_vec();
-            let mut at = 0;
-            let done = session.is_finished();
-            while violation.is_none() {
-                match session.feed(&mut piece[at..]) {
-                    Err(e) => violation = Some(e),
+            loop {
+                let finished = session.is_finished();
+                match session.feed(piece) {
+                    Ok(Progress { consumed, event }) if finished => {
+                        assert_eq!((consumed, event), (piece.len(), None));
+                        break;
+                    }
                     Ok(Progress { consumed, event: None }) => {
-                        assert_eq!(at + consumed, piece.len());
+                        assert_eq!(consumed, piece.len());
                         break;
                     }
                     Ok(Progress { consumed, event: Some(event) }) => {
-                        assert!(!done);
-                        at += consumed;
                         heard.push(owned(event, &limits));
+                        piece = &mut piece[consumed..];
                     }
+                    Err(e) => assert_eq!(violation.replace(e), None),
                 }
             }
             session.trim();
@@ -294,7 +297,8 @@ pub fn fuzz_session_chunked(data: &[u8]) {
         (heard, violation)
     };
     let whole = hear(&[bytes.len().max(1)]);
-    for sizes in [&[1][..], &sizes.map(|s| usize::from(s) * usize::from(s) / 16 + 1)] {
+    let sizes = sizes.map(|size| usize::from(size) * usize::from(size) / 16 + 1);
+    for sizes in [&[1][..], &sizes] {
         let cut = hear(sizes);
         if params.is_none() {
             assert_eq!(cut, whole);

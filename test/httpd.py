@@ -111,6 +111,10 @@ class Checked(NamedTuple):
             assert word.lower() in self.output.lower(), f"{word!r} is not in: {self.output}"
 
 
+# Clear-text connections are detached from httpd's threads, unless all tests are to use those.
+DETACHED = os.environ.get("WS_DETACH", "Auto") != "Off"
+
+
 class Httpd:
     """The server under test and everything a test may ask about it."""
 
@@ -226,7 +230,10 @@ class Httpd:
             "ErrorLog logs/error_log",
             "LogLevel info websocket:debug",
             'CustomLog logs/access_log "%s %B %I %O %D %{websocket-close-code}n '
-            '%{websocket-messages-in}n %{websocket-messages-out}n \\"%r\\""',
+            '%{websocket-messages-in}n %{websocket-messages-out}n \\"%r\\"" env=!websocket-open',
+            # Long enough to be seen, short enough to wait for; tests of a drain set their own.
+            "WebSocketDrainTime 300ms",
+            *(["WebSocketDetach Off"] if not DETACHED else []),
             "TypesConfig conf/mime.types",
             'DocumentRoot "htdocs"',
         ]

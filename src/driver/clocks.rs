@@ -99,16 +99,17 @@ impl Clocks {
             self.bytes_out = summary.bytes_out;
             self.wrote = now;
         }
-        if state > State::Open {
-            let since = *self.closing.get_or_insert(now);
-            return match patience.close.map(|patience| since + patience) {
-                Some(end) if end <= now => Verdict::GiveUp("the client does not answer our Close"),
-                end => Verdict::Wait(end),
-            };
-        }
         let stall = unsent.then_some(self.wrote + patience.stall);
         if stall.is_some_and(|end| end <= now) {
             return Verdict::GiveUp("the client does not read");
+        }
+        if state > State::Open {
+            let since = *self.closing.get_or_insert(now);
+            let close = patience.close.map(|patience| since + patience);
+            if close.is_some_and(|end| end <= now) {
+                return Verdict::GiveUp("the client does not answer our Close");
+            }
+            return Verdict::Wait([stall, close].into_iter().flatten().min());
         }
         let idle = patience.idle.map(|patience| self.message + patience);
         if idle.is_some_and(|end| end <= now) {

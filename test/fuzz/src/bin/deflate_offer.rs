@@ -1,0 +1,4 @@
+//! Negotiation over arbitrary text.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::deflate::fuzz_deflate_offer(data));

@@ -1,0 +1,4 @@
+//! Opening requests with arbitrary header values.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::handshake::fuzz_handshake(data));

@@ -1,0 +1,4 @@
+//! Unmasking against the RFC's formula.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::mask::fuzz_mask_vs_naive(data));
