@@ -127,6 +127,7 @@ check-code: ## formatting, lints and documentation, with and without httpd
 check-core: ## unit and property tests of the core, and each fuzz target for a few seconds
 	$(CARGO) test --no-default-features
 	$(CARGO) test
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom $(CARGO) test --no-default-features --release --lib run_word
 	scripts/fuzz.sh 10
 
 .PHONY: check-server
@@ -135,6 +136,7 @@ check-server: all plugins $(VENV)/.done ## the tests against a real httpd, on ev
 	TEST_MPM=event $(PYTEST)
 	TEST_MPM=worker $(PYTEST) -m 'not once'
 	TEST_MPM=prefork $(PYTEST) -m 'not once'
+	TEST_MPM=event WS_DETACH=Off $(PYTEST) -m 'not once'
 
 PYTEST = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
 

@@ -34,6 +34,10 @@ pub struct Settings {
     pub trusted_origins: Option<Vec<String>>,
     /// `WebSocketAllowReservedStatusCodes`.
     pub allow_reserved: Option<bool>,
+    /// `WebSocketMaxConnections`; `Some(None)` is Off.
+    pub max_connections: Option<Option<Limit>>,
+    /// `WebSocketMaxConnectionsPerIP`; `Some(None)` is Off.
+    pub max_connections_per_ip: Option<Option<Limit>>,
     /// `WebSocketDetach`.
     pub detach: Option<Detach>,
     /// `WebSocketPingInterval`; `Some(None)` is Off.
@@ -44,6 +48,15 @@ pub struct Settings {
     pub close_timeout: Option<Option<Duration>>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
+}
+
+/// How many connections a section allows.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Limit {
+    /// The most there may be at a time.
+    pub most: u64,
+    /// The section that says so: all that inherit the limit from it are counted together.
+    pub section: String,
 }
 
 /// Whether connections leave httpd's threads (`WebSocketDetach`).
@@ -100,6 +113,16 @@ impl Settings {
                 .or(self.trusted_origins.as_ref())
                 .cloned(),
             allow_reserved: inner.allow_reserved.or(self.allow_reserved),
+            max_connections: inner
+                .max_connections
+                .as_ref()
+                .or(self.max_connections.as_ref())
+                .cloned(),
+            max_connections_per_ip: inner
+                .max_connections_per_ip
+                .as_ref()
+                .or(self.max_connections_per_ip.as_ref())
+                .cloned(),
             detach: inner.detach.or(self.detach),
             ping_interval: inner.ping_interval.or(self.ping_interval),
             idle_timeout: inner.idle_timeout.or(self.idle_timeout),
@@ -132,6 +155,16 @@ impl Settings {
     /// The origins of `WebSocketOriginCheck Trusted`.
     pub fn trusted_origins(&self) -> &[String] {
         self.trusted_origins.as_deref().unwrap_or_default()
+    }
+
+    /// How many connections there may be.
+    pub fn max_connections(&self) -> Option<&Limit> {
+        self.max_connections.as_ref()?.as_ref()
+    }
+
+    /// How many of one client address there may be.
+    pub fn max_connections_per_ip(&self) -> Option<&Limit> {
+        self.max_connections_per_ip.as_ref()?.as_ref()
     }
 
     /// Whether connections leave httpd's threads.

@@ -16,6 +16,7 @@
 //! | [`endpoint`] | what receives messages | `proto` |
 //! | [`journal`] | where log lines go | nothing here |
 //! | [`config`] | the settings of a Location | `proto` |
+//! | [`limits`] | how many connections there are, across processes | nothing here |
 //! | [`driver`] | sockets, waiting, the child's end | all of the above |
 //! | [`plugin`] | the plugin ABI: loading, calling, being called | all above but `driver` |
 //! | `httpd` | everything that names a type of httpd | everything |
@@ -26,6 +27,7 @@ pub mod config;
 pub mod driver;
 pub mod endpoint;
 pub mod journal;
+pub mod limits;
 pub mod outbox;
 pub mod plugin;
 pub mod proto;

@@ -20,6 +20,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from resource import RLIMIT_NOFILE, setrlimit
 from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent
@@ -271,16 +272,19 @@ class Httpd:
 
     # --- running -------------------------------------------------------------------------------
 
-    def start(self, conf, **kw):
-        """Starts the server in the foreground, as a session of its own, and waits for it."""
+    def start(self, conf, option="-DFOREGROUND", open_files=None, **kw):
+        """Starts the server in the foreground, as a session of its own, and waits for it.
+
+        `option` may be -X, for a single process; `open_files` lowers the limit of descriptors."""
         assert self.process is None, "already running"
         path = self._write(conf, "httpd.conf", **kw)
         seen = self._generations()
         self.startup = open(self.root / "logs/startup", "w+")  # what is said before the log opens
         self.process = subprocess.Popen(
-            [self.binary, "-DFOREGROUND", "-f", str(path)],
+            [self.binary, option, "-f", str(path)],
             stdin=subprocess.DEVNULL, stdout=self.startup, stderr=self.startup,
             start_new_session=True, cwd="/",
+            preexec_fn=open_files and (lambda: setrlimit(RLIMIT_NOFILE, (open_files, open_files))),
             env={**os.environ, "WEBSOCKET_DEBUG_TRAIL": str(self.plugin_trail)},
         )
 
@@ -289,7 +293,8 @@ class Httpd:
                 self.process = None
                 said = (self.root / "logs/startup").read_text() + self.new_log()
                 raise AssertionError(f"httpd did not start:\n{said}")
-            return self._generations() > seen and self._answers()
+            # A single process does not say that it has started.
+            return (option == "-X" or self._generations() > seen) and self._answers()
 
         wait_until(up, 20, "httpd's start")
 
@@ -357,6 +362,17 @@ class Httpd:
             self.stop()
             self.judge_log()
 
+    def get(self, path="/", timeout=5.0):
+        """A plain GET on a new connection: its status, and the seconds it took."""
+        start = time.monotonic()
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as sock:
+            sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            answer = b""
+            while data := sock.recv(1 << 16):
+                answer += data
+        assert answer, "no answer to a plain GET"
+        return int(answer.split(None, 2)[1]), time.monotonic() - start
+
     # --- processes -----------------------------------------------------------------------------
 
     @staticmethod
@@ -411,6 +427,12 @@ class Httpd:
     @staticmethod
     def descriptors(pid):
         return len(os.listdir(f"/proc/{pid}/fd"))
+
+    @staticmethod
+    def cpu(pid):
+        """Seconds of processor time that a process has used."""
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     # --- logs ------------------------------------------------------------------------------------
 

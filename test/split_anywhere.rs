@@ -429,7 +429,7 @@ fn violations_of_compressed_conversations() {
 
 #[test]
 fn long_conversations() {
-    let bytes: Vec<u8> = (0..70_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..70_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
     let words = "Größe läßt sich nicht schätzen. ".repeat(3000);
     for len in [125, 126, 127, 0xffff, 0x1_0000] {
         Stream::new("each encoding of a length")

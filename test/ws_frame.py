@@ -86,13 +86,15 @@ class Refused(Exception):
 class Client:
     """A socket, what was read from it ahead, and a deadline for every read."""
 
-    def __init__(self, port, host="127.0.0.1", tls=None, timeout=10.0, rcvbuf=None):
+    def __init__(self, port, host="127.0.0.1", tls=None, timeout=10.0, rcvbuf=None, source=None):
         self.timeout, self.port, self.buffer = timeout, port, bytearray()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.sock = socket.socket(family)
         if rcvbuf:  # has to be set before connect to bound the window
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         self.sock.settimeout(timeout)
+        if source:
+            self.sock.bind((source, 0))
         self.sock.connect((host, port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls:

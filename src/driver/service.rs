@@ -68,6 +68,24 @@ pub struct Farewell {
     pub received: u64,
 }
 
+/// What a service has done so far.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Totals {
+    /// Connections that there are now.
+    pub connections: u64,
+    /// Data messages received, by connections that are gone too.
+    pub messages_in: u64,
+    /// Data messages sent.
+    pub messages_out: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+}
+
+/// Who wants to know, about once a second while there are connections: the number of threads, and the totals.
+pub type Report = Box<dyn Fn(usize, &Totals) + Send + Sync>;
+
 /// A connection that is handed to the service.
 pub struct Guest {
     /// Its bytes.
@@ -108,6 +126,9 @@ pub struct Service {
     drain: AtomicU32,
     /// All connections are gone and no new one will come; threads have to go.
     over: AtomicBool,
+    /// What connections that are gone have done.
+    past: Mutex<Totals>,
+    report: Report,
 }
 
 /// How a child ends.
@@ -173,7 +194,7 @@ struct Talk {
 
 impl Service {
     /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to.
-    pub fn start(bound: usize) -> io::Result<&'static Self> {
+    pub fn start(bound: usize, report: Report) -> io::Result<&'static Self> {
         let service = Self {
             epoll: Epoll::new()?,
             poke: Waker::new()?,
@@ -189,6 +210,8 @@ impl Service {
             ending: AtomicU8::new(Ending::None as u8),
             drain: AtomicU32::new(0),
             over: AtomicBool::new(false),
+            past: Mutex::default(),
+            report,
         };
         service.epoll.add_waker(service.poke.descriptor(), POKE)?;
         // It lives as long as the process, which its threads may outlast any owner in.
@@ -465,9 +488,12 @@ impl Service {
             }
             if now >= next_round || ending != Ending::None {
                 next_round = now + ROUND;
+                let mut totals = *self.past();
                 for guest in self.all() {
                     guest.check(now, ending);
+                    guest.add_to(&mut totals);
                 }
+                (self.report)(self.threads(), &totals);
             }
         }
     }
@@ -501,6 +527,10 @@ impl Service {
             // Everybody has been at work for a whole tick: in a callback, or since there is so much to do.
             let _ = self.hire();
         }
+    }
+
+    fn past(&self) -> MutexGuard<'_, Totals> {
+        self.past.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// All connections, at this moment.
@@ -581,6 +611,18 @@ impl Seated {
         false
     }
 
+    /// Adds what a connection whose conversation goes on has done.
+    fn add_to(&self, totals: &mut Totals) {
+        totals.connections += 1;
+        if let Phase::Talking(talk) = &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
+            let summary = self.lane.outbox.summary();
+            totals.messages_in += summary.messages_in;
+            totals.messages_out += summary.messages_out;
+            totals.bytes_in += talk.turn.received();
+            totals.bytes_out += summary.bytes_out;
+        }
+    }
+
     fn set_phase(&self, phase: Phase) -> Phase {
         core::mem::replace(&mut *self.phase.lock().unwrap_or_else(|e| e.into_inner()), phase)
     }
@@ -590,7 +632,13 @@ impl Seated {
         let Talk { turn, farewell } = talk;
         self.lane.outbox.end("the connection is over");
         self.endpoint.closed();
-        farewell(Farewell { summary: self.lane.outbox.summary(), received: turn.received() });
+        let summary = self.lane.outbox.summary();
+        farewell(Farewell { summary, received: turn.received() });
+        let past = &mut *self.service.past();
+        past.messages_in += summary.messages_in;
+        past.messages_out += summary.messages_out;
+        past.bytes_in += turn.received();
+        past.bytes_out += summary.bytes_out;
         if let Some(socket) = &self.lane.socket {
             socket.shutdown(Shutdown::Write);
         }

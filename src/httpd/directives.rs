@@ -11,7 +11,7 @@ use std::{borrow::Cow, ffi::CString, sync::Arc, time::Duration};
 
 use super::{boundary, log, module, sys, wrap::Request};
 use crate::{
-    config::{self, Detach, Settings},
+    config::{self, Detach, Limit, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::OriginCheck,
@@ -66,6 +66,18 @@ pub(super) static COMMANDS: Commands = Commands([
         &(allow_reserved as Setter),
         ANYONE,
         c"On to let clients close with codes that are reserved for future use",
+    ),
+    take1(
+        c"WebSocketMaxConnections",
+        &(max_connections as Setter),
+        ADMIN,
+        c"the most WebSockets that this section may have open, in all children; or Off",
+    ),
+    take1(
+        c"WebSocketMaxConnectionsPerIP",
+        &(max_connections_per_ip as Setter),
+        ADMIN,
+        c"the most WebSockets that one client address may have open in this section; or Off",
     ),
     take1(
         c"WebSocketDetach",
@@ -210,6 +222,33 @@ fn allow_reserved(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result
     Ok(())
 }
 
+fn max_connections(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.max_connections = Some(limit(parms, words)?);
+    Ok(())
+}
+
+fn max_connections_per_ip(
+    parms: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    section.settings.max_connections_per_ip = Some(limit(parms, words)?);
+    Ok(())
+}
+
+/// A number of connections for the section being read, or Off.
+fn limit(parms: Parms<'_>, words: &[&str]) -> Result<Option<Limit>, String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    if word.eq_ignore_ascii_case("Off") {
+        return Ok(None);
+    }
+    let digits = word.bytes().all(|b| b.is_ascii_digit());
+    let most = word.parse().ok().filter(|most| digits && (1..=200_000).contains(most));
+    let most =
+        most.ok_or_else(|| format!("'{word}' is neither a number from 1 to 200000 nor Off"))?;
+    Ok(Some(Limit { most, section: parms.section() }))
+}
+
 fn detach(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     let choices = [("Auto", Detach::Auto), ("On", Detach::On), ("Off", Detach::Off)];
     section.settings.detach = Some(choice(words, &choices)?);
@@ -352,7 +391,7 @@ type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
 
 /// A table that httpd reads; it never changes.
 #[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 20]);
+pub(super) struct Commands([sys::command_rec; 22]);
 
 // SAFETY: httpd only reads the table, and nothing in it changes.
 unsafe impl Sync for Commands {}
@@ -442,6 +481,19 @@ impl Parms<'_> {
         unsafe {
             let path = sys::ap_server_root_relative(self.0.pool, path.as_ptr());
             (!path.is_null()).then(|| CStr::from_ptr(path).to_owned())
+        }
+    }
+
+    /// A name for the section being read that is the same in every child and after a restart.
+    fn section(self) -> String {
+        // SAFETY: the server being configured and its strings are live (R4); each of them may be NULL.
+        unsafe {
+            let text =
+                |s: *const c_char| (!s.is_null()).then(|| CStr::from_ptr(s).to_string_lossy());
+            let server = &*self.0.server;
+            let (name, path) = (text(server.server_hostname), text(self.0.path));
+            let (name, path) = (name.unwrap_or_default(), path.unwrap_or_default());
+            format!("{name}:{} {path}", server.port)
         }
     }
 

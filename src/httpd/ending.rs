@@ -12,21 +12,28 @@ use core::{
 };
 use std::time::Duration;
 
-use super::{STOP, boundary, directives::Server, is_threaded, log, sys};
+use super::{STOP, boundary, directives::Server, is_threaded, log, shared, sys};
 use crate::{
     config,
     driver::{
-        service::{Ending, Service},
+        service::{Ending, Service, Totals},
         wait::stop_is_being_handled,
     },
     journal::Level,
 };
+
+/// How many descriptors WebSockets leave to httpd, which cannot accept a connection without one: for its threads at
+/// work, the log files and the like.
+pub(super) const RESERVE: u64 = 256;
 
 /// The child's service; null if it could not be started. It lives as long as the process.
 static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
 
 /// `WebSocketDrainTime` in milliseconds.
 static DRAIN: AtomicU32 = AtomicU32::new(0);
+
+/// The child's line in server-status; null if there is none.
+static LINE: AtomicPtr<shared::Child> = AtomicPtr::new(ptr::null_mut());
 
 /// The child's service.
 pub(super) fn service() -> Option<&'static Service> {
@@ -45,8 +52,20 @@ pub(super) unsafe fn begin(
 ) {
     let drain = settings.drain_time.unwrap_or(config::DRAIN_TIME);
     DRAIN.store(drain.as_millis().try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
-    raise_open_files();
-    match Service::start(settings.threads.unwrap_or(config::THREADS).into()) {
+    let open_files = raise_open_files();
+    // SAFETY: the caller's word.
+    unsafe { tell_capacity(server, open_files) };
+    let line = shared::child();
+    LINE.store(
+        line.map_or(ptr::null_mut(), |line| ptr::from_ref(line).cast_mut()),
+        Ordering::Release,
+    );
+    let report = Box::new(move |threads, totals: &Totals| {
+        if let Some(line) = line {
+            line.tell(threads, totals);
+        }
+    });
+    match Service::start(settings.threads.unwrap_or(config::THREADS).into(), report) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
             // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.
@@ -63,8 +82,8 @@ pub(super) unsafe fn begin(
     }
 }
 
-/// Raises the soft limit of open files to the hard one: each connection takes a descriptor.
-fn raise_open_files() {
+/// Raises the soft limit of open files to the hard one, since each connection takes a descriptor, and returns it.
+fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the structure is live.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
@@ -72,6 +91,25 @@ fn raise_open_files() {
         // SAFETY: as above. A refusal leaves things as they are.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
+    limit.rlim_cur
+}
+
+/// Says how many connections the child can hold.
+///
+/// # Safety
+/// - `server` is live.
+unsafe fn tell_capacity(server: *const sys::server_rec, open_files: u64) {
+    let mut threads = 0;
+    // SAFETY: the result is a live integer.
+    unsafe { sys::ap_mpm_query(sys::AP_MPMQ_MAX_THREADS as c_int, &raw mut threads) };
+    let line = format_args!(
+        "WS0405: this child can hold about {} detached WebSockets ({open_files} open files), and {} \
+         on threads of httpd's (TLS, WebSocketDetach Off)",
+        open_files.saturating_sub(RESERVE.min(open_files / 4)),
+        threads.max(1),
+    );
+    // SAFETY: the caller's word.
+    unsafe { log::server(server, Level::Info, line) };
 }
 
 /// httpd's child_stopping hook. prefork always passes 0, from within its signal handler when it is a stop.
@@ -126,6 +164,10 @@ unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
         service.end_if_running();
         service.await_end()
     });
+    // SAFETY: `begin` stores a line in memory that is never unmapped.
+    if let Some(line) = unsafe { LINE.load(Ordering::Acquire).as_ref() } {
+        line.leave();
+    }
     if !left {
         let line = "WS0403: a plugin's callback does not return; the child exits without it";
         // SAFETY: `begin` registered the main server, which lives as long as the process.

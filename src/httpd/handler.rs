@@ -14,11 +14,11 @@ use super::{
     filters::{self, Filters},
     is_threaded, log,
     record::Record,
-    sys,
+    shared, sys,
     wrap::{Request, Table},
 };
 use crate::{
-    config::{Detach, Patience, Settings},
+    config::{Detach, Limit, Patience, Settings},
     driver::{
         blocking,
         lane::Lane,
@@ -28,6 +28,7 @@ use crate::{
     },
     endpoint::Endpoint as _,
     journal::Level,
+    limits::Counted,
     outbox::{Bounds, Outbox, Summary},
     plugin::{
         Plugin,
@@ -85,7 +86,11 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         log::request(r, Level::Info, format_args!("{line}"));
         return sys::HTTP_NOT_IMPLEMENTED as c_int;
     }
-    match Upgrade::prepare(r, &section.settings, &opening) {
+    let counted = match count(r, &section.settings) {
+        Ok(counted) => counted,
+        Err(status) => return status,
+    };
+    match Upgrade::prepare(r, &section.settings, &opening, counted) {
         Ok(upgrade) => upgrade.serve(r, plugin, section.settings.detach(), &opening),
         Err(error) => {
             log::request(r, Level::Error, format_args!("WS0104: no upgrade: {error}"));
@@ -106,6 +111,34 @@ fn refuse(r: Request<'_>, refusal: Refusal) -> c_int {
     c_int::from(refusal.status())
 }
 
+/// Counts the connection where limits are set; the status that refuses it if one is reached.
+fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
+    let Some(table) = shared::counts() else { return Ok(Vec::new()) };
+    let mut counted = Vec::new();
+    let refuse = |status: u32, limit: &Limit, what: &str| {
+        let line = format_args!("WS0107: refused: {what} of {} is reached", limit.most);
+        log::request(r, Level::Info, line);
+        // A guess, but one that spreads those who come again.
+        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
+        status as c_int
+    };
+    if let Some(limit) = settings.max_connections() {
+        let key = ["section", &limit.section];
+        let entered = table.enter(&key, limit.most);
+        counted.push(entered.ok_or_else(|| {
+            refuse(sys::HTTP_SERVICE_UNAVAILABLE, limit, "WebSocketMaxConnections")
+        })?);
+    }
+    if let Some(limit) = settings.max_connections_per_ip() {
+        let ip = r.client_ip().to_string_lossy();
+        let entered = table.enter(&["ip", &limit.section, &ip], limit.most);
+        counted.push(entered.ok_or_else(|| {
+            refuse(sys::HTTP_TOO_MANY_REQUESTS, limit, "WebSocketMaxConnectionsPerIP")
+        })?);
+    }
+    Ok(counted)
+}
+
 fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> bool {
     let (scheme, host, port) = r.origin();
     let own = handshake::own_origin(&scheme.to_string_lossy(), &host.to_string_lossy(), port);
@@ -123,12 +156,19 @@ struct Upgrade {
     waker: Waker,
     patience: Patience,
     deflate: Option<(Params, Reserved<'static>)>,
+    /// The connection's places under the limits.
+    counted: Vec<Counted>,
     /// prefork handles signals on this thread; neither its callbacks nor a hand-over must be interrupted.
     signals: Option<Signals>,
 }
 
 impl Upgrade {
-    fn prepare(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> io::Result<Self> {
+    fn prepare(
+        r: Request<'_>,
+        settings: &Settings,
+        opening: &Opening<'_>,
+        counted: Vec<Counted>,
+    ) -> io::Result<Self> {
         let signals = if is_threaded() { None } else { Some(Signals::block()?) };
         let compression = &settings.compression;
         let deflate = compression
@@ -172,6 +212,7 @@ impl Upgrade {
             waker: Waker::new()?,
             patience: settings.patience(timeout),
             deflate,
+            counted,
             signals,
         })
     }
@@ -199,7 +240,8 @@ impl Upgrade {
             return sys::HTTP_FORBIDDEN as c_int;
         };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
-        let Self { outbox, session, socket, mut filters, waker, patience, deflate, signals } = self;
+        let Self { outbox, session, socket, mut filters, waker, patience, .. } = self;
+        let Self { deflate, counted, signals, .. } = self;
         let early = match take_early_bytes(&mut filters, r.connection(), socket.is_some()) {
             Ok(early) => early,
             Err(error) => {
@@ -218,8 +260,8 @@ impl Upgrade {
                 endpoint.forget_request();
                 let record = Record::of(r, headers);
                 let farewell = Box::new(move |farewell: Farewell| {
-                    drop(deflate);
                     record.log(&farewell);
+                    drop((deflate, counted));
                 });
                 let (lane, endpoint) = (Lane::new(plain, outbox), Box::new(endpoint));
                 // SAFETY: the connection is the request's own (wrap::R1).
@@ -251,13 +293,11 @@ impl Upgrade {
 /// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
 /// the child up then.
 fn spare(descriptor: OwnedFd) -> io::Result<OwnedFd> {
-    /// What stays free: for httpd's threads at work, the log files and the like.
-    const RESERVE: u64 = 256;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the structure is live.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     // The kernel gives the lowest free number, so this one tells how many there are.
-    if descriptor.as_raw_fd() as u64 + RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
+    if descriptor.as_raw_fd() as u64 + ending::RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
         return Err(io::Error::other(format!(
             "all but the last of the child's {} open files are in use (ulimit -n)",
             limit.rlim_cur

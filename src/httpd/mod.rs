@@ -7,6 +7,8 @@
 //! | `handler.rs` | the upgrade of a request |
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `record.rs` | the access log's line for the end of a detached connection |
+//! | `shared.rs` | the memory that all children share |
+//! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
 //! | `log.rs` | the error log |
 //! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
@@ -24,7 +26,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::{config, driver::stop::Stop, proto::deflate::Budget};
+use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
 
 mod directives;
 mod ending;
@@ -32,6 +34,8 @@ mod filters;
 mod handler;
 mod log;
 mod record;
+mod shared;
+mod status;
 mod sys;
 mod wrap;
 
@@ -87,13 +91,33 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
     unsafe {
         let (none, first) = (ptr::null(), sys::APR_HOOK_FIRST as c_int - 1);
         let middle = sys::APR_HOOK_MIDDLE as c_int;
+        sys::ap_hook_post_config(Some(hook_post_config), none, none, middle);
         sys::ap_hook_handler(Some(hook_handler), none, none, first);
         sys::ap_hook_child_init(Some(hook_child_init), none, none, middle);
         sys::ap_hook_child_stopping(Some(hook_child_stopping), none, none, middle);
         // Another module's error would end this hook's run, and httpd would shut down a socket that lives on.
         let really_first = sys::APR_HOOK_REALLY_FIRST;
         sys::ap_hook_pre_close_connection(Some(hook_pre_close), none, none, really_first);
+        status::register();
     }
+}
+
+unsafe extern "C" fn hook_post_config(
+    _config: *mut sys::apr_pool_t,
+    _log: *mut sys::apr_pool_t,
+    _temporary: *mut sys::apr_pool_t,
+    server: *mut sys::server_rec,
+) -> c_int {
+    boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
+        // SAFETY: httpd passes the main server.
+        if let Err(error) = unsafe { shared::map(server) } {
+            let line =
+                "WS0404: no shared memory, so connection limits and server-status do not work:";
+            // SAFETY: as above.
+            unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
+        }
+        sys::HOOK_OK
+    })
 }
 
 unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {

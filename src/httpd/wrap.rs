@@ -68,9 +68,14 @@ impl<'r> Request<'r> {
         unsafe { (*self.connection()).id }
     }
 
-    /// The address and port that httpd takes for the client's.
+    /// The address that httpd takes for the client's, also for access control.
+    pub(super) fn client_ip(self) -> &'r CStr {
+        string(self.rec().useragent_ip).unwrap_or(c"?")
+    }
+
+    /// The same with its port.
     pub(super) fn client(self) -> String {
-        let ip = string(self.rec().useragent_ip).unwrap_or(c"?").to_string_lossy();
+        let ip = self.client_ip().to_string_lossy();
         // SAFETY: R1; a request has an address of its client, of which the port is read.
         let port = unsafe { self.rec().useragent_addr.as_ref() }.map_or(0, |a| a.port);
         format!("{ip}:{port}")

@@ -56,7 +56,7 @@ impl<'a> Input<'a> {
                     state ^= state << 17;
                     state as u8
                 });
-                noise.take(self.length()).collect()
+                noise.take(self.length() / 8).collect()
             }
             _ => {
                 let len = self.length();

@@ -1,0 +1,129 @@
+//! Memory that all child processes share, of all generations: the counts behind the connection limits, and what
+//! each child tells server-status.
+//!
+//! It is mapped once, in the parent, before the first child is made; the address is kept with httpd's process record,
+//! which outlives restarts and the unloading of this module.
+
+use core::{
+    ffi::{CStr, c_void},
+    ptr,
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
+};
+use std::hash::{BuildHasher as _, RandomState};
+
+use super::sys;
+use crate::{driver::service::Totals, limits};
+
+/// The key under which the address is kept. A change of the layout changes it.
+const KEY: &CStr = c"mod_websocket shared memory 1";
+/// The most children that server-status shows.
+const CHILDREN: usize = 512;
+
+/// What is shared.
+#[repr(C)]
+struct Shared {
+    seed: AtomicU64,
+    words: [AtomicU64; limits::WORDS],
+    children: [Child; CHILDREN],
+}
+
+/// One child's line in server-status.
+#[repr(C)]
+pub(super) struct Child {
+    /// 0 if the line is free.
+    pid: AtomicU32,
+    threads: AtomicU32,
+    /// Connections, messages in and out, bytes in and out.
+    numbers: [AtomicU64; 5],
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
+
+/// Maps the memory, or finds it mapped by an earlier reading of the configuration.
+///
+/// # Safety
+/// - `server` is the main server, while httpd runs its post_config hooks.
+pub(super) unsafe fn map(server: *const sys::server_rec) -> std::io::Result<()> {
+    let mut address: *mut c_void = ptr::null_mut();
+    // SAFETY: the caller's word: the process record and its pool live as long as the process.
+    let pool = unsafe { (*(*server).process).pool };
+    // SAFETY: the key lives for the call; the result is a live pointer.
+    unsafe { sys::apr_pool_userdata_get(&raw mut address, KEY.as_ptr(), pool) };
+    if address.is_null() {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        address =
+            unsafe { libc::mmap(ptr::null_mut(), size_of::<Shared>(), protection, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let seed = RandomState::new().hash_one(KEY);
+        // SAFETY: the mapping has the size of the structure, is all zero, and zero is a value of every atomic.
+        unsafe { (*address.cast::<Shared>()).seed.store(seed, Ordering::Relaxed) };
+        // SAFETY: the key is copied; there is nothing to clean up, since the mapping stays until the process ends.
+        unsafe { sys::apr_pool_userdata_set(address, KEY.as_ptr(), None, pool) };
+    }
+    SHARED.store(address.cast(), Ordering::Release);
+    Ok(())
+}
+
+fn shared() -> Option<&'static Shared> {
+    // SAFETY: `map` stores a mapping that is never removed.
+    unsafe { SHARED.load(Ordering::Acquire).as_ref() }
+}
+
+/// The connection counts, for this process.
+pub(super) fn counts() -> Option<limits::Table> {
+    let shared = shared()?;
+    let seed = shared.seed.load(Ordering::Relaxed);
+    Some(limits::Table::new(&shared.words, seed, std::process::id(), is_alive))
+}
+
+fn is_alive(pid: u32) -> bool {
+    // SAFETY: signal 0 is sent to nobody; it only asks.
+    let there = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0;
+    there || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// This child's line in server-status, if one is free.
+pub(super) fn child() -> Option<&'static Child> {
+    let pid = std::process::id();
+    shared()?.children.iter().find(|child| {
+        let before = child.pid.load(Ordering::Relaxed);
+        let free = before == 0 || !is_alive(before);
+        let taken = || child.pid.compare_exchange(before, pid, Ordering::AcqRel, Ordering::Relaxed);
+        free && taken().is_ok()
+    })
+}
+
+/// The lines of the children that are there.
+pub(super) fn children() -> impl Iterator<Item = (u32, u32, Totals)> {
+    let children = shared().map_or(&[][..], |shared| &shared.children[..]);
+    children.iter().filter_map(|child| {
+        let pid = child.pid.load(Ordering::Acquire);
+        let threads = child.threads.load(Ordering::Relaxed);
+        let [connections, messages_in, messages_out, bytes_in, bytes_out] =
+            child.numbers.each_ref().map(|number| number.load(Ordering::Relaxed));
+        let totals = Totals { connections, messages_in, messages_out, bytes_in, bytes_out };
+        (pid != 0 && is_alive(pid)).then_some((pid, threads, totals))
+    })
+}
+
+impl Child {
+    /// Tells what there is now.
+    pub(super) fn tell(&self, threads: usize, totals: &Totals) {
+        self.threads.store(threads as u32, Ordering::Relaxed);
+        let Totals { connections, messages_in, messages_out, bytes_in, bytes_out } = *totals;
+        let numbers = [connections, messages_in, messages_out, bytes_in, bytes_out];
+        for (place, number) in self.numbers.iter().zip(numbers) {
+            place.store(number, Ordering::Relaxed);
+        }
+    }
+
+    /// The child has gone.
+    pub(super) fn leave(&self) {
+        self.tell(0, &Totals::default());
+        self.pid.store(0, Ordering::Release);
+    }
+}

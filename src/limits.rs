@@ -1,0 +1,201 @@
+//! How many connections there are of each kind, counted across child processes.
+//!
+//! The counts lie in memory that all children share. One 64-bit word holds one child's count for one key, so every change
+//! is a single atomic operation, and a child that is killed can leave nothing half done. What it had counted is taken
+//! back when somebody finds a limit reached and sees that the process is gone.
+#![deny(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha1::{Digest as _, Sha1};
+
+/// How many words a key may be counted in: as many children, or a few keys with the same hash.
+const BUCKET: usize = 32;
+/// How many buckets there are.
+const BUCKETS: usize = 4096;
+/// How many words the table takes: 1 MiB.
+pub const WORDS: usize = BUCKET * BUCKETS;
+
+/// A word: 22 bits of process number, 18 bits of count, 24 bits of the key's hash. 0 is free.
+const COUNT_BITS: u32 = 18;
+const TAG_BITS: u32 = 24;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+const TAG: u64 = (1 << TAG_BITS) - 1;
+
+/// The shared counts, as one process sees them.
+#[derive(Clone, Copy)]
+pub struct Table {
+    words: &'static [AtomicU64],
+    /// Makes the places of keys unpredictable for clients.
+    seed: u64,
+    pid: u32,
+    /// Whether a process is still there.
+    is_alive: fn(u32) -> bool,
+}
+
+/// A connection that is counted until the value is dropped.
+pub struct Counted {
+    table: Table,
+    bucket: usize,
+    tag: u64,
+}
+
+impl Table {
+    /// The table of process `pid` over [`WORDS`] words, all zero at first.
+    pub fn new(
+        words: &'static [AtomicU64],
+        seed: u64,
+        pid: u32,
+        is_alive: fn(u32) -> bool,
+    ) -> Self {
+        debug_assert!(words.len() == WORDS && pid < 1 << 22);
+        Self { words, seed, pid, is_alive }
+    }
+
+    /// Counts one more connection of `key`; `None` if there are `limit` already.
+    ///
+    /// Two processes that count the last one at the same moment may both be refused, never both be let in.
+    pub fn enter(&self, key: &[&str], limit: u64) -> Option<Counted> {
+        let mut hasher = Sha1::new().chain_update(self.seed.to_ne_bytes());
+        for part in key {
+            hasher.update(part);
+            hasher.update([0]);
+        }
+        let hash = hasher.finalize();
+        let half = |at: usize| {
+            u64::from(u32::from_ne_bytes([hash[at], hash[at + 1], hash[at + 2], hash[at + 3]]))
+        };
+        let bucket = half(0) as usize % BUCKETS;
+        // A tag of 0 would make a free word of a count of 0.
+        let tag = (half(4) & TAG).max(1);
+        let counted = self.add(bucket, tag)?;
+        if self.total(bucket, tag) > limit {
+            self.bury(bucket);
+            if self.total(bucket, tag) > limit {
+                return None;
+            }
+        }
+        Some(counted)
+    }
+
+    fn bucket(&self, bucket: usize) -> &'static [AtomicU64] {
+        &self.words[bucket * BUCKET..][..BUCKET]
+    }
+
+    fn own(&self, tag: u64) -> u64 {
+        u64::from(self.pid) << (COUNT_BITS + TAG_BITS) | tag
+    }
+
+    /// Adds one to this process's count, in its word or in a free one.
+    fn add(&self, bucket: usize, tag: u64) -> Option<Counted> {
+        let one = 1 << TAG_BITS;
+        for attempt in 0..2 {
+            for word in self.bucket(bucket) {
+                let mine = |value: u64| value & !(COUNT << TAG_BITS) == self.own(tag);
+                let next = |value: u64| {
+                    if value == 0 {
+                        Some(self.own(tag) | one)
+                    } else {
+                        mine(value).then(|| value + one)
+                    }
+                };
+                if word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok() {
+                    return Some(Counted { table: *self, bucket, tag });
+                }
+            }
+            if attempt == 0 {
+                self.bury(bucket);
+            }
+        }
+        None
+    }
+
+    /// Takes one from this process's count; the last one frees the word.
+    fn subtract(&self, bucket: usize, tag: u64) {
+        for word in self.bucket(bucket) {
+            let next = |value: u64| {
+                let mine = value & !(COUNT << TAG_BITS) == self.own(tag) && value != 0;
+                let left = value.wrapping_sub(1 << TAG_BITS);
+                mine.then_some(if left >> TAG_BITS & COUNT == 0 { 0 } else { left })
+            };
+            if word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// The count of a key over all processes.
+    fn total(&self, bucket: usize, tag: u64) -> u64 {
+        let values = self.bucket(bucket).iter().map(|word| word.load(Ordering::SeqCst));
+        values.filter(|value| value & TAG == tag).map(|value| value >> TAG_BITS & COUNT).sum()
+    }
+
+    /// Frees the words of processes that are gone.
+    fn bury(&self, bucket: usize) {
+        for word in self.bucket(bucket) {
+            let value = word.load(Ordering::SeqCst);
+            let pid = (value >> (COUNT_BITS + TAG_BITS)) as u32;
+            if value != 0 && pid != self.pid && !(self.is_alive)(pid) {
+                let _ = word.compare_exchange(value, 0, Ordering::SeqCst, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.table.subtract(self.bucket, self.tag);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words() -> &'static [AtomicU64] {
+        Box::leak((0..WORDS).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    #[test]
+    fn a_limit_holds_across_processes() {
+        let words = words();
+        let one = Table::new(words, 7, 100, |_| true);
+        let two = Table::new(words, 7, 200, |_| true);
+        let a = one.enter(&["location", "/a"], 2);
+        let b = two.enter(&["location", "/a"], 2);
+        assert!(a.is_some() && b.is_some());
+        assert!(one.enter(&["location", "/a"], 2).is_none());
+        assert!(two.enter(&["location", "/b"], 2).is_some());
+        drop(b);
+        let c = one.enter(&["location", "/a"], 2);
+        assert!(c.is_some());
+        drop((a, c));
+        assert!(words.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+    }
+
+    #[test]
+    fn the_dead_are_not_counted() {
+        let words = words();
+        let dead = Table::new(words, 7, 100, |_| true);
+        core::mem::forget(dead.enter(&["ip", "::1"], 1));
+        let living = Table::new(words, 7, 200, |pid| pid != 100);
+        let first = living.enter(&["ip", "::1"], 1);
+        assert!(first.is_some());
+        assert!(living.enter(&["ip", "::1"], 1).is_none());
+    }
+
+    #[test]
+    fn threads_lose_no_count() {
+        let table = Table::new(words(), 7, 100, |_| true);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        drop(table.enter(&["x"], 100).expect("8 are below the limit"));
+                    }
+                });
+            }
+        });
+        assert!(table.words.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+    }
+}

@@ -1,0 +1,866 @@
+"""Connections on the module's own threads: plugins that block, clocks, drains, descriptors, the log."""
+
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import selectors
+import signal
+import socket
+import statistics
+import time
+
+import pytest
+from httpd import debug, echo, wait_until
+from ws_frame import CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
+
+DETACH = "WebSocketDetach Auto\n"  # also where all other tests are to use httpd's threads
+ONE_CHILD = """
+    <IfModule mpm_prefork_module>
+        ServerLimit 8
+        MaxRequestWorkers 1
+        StartServers 1
+        MinSpareServers 1
+        MaxSpareServers 8
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 1
+        MaxRequestWorkers 25
+        ThreadsPerChild 25
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads 25
+    </IfModule>
+"""
+
+
+def says(client, text="are you there"):
+    """The connection echoes."""
+    client.send(frame(TEXT, text))
+    client.expect(TEXT, text)
+
+
+def silent(client, seconds):
+    """Nothing comes from the server for so long."""
+    with pytest.raises(TimeoutError):
+        client.read_frame(seconds)
+
+
+def first_bytes(clients, timeout):
+    """Yields each client with the moment at which the server's next bytes, or the end, were there."""
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client.sock, selectors.EVENT_READ, client)
+        deadline = time.monotonic() + timeout
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            assert left > 0, f"{len(selector.get_map())} of {len(clients)} heard nothing for {timeout} s"
+            for key, _ in selector.select(left):
+                selector.unregister(key.fileobj)
+                yield key.data, time.monotonic()
+
+
+def closed_with_1001(client, answer=True):
+    """The next frame is the server's goodbye."""
+    got = client.read_frame(3)
+    assert (got.opcode, got.code) == (CLOSE, 1001)
+    if answer:
+        with contextlib.suppress(OSError):  # the server need not wait for it
+            client.send(close_frame(1001))
+
+
+@contextlib.contextmanager
+def crowd(httpd, count, path="/echo"):
+    """Many connections, each with its handshake done."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(httpd.port)) for _ in range(count)]
+        for client in clients:
+            client.send(client.request(path))
+        for client in clients:
+            response = client.read_response()
+            if response.status != 101:
+                raise Refused(response)
+        yield clients
+
+
+@pytest.fixture
+def server(httpd):
+    """A server of the test's own: `server(conf, …)` starts it."""
+    with contextlib.ExitStack() as stack:
+        yield lambda conf, **kw: stack.enter_context(httpd.serve(DETACH + conf, **kw))
+
+
+class TestBlockedPlugin:
+    """A callback that sleeps holds one thread and its own connection, nothing else."""
+
+    CONF = DETACH + "WebSocketThreads 8\n" + ONE_CHILD + debug() + echo() + echo(
+        "/pinged", "WebSocketPingInterval 1s"
+    )
+
+    def quick(self, seconds):
+        # The rule is 50 ms. Alone on a machine, a hundred runs of these take a few milliseconds at most; but the
+        # tests' own process, httpd and whatever else runs share the cores, and any of them may be put off for some
+        # tens of milliseconds. So the middle has to keep the rule, and the worst a multiple of it.
+        middle, worst = statistics.median(seconds), max(seconds)
+        assert middle < 0.050 and worst < 0.150, f"median {middle * 1e3:.0f} ms, worst {worst * 1e3:.0f} ms"
+
+    def test_others_meanwhile(self, ws):
+        sleepers, others = [ws("/debug") for _ in range(6)], [ws("/echo") for _ in range(10)]
+        for client in sleepers:
+            client.send(frame(TEXT, "sleep 1000"))
+        start, took = time.monotonic(), []
+        while time.monotonic() < start + 0.9:
+            for client in others:
+                sent = time.monotonic()
+                says(client)
+                took.append(time.monotonic() - sent)
+        for client in sleepers:
+            client.expect(TEXT, "ok")
+            assert time.monotonic() - start < 2
+        self.quick(took)
+
+    @pytest.mark.parametrize("rested", [False, True], ids=["threads at work", "one thread left"])
+    def test_others_whose_events_came_with_theirs(self, httpd, ws, rested):
+        """The child is stopped while the messages are sent, so that one call fetches all of them."""
+        sleepers, others = [ws("/debug") for _ in range(6)], [ws("/echo") for _ in range(20)]
+        child = httpd.child_of(others[0])
+        if rested:
+            time.sleep(6)
+        os.kill(child, signal.SIGSTOP)
+        try:
+            for client in sleepers:
+                client.send(frame(TEXT, "sleep 1000"))
+            for client in others:
+                client.send(frame(TEXT, "with them"))
+        finally:
+            os.kill(child, signal.SIGCONT)
+        start = time.monotonic()
+        took = [moment - start for _, moment in first_bytes(others, 5)]
+        for client in others:
+            client.expect(TEXT, "with them")
+        for client in sleepers:
+            client.expect(TEXT, "ok")
+        assert time.monotonic() - start < 2, "the sleepers waited for each other"
+        self.quick(took)
+
+    def test_the_bound_is_kept_and_clocks_go_on(self, httpd, ws):
+        """While all eight threads are blocked nobody is echoed to, and an idle client is pinged all the same."""
+        pinged, other = ws("/pinged"), ws("/echo")
+        sleepers = [ws("/debug") for _ in range(10)]
+        for client in sleepers:
+            client.send(frame(TEXT, "sleep 2500"))
+        time.sleep(0.5)
+        other.send(frame(TEXT, "patience"))
+        start = time.monotonic()
+        pinged.expect(PING, "", timeout=2)
+        silent(other, max(0.01, start + 1.5 - time.monotonic()))
+        other.expect(TEXT, "patience")
+        for client in sleepers:
+            client.expect(TEXT, "ok")
+        sleepers[0].send(frame(TEXT, "peak"))
+        assert sleepers[0].read_frame().payload == b"8"
+
+    def test_threads_come_and_go(self, httpd, ws):
+        client = ws("/echo")
+        child = httpd.child_of(client)
+        time.sleep(6)
+        before = httpd.threads(child)
+        sleepers = [ws("/debug") for _ in range(7)]
+        for sleeper in sleepers:
+            sleeper.send(frame(TEXT, "sleep 500"))
+        wait_until(lambda: httpd.threads(child) >= before + 6, 2, "more threads")
+        for sleeper in sleepers:
+            sleeper.expect(TEXT, "ok")
+        wait_until(lambda: httpd.threads(child) <= before, 8, "fewer threads")
+
+
+class TestEndWhileBlocked:
+    """All threads are blocked for long when the child goes down."""
+
+    CONF = "WebSocketThreads 8\nWebSocketDrainTime 1s\n" + ONE_CHILD + debug() + echo()
+    ENDS = {"graceful stop": (signal.SIGWINCH, 1 + 1.5 + 0.3), "stop": (signal.SIGTERM, 2)}
+
+    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("sleepers", [1, 8])
+    def test_idle_clients_are_told(self, httpd, server, ws, end, sleepers):
+        server(self.CONF.replace(DETACH, ""))
+        number, bound = self.ENDS[end]
+        clients = [ws("/echo") for _ in range(10)]
+        for client in [ws("/debug") for _ in range(sleepers)]:
+            client.send(frame(TEXT, "sleep 30000"))
+        time.sleep(0.3)
+        httpd.expect_log("WS0403")
+        start = time.monotonic()
+        httpd.tell(number)
+        for client, moment in first_bytes(clients, 3):
+            assert moment - start < (1.5 if end == "graceful stop" else 0.7)
+            closed_with_1001(client)
+        wait_until(lambda: not httpd.children(), 5, "the end of the child")
+        took = time.monotonic() - start
+        assert took < bound + 0.5, f"the child took {took:.1f} s"
+        httpd.stop(number)
+
+
+HOMES = pytest.mark.parametrize("home", ["Auto", "Off"])
+
+
+def in_both_homes(where, *directives):
+    """A Location of the debug plugin for detached connections, and one for those on httpd's threads."""
+    return "".join(debug(f"/{where}-{home}", f"WebSocketDetach {home}", *directives) for home in ("Auto", "Off"))
+
+
+class TestClocks:
+    """Detached connections are looked at once a second, the others when it is time."""
+
+    CONF = (
+        DETACH
+        + in_both_homes("ping", "WebSocketPingInterval 1s")
+        + in_both_homes("idle", "WebSocketPingInterval 1s", "WebSocketIdleTimeout 3s")
+        + in_both_homes("close", "WebSocketCloseTimeout 1s")
+    )
+    LATE = 1.3  # the clock's second, and some air
+
+    def pinged(self, client):
+        """The client is pinged about a second from now."""
+        start = time.monotonic()
+        client.expect(PING, "", timeout=1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "pinged too early"
+
+    @HOMES
+    def test_silence(self, httpd, ws, home):
+        client = ws(f"/ping-{home}?silence")
+        self.pinged(client)
+        client.send(frame(PONG))
+        self.pinged(client)
+        start = time.monotonic()
+        httpd.expect_log("does not answer our Ping")
+        client.expect_eof(1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "given up too early"
+        assert httpd.access(f"/ping-{home}?silence")[-1].close_code == "1006"
+
+    @HOMES
+    def test_any_byte_is_an_answer(self, ws, home):
+        client, message = ws(f"/ping-{home}"), frame(TEXT, "size")
+        for n in range(3):
+            self.pinged(client)
+            client.send(message[n : n + 1])
+        client.send(message[3:])
+        assert client.read_frame().opcode == TEXT
+        self.pinged(client)
+        client.send(frame(TEXT, "version"))
+        client.expect(TEXT, "1")
+        self.pinged(client)
+        client.send(frame(PING, b"you too"))
+        client.expect(PONG, b"you too")
+        self.pinged(client)
+
+    @HOMES
+    def test_no_ping_while_the_client_speaks(self, ws, home):
+        client = ws(f"/ping-{home}")
+        for _ in range(8):
+            client.send(frame(TEXT, "version"))
+            client.expect(TEXT, "1")
+            time.sleep(0.4)
+
+    @HOMES
+    def test_idle(self, ws, home):
+        """Answering pings is no conversation."""
+        client, start, pings = ws(f"/idle-{home}"), time.monotonic(), 0
+        while (got := client.read_frame(3 + self.LATE)).opcode == PING:
+            client.send(frame(PONG, got.payload))
+            pings += 1
+        took = time.monotonic() - start
+        assert (got.opcode, got.code) == (CLOSE, 1001)
+        assert 2.8 < took < 3 + self.LATE and pings in (1, 2), f"{pings} pings, closed after {took:.1f} s"
+        client.send(close_frame(1001))
+        client.expect_eof()
+
+    @HOMES
+    def test_a_message_puts_idleness_off(self, ws, home):
+        client = ws(f"/idle-{home}")
+        time.sleep(2)
+        client.send(frame(TEXT, "version"))
+        start = time.monotonic()
+        while (got := client.read_frame(3 + self.LATE)).opcode != CLOSE:
+            if got.opcode == PING:
+                client.send(frame(PONG, got.payload))
+        assert got.code == 1001 and time.monotonic() - start > 2.8
+
+    @HOMES
+    def test_close_without_answer(self, httpd, ws, home):
+        client = ws(f"/close-{home}?unanswered")
+        client.send(frame(TEXT, "close 4000 bye"))
+        assert client.read_frame().code == 4000
+        start = time.monotonic()
+        httpd.expect_log("does not answer our Close")
+        client.expect_eof(1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "given up too early"
+        assert httpd.access(f"/close-{home}?unanswered")[-1].close_code == "4000"
+
+    @HOMES
+    def test_messages_are_no_answer_to_a_close(self, ws, home):
+        client = ws(f"/close-{home}")
+        client.send(frame(TEXT, "close 4000 bye"))
+        assert client.read_frame().code == 4000
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < start + 5:
+                client.send(frame(TEXT, "but I have more to say"))
+                time.sleep(0.1)
+        assert time.monotonic() - start < 1 + 2 * self.LATE
+
+
+class TestClocksMerged:
+    """An inner section overrides what it sets, and only that; Off is a value like others."""
+
+    SHORT = "WebSocketPingInterval 1s\nWebSocketIdleTimeout 2s\nWebSocketCloseTimeout 1s\n"
+    NONE = "WebSocketPingInterval Off", "WebSocketIdleTimeout off", "WebSocketCloseTimeout OFF"
+    CONF = DETACH + SHORT + in_both_homes("outer") + in_both_homes("none", *NONE) + in_both_homes(
+        "one", "WebSocketPingInterval 1min"
+    ) + in_both_homes("longer", "WebSocketPingInterval Off", "WebSocketIdleTimeout 3500ms")
+
+    @HOMES
+    def test_inherited(self, ws, home):
+        client = ws(f"/outer-{home}")
+        client.expect(PING, "", timeout=2.3)
+        client.send(frame(PONG))
+        while (got := client.read_frame(2.3)).opcode == PING:
+            client.send(frame(PONG))
+        assert got.code == 1001
+        client.expect_eof(2.3)
+
+    @HOMES
+    def test_off(self, ws, home):
+        idle, closing = ws(f"/none-{home}"), ws(f"/none-{home}")
+        closing.send(frame(TEXT, "close 4000 bye"))
+        assert closing.read_frame().code == 4000
+        silent(idle, 5)
+        silent(closing, 1.5)
+        closing.send(close_frame(4000))
+        closing.expect_eof()
+        idle.send(frame(TEXT, "version"))
+        idle.expect(TEXT, "1")
+
+    @HOMES
+    def test_one_of_them(self, ws, home):
+        client, start = ws(f"/one-{home}"), time.monotonic()
+        client.expect_close(1001)
+        assert 1.8 < time.monotonic() - start < 3.4
+
+    @HOMES
+    def test_longer(self, ws, home):
+        client, start = ws(f"/longer-{home}"), time.monotonic()
+        client.expect_close(1001)
+        assert 3.3 < time.monotonic() - start < 4.9
+
+
+class TestRefusedValues:
+    @pytest.mark.parametrize("value", ["0", "0s", "-1", "1.5s", "10y", "soon", "On", "99999999999h"])
+    @pytest.mark.parametrize("name", ["WebSocketPingInterval", "WebSocketIdleTimeout", "WebSocketCloseTimeout"])
+    def test_clocks(self, httpd, name, value):
+        httpd.check(f"{name} {value}\n").refused(name, value, at=name)
+
+    @pytest.mark.parametrize("name, value", [
+        ("WebSocketDrainTime", "Off"), ("WebSocketDrainTime", "-1"), ("WebSocketDrainTime", "1y"),
+        ("WebSocketThreads", "0"), ("WebSocketThreads", "1025"), ("WebSocketThreads", "-1"),
+        ("WebSocketThreads", "+8"), ("WebSocketThreads", "many"), ("WebSocketDetach", "Yes"),
+    ])
+    def test_others(self, httpd, name, value):
+        # Behind the tests' own setting of the same name, which is refused in no case.
+        checked = httpd.check(f"# here\n{name} {value}\n")
+        checked.refused(name, value, f"line {checked.line_of('# here') + 1} of {checked.conf}")
+
+    @pytest.mark.parametrize("line", ["WebSocketDrainTime 1s", "WebSocketThreads 4"])
+    @pytest.mark.parametrize("section", ["VirtualHost *:80", "Location /", "Directory /"])
+    def test_only_for_the_whole_server(self, httpd, section, line):
+        name = section.split()[0]
+        checked = httpd.check(f"<{section}>\n    {line}\n</{name}>\n")
+        assert not checked.ok and line.split()[0] in checked.output, checked.output
+
+    def test_accepted(self, httpd):
+        checked = httpd.check(
+            "WebSocketDrainTime 0\nWebSocketThreads 1\nWebSocketThreads 1024\nWebSocketDetach oN\n"
+            "WebSocketPingInterval 1h\nWebSocketIdleTimeout 500ms\nWebSocketCloseTimeout 2min\n"
+        )
+        assert checked.ok, checked.output
+
+
+class TestDrain:
+    """Everything graceful closes with 1001, spread over WebSocketDrainTime; everything else at once."""
+
+    SITE = echo() + debug()
+
+    def spread(self, moments, window):
+        """Closes come all over the window, and not much later."""
+        moments = sorted(moments)
+        assert moments[-1] < window + 1.5, f"the last one after {moments[-1]:.1f} s"
+        for third in range(3):
+            count = sum(third <= moment * 3 / window < third + 1 for moment in moments)
+            assert count > len(moments) / 10, f"{count} of {len(moments)} in third {third} of the window"
+        tenth = max(sum(m <= n < m + window / 10 for n in moments) for m in moments)
+        assert tenth < len(moments) / 3, f"{tenth} of {len(moments)} within a tenth of the window"
+
+    def test_graceful_restart(self, httpd, server):
+        """Nobody but the connections of the old child notices anything."""
+        server("WebSocketDrainTime 3s\n" + self.SITE)
+        with crowd(httpd, 200) as clients, contextlib.ExitStack() as stack:
+            start, moments, gets = time.monotonic(), [], []
+            httpd.tell(signal.SIGUSR1)
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for client in clients:
+                selector.register(client.sock, selectors.EVENT_READ, client)
+            fresh = None
+            while len(moments) < len(clients):
+                assert time.monotonic() - start < 6, f"{len(clients) - len(moments)} were not closed"
+                for key, _ in selector.select(0.05):
+                    moments.append(time.monotonic() - start)
+                    closed_with_1001(key.data)
+                    selector.unregister(key.fileobj)
+                status, took = httpd.get()
+                assert status == 200
+                gets.append(took)
+                if fresh is None and httpd._generations() > httpd.before[0]:
+                    fresh = stack.enter_context(Client(httpd.port))
+                    fresh.upgrade()
+                    says(fresh)
+                    assert len(moments) < len(clients), "the new generation came after the drain"
+            assert fresh, "there is no new generation"
+            says(fresh)
+            self.spread(moments, 3)
+            assert statistics.median(gets) < 0.05 and max(gets) < 1.5
+            for client in clients:
+                client.expect_eof(3)
+            httpd.renewed()
+            says(fresh)
+
+    def test_graceful_stop(self, httpd, server):
+        server("WebSocketDrainTime 2s\n" + self.SITE)
+        with crowd(httpd, 100) as clients:
+            start, moments = time.monotonic(), []
+            httpd.tell(signal.SIGWINCH)
+            for client, moment in first_bytes(clients, 4):
+                moments.append(moment - start)
+                closed_with_1001(client)
+            self.spread(moments, 2)
+            wait_until(lambda: not httpd.children(), 3, "the end of the children")
+            assert time.monotonic() - start < 2 + 1.5 + 1
+            httpd.stop(signal.SIGWINCH)
+
+    def test_children_do_not_drain_in_step(self, httpd, server, ws):
+        """The first connections of several children are not closed in the same moment."""
+        server("WebSocketDrainTime 3s\n" + self.SITE + """
+            <IfModule !mpm_prefork_module>
+                ServerLimit 16
+                StartServers 8
+                ThreadsPerChild 2
+                MaxRequestWorkers 16
+                MinSpareThreads 1
+                MaxSpareThreads 16
+            </IfModule>
+        """)
+        first = {}
+        while len(first) < 5:
+            client = ws("/echo")
+            first.setdefault(httpd.child_of(client), client)
+        start = time.monotonic()
+        httpd.tell(signal.SIGUSR1)
+        moments = sorted(moment - start for _, moment in first_bytes(first.values(), 5))
+        assert moments[-1] - moments[0] > 0.3, f"all of {len(moments)} children closed theirs at {moments}"
+
+    def test_a_stop_cuts_it_short(self, httpd, server):
+        server("WebSocketDrainTime 60s\n" + self.SITE)
+        with crowd(httpd, 60) as clients:
+            httpd.graceful()
+            time.sleep(0.5)
+            start = time.monotonic()
+            httpd.stop(signal.SIGTERM, 2)
+            assert time.monotonic() - start < 2
+            for client in clients:
+                closed_with_1001(client, answer=False)
+                client.expect_eof()
+
+    def test_a_stop_cuts_a_graceful_stop_short(self, httpd, server):
+        server("WebSocketDrainTime 60s\n" + self.SITE)
+        with crowd(httpd, 60) as clients:
+            httpd.tell(signal.SIGWINCH)
+            time.sleep(0.5)
+            start = time.monotonic()
+            httpd.stop(signal.SIGTERM, 2)
+            assert time.monotonic() - start < 2
+            for client in clients:
+                closed_with_1001(client, answer=False)
+                client.expect_eof()
+
+    @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP], ids=["stop", "restart"])
+    @pytest.mark.parametrize("answer", [True, False], ids=["answered", "ignored"])
+    def test_at_once(self, httpd, server, end, answer):
+        server("WebSocketDrainTime 60s\n" + self.SITE)
+        with crowd(httpd, 60) as clients:
+            clients[0].send(frame(TEXT, "half a message", fin=False))
+            start = time.monotonic()
+            httpd.tell(end)
+            for client, moment in first_bytes(clients, 2):
+                assert moment - start < 1
+                closed_with_1001(client, answer)
+            wait_until(lambda: not httpd.before[1] & set(httpd.children()), 2, "the end of the children")
+            assert time.monotonic() - start < 2
+            for client in clients:
+                client.expect_eof()
+            if end == signal.SIGTERM:
+                httpd.stop()
+            else:
+                httpd.renewed()
+
+    def test_a_single_process(self, httpd, server, ws):
+        server("WebSocketDrainTime 60s\n" + self.SITE, option="-X")
+        clients = [ws("/echo") for _ in range(5)]
+        for client in clients:
+            says(client)
+        start = time.monotonic()
+        httpd.process.send_signal(signal.SIGTERM)
+        for client, _ in first_bytes(clients, 2):
+            closed_with_1001(client)
+        httpd.stop(timeout=2)
+        assert time.monotonic() - start < 2
+
+    @pytest.mark.parametrize("end", [signal.SIGUSR1, signal.SIGHUP], ids=["graceful restart", "restart"])
+    def test_a_plugin_that_sleeps(self, httpd, server, ws, end):
+        """It delays the old child no more than the bound, and the new generation not at all."""
+        server("WebSocketDrainTime 1s\n" + ONE_CHILD.replace("MaxRequestWorkers 1\n", "MaxRequestWorkers 4\n")
+               .replace("ServerLimit 1\n", "ServerLimit 3\n") + self.SITE)
+        sleeper, other = ws("/debug"), ws("/echo")
+        sleeper.send(frame(TEXT, "sleep 30000"))
+        says(other)
+        httpd.expect_log("WS0403")
+        start = time.monotonic()
+        httpd.tell(end)
+        closed_with_1001(other)
+        wait_until(lambda: httpd._generations() > httpd.before[0], 5, "the next generation")
+        if end == signal.SIGUSR1:
+            assert time.monotonic() - start < 2, "the new generation waited for the plugin"
+        says(ws("/echo"))
+        bound = 1 + 1.5 + 0.3 if end == signal.SIGUSR1 else 2
+        wait_until(lambda: not httpd.before[1] & set(httpd.children()), 5, "the end of the old child")
+        took = time.monotonic() - start
+        assert took < bound + 0.5, f"the old child took {took:.1f} s"
+
+    def test_an_idle_child_is_retired(self, httpd, server):
+        """Its connections are closed; those of the children that stay are left alone."""
+        server("WebSocketDrainTime 1s\n" + self.SITE + """
+            <IfModule mpm_prefork_module>
+                StartServers 6
+                MinSpareServers 1
+                MaxSpareServers 2
+            </IfModule>
+            <IfModule !mpm_prefork_module>
+                ServerLimit 4
+                StartServers 3
+                ThreadsPerChild 4
+                MaxRequestWorkers 16
+                MinSpareThreads 1
+                MaxSpareThreads 8
+            </IfModule>
+        """)
+        with crowd(httpd, 60) as clients:
+            before = set(httpd.children())
+            at = {client: httpd.child_of(client) for client in clients}
+            wait_until(lambda: before - set(httpd.children()), 15, "a child's retirement")
+            time.sleep(1)
+            alive = set(httpd.children())
+            for client in clients:
+                if at[client] not in alive:
+                    closed_with_1001(client)
+                    client.expect_eof()
+            assert httpd.get()[0] == 200
+
+    def test_a_child_that_has_served_enough(self, httpd, server, ws):
+        """MaxConnectionsPerChild counts connections as they come; those that came are closed then."""
+        server("WebSocketDrainTime 1s\nMaxConnectionsPerChild 5\n" + self.SITE + """
+            <IfModule mpm_prefork_module>
+                StartServers 1
+                MinSpareServers 1
+                MaxSpareServers 2
+                MaxRequestWorkers 4
+            </IfModule>
+            <IfModule !mpm_prefork_module>
+                ServerLimit 4
+                StartServers 1
+                ThreadsPerChild 4
+                MaxRequestWorkers 16
+                MinSpareThreads 1
+                MaxSpareThreads 8
+            </IfModule>
+        """)
+        before = set(httpd.children())
+        clients = [ws("/echo") for _ in range(12)]
+        closed = 0
+        for client in clients[:4]:
+            closed_with_1001(client)
+            client.expect_eof()
+            closed += 1
+        wait_until(lambda: not before & set(httpd.children()), 6, "the end of the child")
+        says(ws("/echo"))
+        assert closed == 4
+
+
+BOTH_LINES = (
+    'CustomLog logs/both_log "%{websocket-open}e|%{websocket-close}e|%U|%q|%h|%a|%u|%r|%m|%H|%s|%D|%I|%O|'
+    '%{User-Agent}i|%{websocket-close-code}n|%{websocket-messages-in}n|%{websocket-messages-out}n|'
+    '%{remote}p|%v|%A|%{local}p|%{Cookie}i|%b|%T|%{%s}t|%X"\n'
+)
+FIELDS = """open close path query host address user line method protocol status microseconds received sent agent
+    code messages_in messages_out port server local local_port cookie body seconds begun state""".split()
+
+
+def both_lines(httpd, mark, count):
+    """The first `count` lines of both_log that contain `mark`."""
+    log = httpd.root / "logs/both_log"
+
+    def lines():
+        found = [line for line in log.read_text().splitlines() if mark in line] if log.exists() else []
+        return found if len(found) >= count else None
+
+    return [dict(zip(FIELDS, line.split("|"))) for line in wait_until(lines, 5, f"{count} lines with {mark}")]
+
+
+class TestRequest:
+    """What request() gives decides where a connection lives."""
+
+    @pytest.fixture(autouse=True)
+    def own_server(self, server):
+        # A server for each test: what a library has asked for once counts from then on.
+        locations = debug("/auto") + debug("/on", "WebSocketDetach On") + debug("/off", "WebSocketDetach Off")
+        server(ONE_CHILD.replace("MaxRequestWorkers 1\n", "MaxRequestWorkers 4\n") + BOTH_LINES + locations)
+
+    def answers(self, client, command, expected):
+        client.send(frame(TEXT, command))
+        client.expect(TEXT, expected)
+
+    def is_detached(self, httpd, mark):
+        """Only a detached connection has a line before its end."""
+        time.sleep(0.3)
+        log = (httpd.root / "logs/both_log").read_text()
+        return any(mark in line for line in log.splitlines())
+
+    def test_asked_in_on_connect(self, httpd, ws):
+        client = ws("/auto?asks", [("X-Debug-Request", "1")])
+        self.answers(client, "request-connect", "non-null")
+        self.answers(client, "request", "non-null")
+        assert not self.is_detached(httpd, "?asks")
+        client.close()
+        (line,) = both_lines(httpd, "?asks", 1)
+        assert (line["open"], line["close"], line["status"]) == ("-", "1", "101")
+        # It is that connection's affair.
+        other = ws("/auto?does-not")
+        self.answers(other, "version", "1")
+        assert self.is_detached(httpd, "?does-not")
+
+    def test_asked_in_on_connect_but_detached(self, httpd, ws):
+        client = ws("/on?asks", [("X-Debug-Request", "1")])
+        self.answers(client, "request-connect", "non-null")
+        assert self.is_detached(httpd, "?asks")
+        httpd.expect_log("WS0207")
+        self.answers(client, "request", "null")
+        self.answers(client, "request", "null")
+        client.close()
+        assert [line["open"] for line in both_lines(httpd, "?asks", 2)] == ["1", "-"]
+        other = ws("/on?still")
+        self.answers(other, "request", "null")
+        assert self.is_detached(httpd, "?still")
+
+    def test_asked_later(self, httpd, ws):
+        client = ws("/auto?late")
+        self.answers(client, "version", "1")
+        assert self.is_detached(httpd, "?late")
+        httpd.expect_log("WS0207")
+        self.answers(client, "request", "null")
+        self.answers(client, "request", "null")  # and no second line
+        after = ws("/auto?after")
+        self.answers(after, "request", "non-null")
+        assert not self.is_detached(httpd, "?after")
+        assert httpd.new_log().count("WS0207") == 1
+        self.answers(client, "request", "null")
+        for one in (client, after):
+            one.close()
+
+    def test_never_detached(self, httpd, ws):
+        client = ws("/off?never")
+        self.answers(client, "request", "non-null")
+        assert not self.is_detached(httpd, "?never")
+        client.close()
+
+    def test_headers_stay(self, ws):
+        client = ws("/auto", [("X-Long", "y" * 4000), ("X-Two", "a"), ("X-Two", "b")], Sec_WebSocket_Protocol="p, q")
+        for _ in range(2):
+            self.answers(client, "header: x-long", "y" * 4000)
+            self.answers(client, "header: X-Two", "a, b")
+            self.answers(client, "header: X-Three", "(null)")
+            self.answers(client, "protocols", "p,q")
+            time.sleep(0.2)
+
+
+class TestEndInTheLog:
+    """A detached connection has a line when httpd lets go of it, and one at its end."""
+
+    @pytest.fixture(autouse=True)
+    def own_server(self, httpd, server):
+        digest = base64.b64encode(hashlib.sha1(b"opensesame").digest()).decode()
+        (httpd.root / "conf/users").write_text(f"alice:{{SHA}}{digest}\n")
+        secured = ("AuthType Basic", "AuthName x", "AuthBasicProvider file",
+                   f'AuthUserFile "{httpd.root}/conf/users"', "Require valid-user")
+        conf = BOTH_LINES + debug("/log") + debug("/log/secured", *secured)
+        server(conf, modules=["auth_basic", "authn_file", "authz_user"])
+
+    @pytest.mark.parametrize("path, user", [("/log", "-"), ("/log/secured", "alice")])
+    def test_formats(self, httpd, connect, path, user):
+        mark = f"{path}?a=1&b=%20{user}"
+        headers = [("User-Agent", "a client, by hand"), ("Cookie", "c=d")]
+        if user != "-":
+            headers.append(("Authorization", "Basic " + base64.b64encode(b"alice:opensesame").decode()))
+        client, before = connect(), time.time()
+        request = client.request(mark, headers)
+        client.send(request)
+        head = client.read_response().head
+        (first,) = both_lines(httpd, mark, 1)
+        sent = frame(TEXT, "sleep 300"), frame(TEXT, "send 70000"), frame(PING, b"p"), close_frame(4321, "so long")
+        start = time.monotonic()
+        client.send(*sent)
+        client.expect(TEXT, "ok")
+        assert len(client.read_frame().payload) == 70_000
+        client.expect(PONG, "p")
+        client.expect_close(4321, reply=False)
+        took = time.monotonic() - start
+        first, last = both_lines(httpd, mark, 2)
+        same = {
+            "path": path, "query": f"?a=1&b=%20{user}", "host": "127.0.0.1", "address": "127.0.0.1", "user": user,
+            "line": f"GET {mark} HTTP/1.1", "method": "GET", "protocol": "HTTP/1.1", "status": "101",
+            "agent": "a client, by hand", "cookie": "c=d", "server": "localhost", "local": "127.0.0.1",
+            "local_port": str(httpd.port), "port": str(client.sock.getsockname()[1]), "body": "-",
+        }
+        for line in (first, last):
+            assert {name: line[name] for name in same} == same
+            assert before - 1.1 < int(line["begun"]) < before + 2
+        assert (first["open"], first["close"], first["code"], first["messages_in"]) == ("1", "-", "-", "-")
+        assert (int(first["received"]), int(first["sent"])) == (len(request), len(head) + 4)
+        assert int(first["microseconds"]) < 300_000
+        assert (last["open"], last["close"], last["code"]) == ("-", "1", "4321")
+        assert (last["messages_in"], last["messages_out"]) == ("2", "2")
+        assert int(last["received"]) == sum(map(len, sent))
+        # "ok", the 70,000 bytes with their long header, the Pong, the Close with its reason or without.
+        out = int(last["sent"]) - (2 + 2 + 10 + 70_000 + 2 + 1)
+        assert out in (2 + 2, 2 + 2 + len("so long"))
+        assert 300_000 <= int(last["microseconds"]) < (took + 2) * 1e6
+
+    @pytest.mark.parametrize("end, code", [("reset", "1006"), ("eof", "1006"), ("violation", "1002")])
+    def test_other_ends(self, httpd, ws, end, code):
+        client = ws(f"/log?{end}")
+        client.send(frame(TEXT, "version"))
+        client.expect(TEXT, "1")
+        if end == "reset":
+            client.reset()
+        elif end == "eof":
+            client.sock.close()
+        else:
+            client.send(frame(TEXT, rsv=4))
+            client.expect_close(1002)
+        last = both_lines(httpd, f"/log?{end}", 2)[1]
+        assert (last["close"], last["code"], last["messages_in"]) == ("1", code, "1")
+
+    def test_every_connection_has_both(self, httpd):
+        with crowd(httpd, 100, "/log?many"):
+            both_lines(httpd, "/log?many", 100)
+        lines = both_lines(httpd, "/log?many", 200)
+        assert [sum(line[name] == "1" for line in lines) for name in ("open", "close")] == [100, 100]
+
+    def test_at_the_servers_end(self, httpd):
+        with crowd(httpd, 20, "/log?end") as clients:
+            httpd.tell(signal.SIGTERM)
+            for client, _ in first_bytes(clients, 3):
+                closed_with_1001(client)
+            httpd.stop()
+        lines = both_lines(httpd, "/log?end", 40)
+        assert [line["code"] for line in lines if line["close"] == "1"] == ["1001"] * 20
+
+
+class TestMany:
+    CONF = DETACH + ONE_CHILD + echo()
+
+    @pytest.mark.once
+    def test_3000(self, httpd):
+        """One child, 25 workers or one: nobody who asks for a page notices."""
+        def latency():
+            answers = [httpd.get() for _ in range(50)]
+            assert all(status == 200 for status, _ in answers)
+            return statistics.median(took for _, took in answers)
+
+        with crowd(httpd, 50) as clients:
+            child = httpd.child_of(clients[0])
+        wait_until(lambda: httpd.descriptors(child) < 60, 5, "the end of the first connections")
+        assert httpd.children() == [child]
+        quick, memory = latency(), httpd.memory(child)
+        descriptors, threads = httpd.descriptors(child), httpd.threads(child)
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for _ in range(30):
+                clients += stack.enter_context(crowd(httpd, 100))
+            assert httpd.descriptors(child) >= 3000
+            assert httpd.threads(child) <= threads + 4
+            per_connection = (httpd.memory(child) - memory) / 3000
+            assert per_connection < 2, f"{per_connection:.2f} KiB per connection"
+            meanwhile = latency()
+            assert meanwhile < 2 * quick + 0.003, f"{meanwhile * 1e3:.1f} ms instead of {quick * 1e3:.1f}"
+            start = time.monotonic()
+            for client in clients:
+                client.send(frame(TEXT, "here"))
+            for client in clients:
+                client.expect(TEXT, "here")
+            assert time.monotonic() - start < 10
+            assert httpd.threads(child) <= threads + 4
+            for client in clients[::2]:
+                client.send(close_frame(1000))
+        wait_until(lambda: httpd.descriptors(child) <= descriptors + 3, 10, "the descriptors' return")
+        wait_until(lambda: httpd.threads(child) <= threads + 2, 10, "the threads' return")
+        assert httpd.memory(child) < memory * 1.1 + 1024, f"{memory} KiB became {httpd.memory(child)}"
+        assert httpd.children() == [child]
+
+
+class TestDescriptors:
+    def test_exhaustion(self, httpd, server):
+        """Upgrades are refused while httpd still has descriptors for itself, and nothing spins."""
+        server(ONE_CHILD + echo(), open_files=512)
+        refused, open_ones = 0, []
+        with contextlib.ExitStack() as stack:
+            httpd.expect_log("WS0104.*open files")
+            for _ in range(600):
+                client = Client(httpd.port)
+                if client.ask().status == 101:
+                    open_ones.append(stack.enter_context(client))
+                    continue
+                with client:
+                    refused += 1
+            assert 300 < len(open_ones) < 512 and refused == 600 - len(open_ones)
+            child = httpd.child_of(open_ones[0])
+            assert httpd.descriptors(child) < 512
+            for _ in range(20):
+                assert httpd.get()[0] == 200
+            with Client(httpd.port) as client:
+                assert client.ask().status == 503
+            before = httpd.cpu(child)
+            time.sleep(2)
+            assert httpd.cpu(child) - before < 0.2, "the child is busy with nothing"
+            for client in open_ones:
+                says(client)
+            for client in open_ones[:50]:
+                client.close()
+            wait_until(lambda: httpd.descriptors(child) < len(open_ones), 5, "descriptors")
+            with Client(httpd.port) as client:
+                client.upgrade()
+                says(client)
+        wait_until(lambda: httpd.descriptors(child) < 60, 5, "the descriptors' return")
+        with crowd(httpd, 200) as clients:
+            for client in clients:
+                says(client)
+        assert httpd.children() == [child]
+        # Each refusal is a line; judged here, since there are many of them.
+        assert re.search(r"\[websocket:error\].*WS0104", httpd.new_log())

@@ -1,0 +1,126 @@
+"""How many connections there may be, and what server-status says of those there are."""
+
+import os
+import re
+import signal
+import urllib.request
+
+import pytest
+from httpd import DETACHED, echo, wait_until
+from ws_frame import TEXT, frame
+
+SITE = (
+    echo("/few", "WebSocketMaxConnections 3")
+    + echo("/few/inner")
+    + echo("/few/own", "WebSocketMaxConnections 1")
+    + echo("/few/off", "WebSocketMaxConnections Off")
+    + echo("/each", "WebSocketMaxConnectionsPerIP 2")
+    + echo()
+    + """
+    <Location /status>
+        SetHandler server-status
+    </Location>
+    """
+)
+
+
+def status_of(connect, path, **headers):
+    client = connect()
+    client.send(client.request(path, **headers))
+    return client, client.read_response()
+
+
+def works(client):
+    client.send(frame(TEXT, "works"))
+    client.expect(TEXT, "works")
+
+
+class TestLimits:
+    CONF = SITE
+
+    def test_a_section(self, httpd, ws, connect):
+        clients = [ws("/few"), ws("/few"), ws("/few/inner")]
+        for path in ("/few", "/few/inner"):
+            _, response = status_of(connect, path)
+            assert response.status == 503
+            assert int(response.headers["retry-after"]) > 0
+        for client in clients:
+            works(client)
+        # A limit of its own counts by itself, and the outer one is no concern of it.
+        own = ws("/few/own")
+        assert status_of(connect, "/few/own")[1].status == 503
+        off = [ws("/few/off") for _ in range(5)]
+        for client in [own, *off, clients.pop()]:
+            client.close()
+        again = wait_until(lambda: self.accepted(connect, "/few"), 5, "a free place")
+        works(again)
+
+    def accepted(self, connect, path):
+        client, response = status_of(connect, path)
+        return client if response.status == 101 else None
+
+    def test_an_address(self, httpd, ws, connect):
+        clients = [ws("/each"), ws("/each")]
+        _, response = status_of(connect, "/each")
+        assert response.status == 429
+        assert int(response.headers["retry-after"]) > 0
+        other = connect(source="127.0.0.2")
+        other.send(other.request("/each"))
+        assert other.read_response().status == 101
+        works(other)
+        clients.pop().reset()
+        wait_until(lambda: self.accepted(connect, "/each"), 5, "a free place")
+
+    def test_a_killed_child_does_not_count(self, httpd, ws, connect):
+        clients = [ws("/few") for _ in range(3)]
+        children = {httpd.child_of(client) for client in clients}
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for client in clients:
+            client.sock.close()
+        wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
+
+    def test_a_graceful_restart(self, httpd, ws, connect):
+        clients = [ws("/few") for _ in range(3)]
+        httpd.graceful()
+        httpd.renewed()
+        for client in clients:
+            client.expect_close(1001)
+        wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
+
+
+@pytest.mark.skipif(not DETACHED, reason="only threads of the module's own are shown")
+class TestStatus:
+    CONF = SITE
+
+    def page(self, httpd, query=""):
+        with urllib.request.urlopen(f"http://127.0.0.1:{httpd.port}/status{query}") as response:
+            return response.read().decode()
+
+    def sums(self, httpd):
+        found = re.findall(r"^WebSocket(\w+): (\d+)$", self.page(httpd, "?auto"), re.M)
+        return {name: int(number) for name, number in found}
+
+    def test_numbers(self, httpd, ws):
+        before = self.sums(httpd)
+        clients = [ws("/echo") for _ in range(4)]
+        for client in clients:
+            works(client)
+        now = wait_until(
+            lambda: (s := self.sums(httpd))["MessagesOut"] >= before["MessagesOut"] + 4 and s, 5,
+            "the messages",
+        )
+        assert now["Connections"] == before["Connections"] + 4
+        assert now["MessagesIn"] == before["MessagesIn"] + 4
+        assert now["BytesIn"] == before["BytesIn"] + 4 * len(frame(TEXT, "works"))
+        assert now["BytesOut"] == before["BytesOut"] + 4 * (2 + len("works"))
+        page = self.page(httpd)
+        children = {httpd.child_of(client) for client in clients}
+        for child in children:
+            assert f"<tr><td>{child}</td>" in page
+        for client in clients:
+            client.close()
+        wait_until(
+            lambda: self.sums(httpd)["Connections"] == before["Connections"], 5, "the end of them"
+        )
+        assert self.sums(httpd)["MessagesIn"] == before["MessagesIn"] + 4
