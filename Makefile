@@ -1,21 +1,21 @@
 # mod_websocket: build, install, demo and checks. `make help` lists the targets.
 
 # Overrides as users of apache-websocket know them. APACHE_BINDIR names a folder with apxs, httpd and apachectl.
-APACHE_BINDIR =
-APXS = $(or $(call in_bindir,apxs),$(shell command -v apxs || command -v apxs2 || echo apxs))
-HTTPD = $(or $(call in_bindir,httpd apache2),$(shell $(APXS) -q SBINDIR)/$(shell $(APXS) -q PROGNAME))
-APACHECTL = $(or $(call in_bindir,apachectl apache2ctl),$(shell command -v apachectl || echo apachectl))
-TEST_MPM = event
-DEBUGGER = gdb --args
-DESTDIR =
+APACHE_BINDIR ?=
+APXS ?= $(or $(call in_bindir,apxs),$(shell command -v apxs || command -v apxs2 || echo apxs))
+HTTPD ?= $(or $(call in_bindir,httpd apache2),$(shell $(APXS) -q SBINDIR)/$(shell $(APXS) -q PROGNAME))
+APACHECTL ?= $(or $(call in_bindir,apachectl apache2ctl),$(shell command -v apachectl || echo apachectl))
+TEST_MPM ?= event
+DEBUGGER ?= gdb --args
+DESTDIR ?=
 CC = cc
-CARGO = cargo
-PYTHON = python3
-PORT = 8765
+CARGO ?= cargo
+PYTHON ?= python3
+PORT ?= 8765
 # The Autobahn cases to run, as the suite writes them.
-CASES = *
+CASES ?= *
 # How long each fuzz target runs, in seconds.
-FUZZ_SECONDS = 600
+FUZZ_SECONDS ?= 600
 
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 

@@ -657,14 +657,14 @@ class TestRequest:
         assert self.is_detached(httpd, "?does-not")
 
     def test_asked_in_on_connect_but_detached(self, httpd, ws):
-        client = ws("/on?asks", [("X-Debug-Request", "1")])
+        client = ws("/on?on-asks", [("X-Debug-Request", "1")])
         self.answers(client, "request-connect", "non-null")
-        assert self.is_detached(httpd, "?asks")
+        assert self.is_detached(httpd, "?on-asks")
         httpd.expect_log("WS0207")
         self.answers(client, "request", "null")
         self.answers(client, "request", "null")
         client.close()
-        assert [line["open"] for line in both_lines(httpd, "?asks", 2)] == ["1", "-"]
+        assert [line["open"] for line in both_lines(httpd, "?on-asks", 2)] == ["1", "-"]
         other = ws("/on?still")
         self.answers(other, "request", "null")
         assert self.is_detached(httpd, "?still")
