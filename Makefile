@@ -36,13 +36,17 @@ all: module examples ## build the module and the example plugins
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-22s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-58s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: module
 module: ## build the module: build/mod_websocket.so
 	APXS='$(APXS)' $(CARGO) build --release --lib
 	@mkdir -p $(B)
 	@install -m 755 target/release/libmod_websocket.so $(MODULE)
+
+# Root may have no cargo: what is built stays as it is for `sudo make install`.
+$(MODULE):
+	@$(MAKE) --no-print-directory module
 
 .PHONY: examples
 examples: $(EXAMPLES) $(RUST_EXAMPLE) ## build the example plugins: build/examples/*.so
@@ -73,7 +77,7 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 	@$(SERVER) run
 
 .PHONY: install
-install: all ## install the module, its header and its configuration (as root; DESTDIR is honoured)
+install: $(MODULE) ## install the module, its header and its configuration (DESTDIR is honoured)
 	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
 	install -D -m 644 include/websocket_plugin.h $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/websocket_plugin.h
 	@if [ -d '$(MODS_AVAILABLE)' ]; then \
@@ -85,7 +89,7 @@ install: all ## install the module, its header and its configuration (as root; D
 	else echo "now: add 'LoadModule websocket_module modules/mod_websocket.so' to httpd.conf (see conf/)"; fi
 
 .PHONY: install-examples
-install-examples: examples ## install the example plugins beside the module
+install-examples: $(EXAMPLES) $(RUST_EXAMPLE) ## install the example plugins beside the module
 	for file in $(EXAMPLES) $(RUST_EXAMPLE); do \
 	  install -D -m 644 $$file $(INSTALL_DIR)/$${file##*/} || exit 1; done
 
@@ -153,6 +157,10 @@ check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 1
 	@$(MAKE) --no-print-directory autobahn TEST_MPM=event
 	@for mpm in worker prefork; do \
 	  $(MAKE) --no-print-directory autobahn TEST_MPM=$$mpm CASES='1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*' || exit 1; done
+
+.PHONY: bench-idle
+bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
+	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)

@@ -9,6 +9,7 @@ import selectors
 import signal
 import socket
 import statistics
+import threading
 import time
 
 import pytest
@@ -178,13 +179,13 @@ class TestBlockedPlugin:
 class TestEndWhileBlocked:
     """All threads are blocked for long when the child goes down."""
 
-    CONF = "WebSocketThreads 8\nWebSocketDrainTime 1s\n" + ONE_CHILD + debug() + echo()
+    SITE = "WebSocketThreads 8\nWebSocketDrainTime 1s\n" + ONE_CHILD + debug() + echo()
     ENDS = {"graceful stop": (signal.SIGWINCH, 1 + 1.5 + 0.3), "stop": (signal.SIGTERM, 2)}
 
     @pytest.mark.parametrize("end", ENDS)
     @pytest.mark.parametrize("sleepers", [1, 8])
     def test_idle_clients_are_told(self, httpd, server, ws, end, sleepers):
-        server(self.CONF.replace(DETACH, ""))
+        server(self.SITE)
         number, bound = self.ENDS[end]
         clients = [ws("/echo") for _ in range(10)]
         for client in [ws("/debug") for _ in range(sleepers)]:
@@ -219,7 +220,7 @@ class TestClocks:
         + in_both_homes("idle", "WebSocketPingInterval 1s", "WebSocketIdleTimeout 3s")
         + in_both_homes("close", "WebSocketCloseTimeout 1s")
     )
-    LATE = 1.3  # the clock's second, and some air
+    LATE = 1.5  # the clock's second, and some air
 
     def pinged(self, client):
         """The client is pinged about a second from now."""
@@ -278,14 +279,14 @@ class TestClocks:
 
     @HOMES
     def test_a_message_puts_idleness_off(self, ws, home):
-        client = ws(f"/idle-{home}")
-        time.sleep(2)
-        client.send(frame(TEXT, "version"))
-        start = time.monotonic()
+        client, pings = ws(f"/idle-{home}"), 0
         while (got := client.read_frame(3 + self.LATE)).opcode != CLOSE:
             if got.opcode == PING:
-                client.send(frame(PONG, got.payload))
-        assert got.code == 1001 and time.monotonic() - start > 2.8
+                pings += 1
+                client.send(frame(PONG, got.payload), frame(TEXT, "version") if pings == 1 else b"")
+            else:
+                spoke = time.monotonic()
+        assert got.code == 1001 and 2.8 < time.monotonic() - spoke < 3 + self.LATE
 
     @HOMES
     def test_close_without_answer(self, httpd, ws, home):
@@ -314,28 +315,28 @@ class TestClocks:
 class TestClocksMerged:
     """An inner section overrides what it sets, and only that; Off is a value like others."""
 
-    SHORT = "WebSocketPingInterval 1s\nWebSocketIdleTimeout 2s\nWebSocketCloseTimeout 1s\n"
+    SHORT = "WebSocketPingInterval 1s\nWebSocketIdleTimeout 4s\nWebSocketCloseTimeout 1s\n"
     NONE = "WebSocketPingInterval Off", "WebSocketIdleTimeout off", "WebSocketCloseTimeout OFF"
     CONF = DETACH + SHORT + in_both_homes("outer") + in_both_homes("none", *NONE) + in_both_homes(
         "one", "WebSocketPingInterval 1min"
-    ) + in_both_homes("longer", "WebSocketPingInterval Off", "WebSocketIdleTimeout 3500ms")
+    ) + in_both_homes("longer", "WebSocketPingInterval Off", "WebSocketIdleTimeout 5500ms")
 
     @HOMES
     def test_inherited(self, ws, home):
         client = ws(f"/outer-{home}")
-        client.expect(PING, "", timeout=2.3)
+        client.expect(PING, "", timeout=2.5)
         client.send(frame(PONG))
-        while (got := client.read_frame(2.3)).opcode == PING:
+        while (got := client.read_frame(2.5)).opcode == PING:
             client.send(frame(PONG))
         assert got.code == 1001
-        client.expect_eof(2.3)
+        client.expect_eof(2.5)
 
     @HOMES
     def test_off(self, ws, home):
         idle, closing = ws(f"/none-{home}"), ws(f"/none-{home}")
         closing.send(frame(TEXT, "close 4000 bye"))
         assert closing.read_frame().code == 4000
-        silent(idle, 5)
+        silent(idle, 6)
         silent(closing, 1.5)
         closing.send(close_frame(4000))
         closing.expect_eof()
@@ -346,13 +347,13 @@ class TestClocksMerged:
     def test_one_of_them(self, ws, home):
         client, start = ws(f"/one-{home}"), time.monotonic()
         client.expect_close(1001)
-        assert 1.8 < time.monotonic() - start < 3.4
+        assert 3.8 < time.monotonic() - start < 5.5
 
     @HOMES
     def test_longer(self, ws, home):
         client, start = ws(f"/longer-{home}"), time.monotonic()
         client.expect_close(1001)
-        assert 3.3 < time.monotonic() - start < 4.9
+        assert 5.3 < time.monotonic() - start < 7
 
 
 class TestRefusedValues:
@@ -405,30 +406,36 @@ class TestDrain:
         """Nobody but the connections of the old child notices anything."""
         server("WebSocketDrainTime 3s\n" + self.SITE)
         with crowd(httpd, 200) as clients, contextlib.ExitStack() as stack:
-            start, moments, gets = time.monotonic(), [], []
+            gets, drained = [], threading.Event()
+
+            def keep_asking():
+                while not drained.is_set():
+                    gets.append(httpd.get())
+                    time.sleep(0.02)
+
+            visitor = threading.Thread(target=keep_asking)
+            stack.callback(drained.set)
+            start = time.monotonic()
             httpd.tell(signal.SIGUSR1)
-            selector = stack.enter_context(selectors.DefaultSelector())
-            for client in clients:
-                selector.register(client.sock, selectors.EVENT_READ, client)
-            fresh = None
-            while len(moments) < len(clients):
-                assert time.monotonic() - start < 6, f"{len(clients) - len(moments)} were not closed"
-                for key, _ in selector.select(0.05):
-                    moments.append(time.monotonic() - start)
-                    closed_with_1001(key.data)
-                    selector.unregister(key.fileobj)
-                status, took = httpd.get()
-                assert status == 200
-                gets.append(took)
-                if fresh is None and httpd._generations() > httpd.before[0]:
-                    fresh = stack.enter_context(Client(httpd.port))
-                    fresh.upgrade()
+            visitor.start()
+            # httpd itself may take a second until the next generation accepts.
+            fresh = stack.enter_context(Client(httpd.port))
+            fresh.send(fresh.request())
+            moments = []
+            for client, moment in first_bytes([*clients, fresh], 6):
+                if client is fresh:
+                    assert client.read_response().status == 101
+                    assert moment - start < 1.5, "new connections have to wait"
                     says(fresh)
-                    assert len(moments) < len(clients), "the new generation came after the drain"
-            assert fresh, "there is no new generation"
-            says(fresh)
+                else:
+                    closed_with_1001(client)
+                    moments.append(moment - start)
+            drained.set()
+            visitor.join()
             self.spread(moments, 3)
-            assert statistics.median(gets) < 0.05 and max(gets) < 1.5
+            assert all(status == 200 for status, _ in gets)
+            slow = [took for _, took in gets if took > 0.1]
+            assert len(gets) > 50 and len(slow) < 3 and max(took for _, took in gets) < 1.5, slow
             for client in clients:
                 client.expect_eof(3)
             httpd.renewed()
@@ -523,6 +530,7 @@ class TestDrain:
             closed_with_1001(client)
         httpd.stop(timeout=2)
         assert time.monotonic() - start < 2
+        (httpd.root / "run/httpd.pid").unlink(missing_ok=True)  # which it forgets
 
     @pytest.mark.parametrize("end", [signal.SIGUSR1, signal.SIGHUP], ids=["graceful restart", "restart"])
     def test_a_plugin_that_sleeps(self, httpd, server, ws, end):

@@ -159,7 +159,7 @@ impl Client {
     }
 
     fn restart(&mut self) {
-        self.codec = Box::new(CompressorOxide::new(self.flags));
+        *self.codec = CompressorOxide::new(self.flags);
         self.seen = 0;
     }
 }
