@@ -122,7 +122,8 @@ pub struct Outbox {
     /// Signalled when bytes have left a full queue, and when the conversation ends.
     room: Condvar,
     /// Orders compression with queueing where a context is shared from message to message.
-    deflater: Option<Box<Mutex<Deflater>>>,
+    /// `None` inside once the connection is disposed of.
+    deflater: Option<Box<Mutex<Option<Deflater>>>>,
     /// The thread that is at work on the connection, as [`thread_mark`] names it; 0 if none is.
     owner: AtomicUsize,
     carrier: OnceLock<Weak<dyn Carrier>>,
@@ -266,7 +267,7 @@ impl Outbox {
                 bytes_out: 0,
             }),
             room: Condvar::new(),
-            deflater: deflater.map(|deflater| Box::new(Mutex::new(deflater))),
+            deflater: deflater.map(|deflater| Box::new(Mutex::new(Some(deflater)))),
             owner: AtomicUsize::new(thread_mark()),
             carrier: OnceLock::new(),
             bounds,
@@ -323,6 +324,7 @@ impl Outbox {
         // may find the room that another one takes meanwhile.
         drop(queue);
         let mut deflater = deflater.lock().unwrap_or_else(|e| e.into_inner());
+        let Some(deflater) = &mut *deflater else { return Err(Refused::Closing) };
         let mut packed = Vec::new();
         let compressed = deflater.compress(payload, &mut packed);
         self.push(opcode, compressed, if compressed { &packed } else { payload })
@@ -567,6 +569,14 @@ impl Outbox {
             self.room.notify_all();
         }
         Ok((done, progress))
+    }
+
+    /// Gives back the memory of an ended connection, whose outbox may stay for late senders to find closed.
+    pub fn dispose(&self) {
+        if let Some(deflater) = &self.deflater {
+            *deflater.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        }
+        self.lock().bytes = Vec::new();
     }
 
     /// Moves the queued bytes into `taken`, which has to be empty, for the driver to write.

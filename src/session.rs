@@ -17,7 +17,7 @@ use crate::proto::{
 };
 
 /// An assembled message's buffer larger than this is given back when the connection rests.
-const KEEP: usize = 16 * 1024;
+const KEEP: usize = 512;
 
 /// The bounds that a session enforces.
 #[derive(Clone, Copy, Debug)]

@@ -850,16 +850,29 @@ class TestBrokenData:
     @pytest.mark.parametrize("path", ["/none", "/both"])
     @pytest.mark.parametrize(
         "cut",
-        [b"", bytes.fromhex("f348cdc9c90700"), bytes.fromhex("f248cd"), bytes.fromhex("000a00f5ff48656c6c6f"),
-         pack(sentences(1000))[:200], b"\x00\x05"],
-        ids=["no byte at all", "after a final block", "inside a block", "inside a stored block",
-             "inside a dynamic block", "inside a length"],
+        [bytes.fromhex("f248cd"), bytes.fromhex("000a00f5ff48656c6c6f"), pack(sentences(1000))[:200], b"\x00\x05"],
+        ids=["inside a block", "inside a stored block", "inside a dynamic block", "inside a length"],
     )
     def test_a_message_without_its_end(self, peer, path, cut):
         """What the sender cuts off is an empty block: without a place for it the data is broken."""
         client = peer(path)
         client.send(frame(BINARY, cut, rsv=RSV1))
         client.expect_close(1007)
+
+    @pytest.mark.parametrize("path", ["/none", "/both"])
+    @pytest.mark.parametrize("payload, data", [(b"", b""), (bytes.fromhex("f348cdc9c90700"), b"Hello")])
+    def test_no_block_to_end(self, peer, path, payload, data):
+        """Not in the RFC's form, but clear: refused or understood, and what follows does not suffer."""
+        client = peer(path)
+        client.send(frame(BINARY, payload, rsv=RSV1))
+        got = client.read_message()
+        if got.opcode == CLOSE:
+            assert got.data == b"\x03\xef"
+            return
+        assert got.data == data
+        for seed in range(3):
+            client.send(frame(TEXT, pack(sentences(500, seed)), rsv=RSV1))
+            client.expect_message(sentences(500, seed))
 
     @pytest.mark.parametrize("home", HOMES)
     def test_at_once(self, peer, home):

@@ -24,6 +24,17 @@ pub struct Lane<T> {
     io: Mutex<Io<T>>,
 }
 
+/// What a flush came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Flushed {
+    /// Nothing is left.
+    Done,
+    /// The client has to take something first.
+    Blocked,
+    /// Other threads send on and on; the rest can be written at once.
+    More,
+}
+
 struct Io<T> {
     transport: T,
     /// Bytes taken from the outbox, where the driver writes.
@@ -33,9 +44,8 @@ struct Io<T> {
 }
 
 impl<T: Transport> Io<T> {
-    /// Writes what waits now, until the transport would block: whether nothing is left, and whether anything
-    /// has left. What other threads go on to send may be left.
-    fn flush(&mut self, outbox: &Outbox) -> io::Result<(bool, bool)> {
+    /// Writes what waits now, until the transport would block; and whether anything has left.
+    fn flush(&mut self, outbox: &Outbox) -> io::Result<(Flushed, bool)> {
         let mut progress = false;
         let mut takes = 2;
         loop {
@@ -43,12 +53,13 @@ impl<T: Transport> Io<T> {
                 self.taken.clear();
                 self.written = 0;
                 if takes == 0 {
-                    return Ok((false, progress));
+                    return Ok((Flushed::More, progress));
                 }
                 takes -= 1;
                 outbox.take(&mut self.taken);
                 if self.taken.is_empty() {
-                    return Ok((self.transport.flush()?, progress));
+                    let done = self.transport.flush()?;
+                    return Ok((if done { Flushed::Done } else { Flushed::Blocked }, progress));
                 }
             }
             match self.transport.write(&self.taken[self.written..]) {
@@ -57,7 +68,9 @@ impl<T: Transport> Io<T> {
                     outbox.wrote(n);
                     progress = true;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok((false, progress)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok((Flushed::Blocked, progress));
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -94,10 +107,13 @@ impl<T: Transport> Lane<T> {
         }
     }
 
-    /// Writes what it can: whether all of it, and whether anything, was written.
-    pub(super) fn flush(&self) -> io::Result<(bool, bool)> {
+    /// Writes what it can; and whether anything was written.
+    pub(super) fn flush(&self) -> io::Result<(Flushed, bool)> {
         match &self.socket {
-            Some(socket) => self.outbox.flush(&**socket),
+            Some(socket) => {
+                let (done, progress) = self.outbox.flush(&**socket)?;
+                Ok((if done { Flushed::Done } else { Flushed::Blocked }, progress))
+            }
             None => self.io().flush(&self.outbox),
         }
     }
@@ -105,7 +121,7 @@ impl<T: Transport> Lane<T> {
     /// Writes from within a callback, waiting for the client until `deadline`; returns after some progress.
     pub(super) fn pump(&self, deadline: Instant) {
         // The driver meets an error too, and ends the connection.
-        while let Ok((false, false)) = self.flush() {
+        while let Ok((Flushed::Blocked, false)) = self.flush() {
             let left = deadline.saturating_duration_since(Instant::now());
             let interest = Interest { read: false, write: true };
             if left.is_zero() || wait(self.descriptor, interest, None, Some(left), None).is_err() {

@@ -1,4 +1,4 @@
-//! Few threads for all connections on sockets of our own: an idle connection holds no thread and no buffer.
+//! Few threads for many connections: an idle one holds no thread and no buffer.
 //!
 //! All threads wait on one epoll set. Whichever gets a connection's event runs it until nothing is left, calls the
 //! endpoint inline and writes once; a [`RunWord`] keeps a second thread away from it. Events fetched together go to a
@@ -12,7 +12,6 @@
 use std::{
     collections::VecDeque,
     io,
-    net::Shutdown,
     sync::{
         Arc, Mutex, MutexGuard, RwLock, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -22,14 +21,14 @@ use std::{
 };
 
 use super::{
+    Transport,
     blocking::act,
     clocks::{Clocks, Sight},
     epoll::{Epoll, Events, Flags},
     lane::Lane,
     run_word::RunWord,
-    socket::Plain,
     turn::{Heard, Outcome, READ, Turn},
-    wait::{AllSignals, Interest, Waker, wait},
+    wait::{AllSignals, Interest, Waker, discard, shut_down, wait},
 };
 use crate::{
     config::Patience,
@@ -86,18 +85,31 @@ pub struct Totals {
 /// Who wants to know, about once a second while there are connections: the number of threads, and the totals.
 pub type Report = Box<dyn Fn(usize, &Totals) + Send + Sync>;
 
+/// Where a connection comes from: what has to be done there at its end.
+pub trait Host: Send {
+    /// The conversation is over, and `closed` of the endpoint has returned: writes the access log and ends our
+    /// direction of the stream. `lost` says that nothing can be written any more. `true` if the client should be given
+    /// the time to end its direction; `false` if the descriptor may be closed already.
+    ///
+    /// The descriptor is not watched during the call.
+    fn farewell(&mut self, farewell: &Farewell, lost: bool) -> bool;
+
+    /// Nothing is left to do, and nobody uses the descriptor any more.
+    fn release(self: Box<Self>);
+}
+
 /// A connection that is handed to the service.
 pub struct Guest {
     /// Its bytes.
-    pub lane: Lane<Plain>,
+    pub lane: Lane<Box<dyn Transport>>,
     /// What it has been told so far.
     pub session: Session,
     /// What its messages are for.
     pub endpoint: Box<dyn Endpoint>,
     /// How long it waits for what.
     pub patience: Patience,
-    /// Called once, when the conversation is over and `closed` of the endpoint has returned.
-    pub farewell: Box<dyn FnOnce(Farewell) + Send>,
+    /// Where it comes from.
+    pub host: Box<dyn Host>,
 }
 
 /// The threads of this process and the connections they serve.
@@ -129,6 +141,9 @@ pub struct Service {
     /// What connections that are gone have done.
     past: Mutex<Totals>,
     report: Report,
+    /// The threads, for the child to wait for: the code they run may be unmapped at its end.
+    handles: Mutex<Vec<thread::JoinHandle<()>>>,
+    clock: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 /// How a child ends.
@@ -168,7 +183,7 @@ struct Seated {
     flags: AtomicU32,
     /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages.
     heard: AtomicU8,
-    lane: Lane<Plain>,
+    lane: Lane<Box<dyn Transport>>,
     endpoint: Box<dyn Endpoint>,
     patience: Patience,
     clocks: Mutex<Clocks>,
@@ -180,7 +195,7 @@ enum Phase {
     /// The conversation goes on.
     Talking(Box<Talk>),
     /// It is over, and the client has until then to close its side.
-    Lingering(Duration),
+    Lingering(Duration, Box<dyn Host>),
     /// A thread has taken it out.
     Running,
     /// Nothing is left to do.
@@ -189,7 +204,7 @@ enum Phase {
 
 struct Talk {
     turn: Turn,
-    farewell: Box<dyn FnOnce(Farewell) + Send>,
+    host: Box<dyn Host>,
 }
 
 impl Service {
@@ -212,6 +227,8 @@ impl Service {
             over: AtomicBool::new(false),
             past: Mutex::default(),
             report,
+            handles: Mutex::default(),
+            clock: Mutex::default(),
         };
         service.epoll.add_waker(service.poke.descriptor(), POKE)?;
         // It lives as long as the process, which its threads may outlast any owner in.
@@ -219,15 +236,17 @@ impl Service {
         // Signals are for httpd's threads; ours inherit that they are blocked.
         let _blocked = AllSignals::block();
         service.hire()?;
-        thread::Builder::new().name("ws-clock".into()).spawn(|| service.keep_time())?;
+        let clock = thread::Builder::new().name("ws-clock".into());
+        let clock = clock.spawn(|| service.keep_time())?;
+        *service.clock.lock().unwrap_or_else(|e| e.into_inner()) = Some(clock);
         Ok(service)
     }
 
     /// Takes a connection over, to its end. Its first turn comes at once.
     pub fn adopt(&'static self, guest: Guest) {
-        let Guest { lane, session, endpoint, patience, farewell } = guest;
+        let Guest { lane, session, endpoint, patience, host } = guest;
         let outbox = lane.outbox.clone();
-        let talk = Box::new(Talk { turn: Turn::new(session), farewell });
+        let talk = Box::new(Talk { turn: Turn::new(session), host });
         let seated = self.seat(|me, token| Seated {
             service: self,
             me,
@@ -303,6 +322,8 @@ impl Service {
         self.over.store(true, Ordering::SeqCst);
         self.poke.wake();
         self.alarm.wake();
+        // The clock runs no callback, so it comes soon; without it nobody starts a thread any more.
+        self.join_clock();
         let deadline = self.start.elapsed() + GRACE / 5;
         while self.threads.load(Ordering::SeqCst) > 0 {
             if self.start.elapsed() >= deadline {
@@ -310,7 +331,24 @@ impl Service {
             }
             thread::sleep(Duration::from_millis(1));
         }
+        // Those counted are gone but for their last steps.
+        let handles = core::mem::take(&mut *self.handles());
+        for handle in handles {
+            // A panic has left its message on standard error.
+            let _ = handle.join();
+        }
         true
+    }
+
+    fn join_clock(&self) {
+        let clock = self.clock.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(clock) = clock {
+            let _ = clock.join();
+        }
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Vec<thread::JoinHandle<()>>> {
+        self.handles.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn ending(&self) -> Ending {
@@ -351,11 +389,18 @@ impl Service {
     /// One more thread.
     fn hire(&'static self) -> io::Result<()> {
         self.threads.fetch_add(1, Ordering::SeqCst);
-        let spawned = thread::Builder::new().name("ws-service".into()).spawn(|| self.work());
-        if spawned.is_err() {
-            self.threads.fetch_sub(1, Ordering::SeqCst);
+        let mut handles = self.handles();
+        handles.retain(|handle| !handle.is_finished());
+        match thread::Builder::new().name("ws-service".into()).spawn(|| self.work()) {
+            Ok(handle) => {
+                handles.push(handle);
+                Ok(())
+            }
+            Err(error) => {
+                self.threads.fetch_sub(1, Ordering::SeqCst);
+                Err(error)
+            }
         }
-        spawned.map(|_| ())
     }
 
     /// What a serving thread does.
@@ -533,6 +578,14 @@ impl Service {
         self.past.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn add_to_past(&self, Farewell { summary, received }: &Farewell) {
+        let mut past = self.past();
+        past.messages_in += summary.messages_in;
+        past.messages_out += summary.messages_out;
+        past.bytes_in += received;
+        past.bytes_out += summary.bytes_out;
+    }
+
     /// All connections, at this moment.
     fn all(&self) -> Vec<Arc<Seated>> {
         let seats = self.seats.read().unwrap_or_else(|e| e.into_inner());
@@ -588,22 +641,24 @@ impl Seated {
                     self.heard.fetch_or(bits, Ordering::Relaxed);
                 }
                 match outcome {
-                    Ok(Outcome::Rest { .. }) => {
+                    Ok(Outcome::Rest { write, .. }) => {
                         self.set_phase(Phase::Talking(talk));
+                        // Where others cannot write, they wake us from now on; what they queued before is ours.
+                        return self.lane.socket.is_none() && !outbox.fall_asleep(write);
                     }
                     Ok(Outcome::Again) => {
                         self.set_phase(Phase::Talking(talk));
                         return true;
                     }
-                    Ok(Outcome::Over) => self.finish(*talk, buffer),
+                    Ok(Outcome::Over) => self.finish(*talk, false, buffer),
                     Err(error) => {
                         let line = format_args!("WS0302: the connection is lost: {error}");
                         outbox.journal().write(Level::Info, line);
-                        self.finish(*talk, buffer);
+                        self.finish(*talk, true, buffer);
                     }
                 }
             }
-            Phase::Lingering(until) => self.linger(until, buffer),
+            Phase::Lingering(until, host) => self.linger(until, host, buffer),
             Phase::Running | Phase::Gone => {
                 self.set_phase(Phase::Gone);
             }
@@ -628,45 +683,52 @@ impl Seated {
     }
 
     /// The conversation is over.
-    fn finish(&self, talk: Talk, buffer: &mut [u8]) {
-        let Talk { turn, farewell } = talk;
-        self.lane.outbox.end("the connection is over");
+    fn finish(&self, talk: Talk, lost: bool, buffer: &mut [u8]) {
+        let Talk { turn, mut host } = talk;
+        let outbox = &*self.lane.outbox;
+        outbox.end("the connection is over");
         self.endpoint.closed();
-        let summary = self.lane.outbox.summary();
-        farewell(Farewell { summary, received: turn.received() });
-        let past = &mut *self.service.past();
-        past.messages_in += summary.messages_in;
-        past.messages_out += summary.messages_out;
-        past.bytes_in += turn.received();
-        past.bytes_out += summary.bytes_out;
-        if let Some(socket) = &self.lane.socket {
-            socket.shutdown(Shutdown::Write);
+        let (service, descriptor) = (self.service, self.lane.descriptor());
+        let farewell = Farewell { summary: outbox.summary(), received: turn.received() };
+        service.add_to_past(&farewell);
+        service.epoll.remove(descriptor);
+        let lingers = host.farewell(&farewell, lost);
+        if lingers && service.epoll.add(descriptor, self.token).is_ok() {
+            self.linger(service.start.elapsed() + LINGER, host, buffer);
+        } else {
+            self.leave(host);
         }
-        self.linger(self.service.start.elapsed() + LINGER, buffer);
     }
 
     /// Reads what the client still sends, to nobody, until it ends the stream: closing before that could make
     /// the kernel drop our last bytes (RFC 9112 §9.6).
-    fn linger(&self, until: Duration, buffer: &mut [u8]) {
+    fn linger(&self, until: Duration, host: Box<dyn Host>, buffer: &mut [u8]) {
+        let descriptor = self.lane.descriptor();
         while self.service.ending() != Ending::Stop && self.service.start.elapsed() < until {
-            match self.lane.read(buffer) {
+            match discard(descriptor, buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.set_phase(Phase::Lingering(until));
+                    self.set_phase(Phase::Lingering(until, host));
                     return;
                 }
-                Ok((1.., _)) => {}
-                Ok((0, _)) | Err(_) => break,
+                Ok(1..) => {}
+                Ok(0) | Err(_) => break,
             }
         }
+        self.service.epoll.remove(descriptor);
+        self.leave(host);
+    }
+
+    /// Nothing is left to do.
+    fn leave(&self, host: Box<dyn Host>) {
         self.set_phase(Phase::Gone);
-        self.service.epoll.remove(self.lane.descriptor());
+        host.release();
         self.service.unseat(self.token);
     }
 
     /// Asks the clocks. Called by the clock thread, which must not be held up by a callback.
     fn check(&self, now: Duration, ending: Ending) {
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
-            Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
+            Phase::Lingering(until, _) => Some(ending == Ending::Stop || *until <= now),
             Phase::Talking(_) | Phase::Running => None,
             Phase::Gone => Some(false),
         };
@@ -691,10 +753,8 @@ impl Seated {
             let line = format_args!("WS0302: the connection is lost: {error}");
             outbox.journal().write(Level::Info, line);
             outbox.end("the client is given up");
-            if let Some(socket) = &self.lane.socket {
-                // The thread that runs it, or the next one, meets the end of the stream.
-                socket.shutdown(Shutdown::Both);
-            }
+            // The thread that runs it, or the next one, meets the end of the stream.
+            shut_down(self.lane.descriptor());
         }
     }
 }

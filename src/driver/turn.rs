@@ -4,7 +4,10 @@
 
 use std::io;
 
-use super::{Transport, lane::Lane};
+use super::{
+    Transport,
+    lane::{Flushed, Lane},
+};
 use crate::{
     endpoint::Endpoint,
     journal::Level,
@@ -100,18 +103,20 @@ impl Turn {
             if read {
                 self.input = self.read(lane, endpoint, to_the_end, &mut reads, buffer)?;
             }
-            let (done, _) = lane.flush()?;
-            if done && (self.input == Input::Over || outbox.state() == State::Closed) {
+            let (flushed, _) = lane.flush()?;
+            if flushed == Flushed::Done
+                && (self.input == Input::Over || outbox.state() == State::Closed)
+            {
                 return Ok(Outcome::Over);
             }
-            if reads == 0 && self.input == Input::Paused {
+            if flushed == Flushed::More || reads == 0 && self.input == Input::Paused {
                 return Ok(Outcome::Again);
             }
             // Writing may have made the room for which reading was paused.
             if self.input != Input::Paused || outbox.is_crowded() {
                 self.session.trim();
                 let read = self.input == Input::Waiting;
-                return Ok(Outcome::Rest { read, write: !done });
+                return Ok(Outcome::Rest { read, write: flushed == Flushed::Blocked });
             }
         }
     }
@@ -125,9 +130,16 @@ impl Turn {
         reads: &mut u32,
         buffer: &mut [u8],
     ) -> io::Result<Input> {
+        // httpd's core filter reports the end of a stream when it is asked for the second time.
+        let mut again = to_the_end && lane.socket.is_none();
         loop {
             let (n, more) = match lane.read(buffer) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Input::Waiting),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if core::mem::take(&mut again) {
+                        continue;
+                    }
+                    return Ok(Input::Waiting);
+                }
                 result => result?,
             };
             if n == 0 {

@@ -44,6 +44,20 @@ impl Waker {
     }
 }
 
+/// Reads bytes off a socket, to nobody and without waiting; 0 at the end of the stream.
+pub fn discard(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is live and as long as said; a descriptor that is none only gives an error.
+    let n =
+        unsafe { libc::recv(socket, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Ends a socket's stream in both directions; the descriptor stays open.
+pub fn shut_down(socket: RawFd) {
+    // SAFETY: the call takes integers; a descriptor that is none only gives an error.
+    unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+}
+
 /// What to wait for besides a wake-up.
 #[derive(Clone, Copy, Debug)]
 pub struct Interest {

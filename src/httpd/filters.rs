@@ -25,8 +25,8 @@ pub(super) struct Filters {
     descriptor: RawFd,
 }
 
-// SAFETY: the blocking driver uses a transport on the thread that owns the connection only; it is `Send` since the
-// driver's lane, which is shared with sending threads, holds it.
+// SAFETY: a driver uses a transport on one thread at a time: the one that owns the connection, or, when the connection is
+// suspended, the one that runs it.
 unsafe impl Send for Filters {}
 
 impl Filters {

@@ -4,6 +4,7 @@ use core::ffi::{CStr, c_int};
 use std::{
     ffi::CString,
     io,
+    net::Shutdown,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -14,15 +15,17 @@ use super::{
     filters::{self, Filters},
     is_threaded, log,
     record::Record,
-    shared, sys,
+    shared,
+    suspend::{self, Suspended},
+    sys,
     wrap::{Request, Table},
 };
 use crate::{
     config::{Detach, Limit, Patience, Settings},
     driver::{
-        blocking,
+        Transport, blocking,
         lane::Lane,
-        service::{Farewell, Guest},
+        service::{Farewell, Guest, Host},
         socket::{Plain, Socket},
         wait::{Signals, Waker},
     },
@@ -253,41 +256,81 @@ impl Upgrade {
                 return sys::HOOK_OK;
             }
         };
-        let plain = socket.zip(early).map(|(socket, early)| Plain::new(socket, early));
+        let reserve = Some(Reserve { _deflate: deflate, _counted: counted });
         let keeps_request = detach == Detach::Auto && endpoint.wants_request();
-        match (plain, ending::service()) {
-            (Some(plain), Some(service)) if detach != Detach::Off && !keeps_request => {
+        let connection = r.connection();
+        // SAFETY: the connection is the request's own (wrap::R1).
+        let can_suspend = unsafe { suspend::is_possible(connection) };
+        let service = ending::service().filter(|_| detach != Detach::Off);
+        match (service, socket.zip(early)) {
+            (Some(service), Some((socket, early))) if !keeps_request => {
                 endpoint.forget_request();
-                let record = Record::of(r, headers);
-                let farewell = Box::new(move |farewell: Farewell| {
-                    record.log(&farewell);
-                    drop((deflate, counted));
-                });
+                let record = Some(Record::of(r, headers));
+                let host = Box::new(Detached { record, socket: socket.clone(), reserve });
+                let plain: Box<dyn Transport> = Box::new(Plain::new(socket, early));
                 let (lane, endpoint) = (Lane::new(plain, outbox), Box::new(endpoint));
                 // SAFETY: the connection is the request's own (wrap::R1).
-                unsafe { super::mark_detached(r.connection()) };
+                unsafe { super::mark_detached(connection) };
                 r.set(Table::Env, ENV_OPEN, c"1");
-                service.adopt(Guest { lane, session, endpoint, patience, farewell });
+                service.adopt(Guest { lane, session, endpoint, patience, host });
+                sys::HOOK_OK
             }
-            (Some(plain), _) => {
-                let lane = Lane::new(plain, outbox.clone());
+            (Some(_), None) if can_suspend => {
+                let filters: Box<dyn Transport> = Box::new(filters);
+                let (lane, endpoint) = (Lane::new(filters, outbox), Box::new(endpoint));
+                let host = Box::new(Suspended::new(r, reserve));
+                // SAFETY: the connection is the request's own (wrap::R1), and its guest.
+                unsafe {
+                    suspend::park(connection, Guest { lane, session, endpoint, patience, host })
+                };
+                sys::SUSPENDED
+            }
+            (_, Some((socket, early))) => {
+                let lane = Lane::new(Plain::new(socket, early), outbox.clone());
                 let signals = signals.as_ref();
                 let ended =
                     blocking::serve(lane, waker, session, &endpoint, patience, &STOP, signals);
                 let summary = outbox.summary();
-                super::count_bytes(r.connection(), ended.received, summary.bytes_out);
+                super::count_bytes(connection, ended.received, summary.bytes_out);
                 finish(r, &summary, ended.lost);
+                sys::HOOK_OK
             }
-            (None, _) => {
+            (_, None) => {
                 let lane = Lane::new(filters, outbox.clone());
                 let signals = signals.as_ref();
                 let ended =
                     blocking::serve(lane, waker, session, &endpoint, patience, &STOP, signals);
                 finish(r, &outbox.summary(), ended.lost);
+                sys::HOOK_OK
             }
         }
-        sys::HOOK_OK
     }
+}
+
+/// What a connection holds until its conversation is over.
+pub(super) struct Reserve {
+    _deflate: Option<(Params, Reserved<'static>)>,
+    _counted: Vec<Counted>,
+}
+
+/// The httpd side of a detached connection: its request is gone, but for what the access log wants to know.
+struct Detached {
+    record: Option<Record>,
+    socket: Arc<Socket>,
+    reserve: Option<Reserve>,
+}
+
+impl Host for Detached {
+    fn farewell(&mut self, farewell: &Farewell, lost: bool) -> bool {
+        if let Some(record) = self.record.take() {
+            self.reserve = None;
+            record.log(farewell);
+        }
+        self.socket.shutdown(Shutdown::Write);
+        !lost
+    }
+
+    fn release(self: Box<Self>) {}
 }
 
 /// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give

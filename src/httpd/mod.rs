@@ -7,6 +7,7 @@
 //! | `handler.rs` | the upgrade of a request |
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `record.rs` | the access log's line for the end of a detached connection |
+//! | `suspend.rs` | connections that stay httpd's but hold no thread |
 //! | `shared.rs` | the memory that all children share |
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
@@ -18,7 +19,7 @@
 #![allow(clippy::multiple_unsafe_ops_per_block)]
 
 use core::{
-    ffi::{CStr, c_int},
+    ffi::{CStr, c_int, c_void},
     ptr::{self, NonNull},
 };
 use std::{
@@ -36,8 +37,11 @@ mod log;
 mod record;
 mod shared;
 mod status;
+mod suspend;
 mod sys;
 mod wrap;
+
+use handler::Reserve;
 
 /// The end of this child process, as its connections see it.
 static STOP: Stop = Stop::new();
@@ -98,6 +102,7 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         // Another module's error would end this hook's run, and httpd would shut down a socket that lives on.
         let really_first = sys::APR_HOOK_REALLY_FIRST;
         sys::ap_hook_pre_close_connection(Some(hook_pre_close), none, none, really_first);
+        sys::ap_hook_suspend_connection(Some(hook_suspend), none, none, middle);
         status::register();
     }
 }
@@ -150,11 +155,17 @@ unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, graceful: 
 unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
     // SAFETY: httpd passes a live connection that this thread owns.
     unsafe {
-        if !sys::ap_get_module_config((*connection).conn_config, module()).is_null() {
+        if is_detached_mark(sys::ap_get_module_config((*connection).conn_config, module())) {
             (*connection).aborted = 1;
         }
     }
     sys::HOOK_OK
+}
+
+/// event is done with a connection whose handler returned SUSPENDED.
+unsafe extern "C" fn hook_suspend(connection: *mut sys::conn_rec, _r: *mut sys::request_rec) {
+    // SAFETY: httpd passes a live connection, and nobody but `park` stores anything for one that is suspended.
+    boundary((), || unsafe { suspend::hook(connection) });
 }
 
 /// Marks a connection as detached.
@@ -162,10 +173,15 @@ unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
 /// # Safety
 /// - `connection` is live and owned by this thread.
 unsafe fn mark_detached(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word. Any value but NULL will do; it is never read.
+    // SAFETY: the caller's word. Only the address is of interest.
     unsafe {
         sys::ap_set_module_config((*connection).conn_config, module(), module().cast_mut().cast());
     }
+}
+
+/// Whether what a connection's configuration vector holds for this module is the mark of a detached one.
+fn is_detached_mark(value: *const c_void) -> bool {
+    ptr::eq(value, module().cast())
 }
 
 /// Whether the MPM serves connections on threads of their own, so that signals go elsewhere.

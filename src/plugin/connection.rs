@@ -191,6 +191,7 @@ impl Endpoint for Connection {
 
 /// Keeps a handle for a while; the oldest one goes.
 fn retire(handle: Box<Handle>) {
+    handle.state.outbox.dispose();
     let mut graves = GRAVES.lock().unwrap_or_else(|e| e.into_inner());
     graves.push_back(handle);
     let oldest = if graves.len() > RETIRED { graves.pop_front() } else { None };

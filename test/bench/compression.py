@@ -20,8 +20,9 @@ import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from httpd import Httpd, echo  # noqa: E402
 from ws_frame import TEXT, Client, frame  # noqa: E402
+
+from httpd import Httpd, echo  # noqa: E402
 
 QUIET = "LogLevel warn websocket:warn\n"
 TAIL = b"\x00\x00\xff\xff"
