@@ -314,11 +314,18 @@ class Httpd:
         self.before = self._generations(), set(self.children())
         self.process.send_signal(number)
 
+    def restarted(self):
+        """Waits until the server has restarted; the children of before may still be there."""
+        wait_until(lambda: self._generations() > self.before[0], 15, "the next generation")
+
+    def outlived(self, timeout=6.0):
+        """Waits until the children of before are gone."""
+        wait_until(lambda: not self.before[1] & set(self.children()), timeout, "the end of the old children")
+
     def renewed(self):
-        """Waits until the server has restarted and the children of before are gone."""
-        generations, children = self.before
-        wait_until(lambda: self._generations() > generations, 15, "the next generation")
-        wait_until(lambda: not children & set(self.children()), 6, "the end of the old children")
+        """Waits for both."""
+        self.restarted()
+        self.outlived()
 
     def graceful(self):
         """Graceful restart; waits for the next generation."""
@@ -330,7 +337,7 @@ class Httpd:
 
     def _next_generation(self, number):
         self.tell(number)
-        wait_until(lambda: self._generations() > self.before[0], 15, "the next generation")
+        self.restarted()
 
     def stop(self, number=signal.SIGTERM, timeout=6.0):
         """Stops the server (SIGWINCH: gracefully) and proves that nothing of it is left."""

@@ -45,6 +45,7 @@ impl RunWord {
 }
 
 #[cfg(all(test, loom))]
+#[expect(unsafe_code, reason = "loom's cells are read and written through raw pointers")]
 mod loom_tests {
     use super::*;
     use loom::{

@@ -28,7 +28,7 @@ use super::{
     lane::Lane,
     run_word::RunWord,
     turn::{Heard, Outcome, READ, Turn},
-    wait::{AllSignals, Interest, Waker, discard, shut_down, wait},
+    wait::{AllSignals, Interest, Waker, discard, give_back_memory, shut_down, wait},
 };
 use crate::{
     config::Patience,
@@ -45,6 +45,8 @@ const POKE: u64 = u64::MAX;
 const BUSY_TICK: Duration = Duration::from_millis(10);
 /// How often it looks otherwise.
 const IDLE_TICK: Duration = Duration::from_millis(250);
+/// How often it looks when the child goes down.
+const ENDING_TICK: Duration = Duration::from_millis(25);
 /// How long traffic has to be absent before the clock slows down.
 const CALM: Duration = Duration::from_secs(1);
 /// How often connections' clocks are asked.
@@ -504,12 +506,16 @@ impl Service {
         let mut last_moved = self.start.elapsed();
         let mut next_round = self.start.elapsed() + ROUND;
         let mut draining_since = None;
+        // The most connections there were since memory was given back.
+        let mut most = 0;
         loop {
             let calm = self.calm.load(Ordering::SeqCst);
+            let until_round = next_round.saturating_sub(self.start.elapsed());
             let tick = match (self.ending(), calm) {
                 (Ending::None, true) if self.guests() == 0 => None,
-                (Ending::None, true) => Some(IDLE_TICK),
-                _ => Some(BUSY_TICK),
+                (Ending::None, true) => Some(IDLE_TICK.min(until_round)),
+                (Ending::None, false) => Some(BUSY_TICK),
+                _ => Some(ENDING_TICK),
             };
             let nothing = Interest { read: false, write: false };
             let _ = wait(-1, nothing, Some(&self.alarm), tick, None);
@@ -539,6 +545,11 @@ impl Service {
                     guest.add_to(&mut totals);
                 }
                 (self.report)(self.threads(), &totals);
+                if totals.connections < most / 2 {
+                    give_back_memory();
+                    most = totals.connections;
+                }
+                most = most.max(totals.connections);
             }
         }
     }
@@ -562,14 +573,18 @@ impl Service {
     fn staff(&'static self, moved: bool, cores: usize) {
         let idle = self.waiting.load(Ordering::SeqCst);
         let threads = self.threads.load(Ordering::SeqCst);
-        let stranded = !self.ready().is_empty();
+        let stranded = self.ready().len();
         if idle > 0 {
             // A thread that waits does not see the list.
-            if stranded && !moved {
+            if stranded > 0 && !moved {
                 self.poke.wake();
             }
-        } else if threads < self.bound && (!moved || threads < cores) {
-            // Everybody has been at work for a whole tick: in a callback, or since there is so much to do.
+            return;
+        }
+        // Everybody has been at work for a whole tick: in callbacks, each of which may be followed by another one that
+        // sleeps, or because there is so much to do.
+        let wanted = if !moved { stranded.max(1) } else { usize::from(threads < cores) };
+        for _ in 0..wanted.min(self.bound.saturating_sub(threads)) {
             let _ = self.hire();
         }
     }
@@ -596,8 +611,9 @@ impl Service {
     fn close_guests(&self, ending: Ending, since: Duration) {
         let drain = u64::from(self.drain.load(Ordering::Relaxed)).max(1);
         for guest in self.all() {
-            // A moment of its own for each, which looks random and needs no memory.
-            let moment = guest.token.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            // A moment of its own for each, in each child, which looks random and needs no memory.
+            let own = guest.token ^ u64::from(std::process::id()) << 40;
+            let moment = own.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
             let moment = Duration::from_millis(moment % drain);
             if ending == Ending::Stop || moment <= since {
                 let payload = close::payload(CloseCode::GOING_AWAY);

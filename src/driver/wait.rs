@@ -1,4 +1,5 @@
-//! Waiting for a descriptor, a wake-up from another thread, or a deadline.
+//! The system calls of the drivers: waiting for a descriptor, a wake-up from another thread, or a deadline; signals; and
+//! a few things that the standard library has no word for.
 
 use std::{
     fs::File,
@@ -56,6 +57,15 @@ pub fn discard(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn shut_down(socket: RawFd) {
     // SAFETY: the call takes integers; a descriptor that is none only gives an error.
     unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+}
+
+/// Has the allocator give freed memory back to the system, where it would keep it for ever.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// What to wait for besides a wake-up.

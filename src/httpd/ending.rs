@@ -140,7 +140,8 @@ fn heed_stop() {
     // SAFETY: sigaction is plain data for which all-zero is a valid value.
     let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
     action.sa_sigaction = on_terminate as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+    // Not SA_RESTART: event and worker wake their main thread with this signal, and count on its read being interrupted.
+    action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: the structure is live, and the handler calls nothing that a signal handler must not.
     unsafe { libc::sigaction(libc::SIGTERM, &raw const action, ptr::null_mut()) };
 }

@@ -6,8 +6,11 @@ use std::{
     io,
     net::Shutdown,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -96,10 +99,21 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     match Upgrade::prepare(r, &section.settings, &opening, counted) {
         Ok(upgrade) => upgrade.serve(r, plugin, section.settings.detach(), &opening),
         Err(error) => {
-            log::request(r, Level::Error, format_args!("WS0104: no upgrade: {error}"));
+            // With many clients there would be many lines, all saying the same.
+            let level = if is_first_in_a_minute() { Level::Error } else { Level::Debug };
+            log::request(r, level, format_args!("WS0104: no upgrade: {error}"));
             sys::HTTP_SERVICE_UNAVAILABLE as c_int
         }
     }
+}
+
+/// Whether it is the first time in this minute that this is asked.
+fn is_first_in_a_minute() -> bool {
+    /// The minute of the last time, counted from 1970.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let minute = now.as_secs() / 60;
+    LAST.swap(minute, Ordering::Relaxed) != minute
 }
 
 /// Answers a bad handshake.

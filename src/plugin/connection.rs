@@ -225,7 +225,7 @@ unsafe extern "C" fn cb_request(server: *const abi::WebSocketServer) -> *mut abi
         if request.is_null() && !state.plugin.wants_request.swap(true, Ordering::Relaxed) {
             state.warn(format_args!(
                 "WS0207: request was called after on_connect, when the request was gone; from now \
-                 on connections of this plugin keep theirs, and an httpd thread each"
+                 on connections of this plugin are not detached, unless WebSocketDetach is On"
             ));
         }
         request

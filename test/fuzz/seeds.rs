@@ -50,7 +50,9 @@ fn streams() -> Vec<Vec<u8>> {
         frame(0x82, &[7; 0x1_0000]),
         frame(0x88, &[&[0x0b, 0xb8][..], KAPPA].concat()),
         frame(0x88, &[0x03]),
+        frame(0x88, &[0x03, 0xec]),
         frame(0x88, &[0x03, 0xed]),
+        [frame(0x02, &[7; 100]), frame(0x00, &[7; 20]), frame(0x80, &[7; 10])].concat(),
         frame(0x89, &[0; 126]),
         frame(0x83, b""),
         frame(0x80, b""),
@@ -92,7 +94,11 @@ fn scripts() -> Vec<Vec<u8>> {
         [message(0x0f, KAPPA), message(0x12, &[0xff; 100]), control(0, &[3, 232])].concat(),
         [repeated.clone(), noise, prose.clone(), repeated].concat(),
         [prose.clone(), hello, prose, message(0x03, b"\xff"), control(5, b"")].concat(),
-        [&[1, 0x80, 0x55, 0, 1, b'x'][..], &message(0x01, b"y")].concat(),
+        // Fifteen bytes in each of two fragments.
+        [&[5, 0x08, 0x55, 0, 30][..], &[b'z'; 30], &[15]].concat(),
+        [&[1, 0, 0x55, 0, 1, b'x'][..], &[1, 4, 0x55, 0, 1, b'y'], &message(0x01, b"z")].concat(),
+        [&[1, 0, 0x55, 0, 1, b'x'][..], &[1, 5, 0x55, 0, 1, b'y']].concat(),
+        control(0x48, b"..reason"),
     ]
 }
 
@@ -129,14 +135,15 @@ fn main() {
                    h2c, WebSocket\nhttp://example.com";
     write("handshake", &[opening, "8\nAAAAAAAAAAAAAAAAAAAAAA==\na/b", "7\nx"].map(|s| s.into()));
     let heads: [&[u8]; 3] =
-        [&[0, 0, 1, 9, 80, 255], &[2, 0, 5, 0, 9, 200], &[0x67, 3, 3, 3, 30, 99]];
+        [&[0, 0, 1, 9, 80, 255], &[2, 0, 5, 0, 9, 200], &[0x87, 3, 3, 3, 30, 99]];
     write("session_chunked", &behind(&heads, &streams));
     let mut sessions =
         behind(&[&[0, 0, 9, 80, 1, 255, 3, 3, 40], &[0xa0, 9, 9, 9, 9, 9, 9, 9, 9]], &streams);
     let plain: &[u8] = &[1, 0, 9, 80, 1, 255, 3, 3, 40];
+    let small: &[u8] = &[0xc1, 3, 9, 80, 1, 255, 3, 3, 40];
     let kept: &[u8] = &[2, 0, 9, 80, 1, 255, 3, 3, 40, 6, 0, 3];
     let forgotten: &[u8] = &[2, 0, 9, 80, 1, 255, 3, 3, 40, 9, 4, 0x20];
-    sessions.extend(behind(&[plain, kept, forgotten], &scripts()));
+    sessions.extend(behind(&[plain, small, kept, forgotten], &scripts()));
     write("session_vs_tungstenite", &sessions);
     let messages = [
         b"\x00\x05Hello\x00\x05Hello".to_vec(),

@@ -119,7 +119,7 @@ impl Client {
 
     /// The payload of a compressed message; `None` if it could leave the window.
     pub(crate) fn compress(&mut self, message: &[u8], input: &mut Input<'_>) -> Option<Vec<u8>> {
-        if !self.takeover {
+        if !self.takeover && self.seen > 0 {
             self.restart();
         }
         if self.window < 1 << 15 && self.seen + message.len() > self.window {

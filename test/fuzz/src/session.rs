@@ -36,6 +36,28 @@ const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xa;
 
+/// First bytes of frames that are likely to be out of place.
+const SLIPS: [u8; 12] = [
+    TEXT,
+    BINARY,
+    CONTINUATION,
+    FIN | TEXT,
+    FIN | CONTINUATION,
+    FIN | RSV1 | CONTINUATION,
+    FIN | RSV1 | PING,
+    FIN | 0x20 | BINARY,
+    FIN | 0x10 | PONG,
+    FIN | 0x3,
+    FIN | 0xb,
+    PING,
+];
+/// Close codes at the borders of what may travel (RFC 6455 §7.4.2).
+const CODES: [u16; 16] =
+    [0, 999, 1000, 1003, 1004, 1005, 1006, 1007, 1013, 1014, 1015, 1016, 2999, 3000, 4999, 5000];
+
+/// The longest script: more of the same would only take more time.
+const OPERATIONS: usize = 32;
+
 /// What a server reports.
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Heard {
@@ -83,6 +105,12 @@ pub fn session_vs_tungstenite(data: &[u8]) {
     }
 }
 
+/// The sizes of the pieces of a stream; where single bytes would take too long, there are none.
+fn cycle(cuts: [usize; 4], bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
+    let least = bytes.len() / 4096 + 1;
+    cuts.into_iter().cycle().map(move |cut| cut.max(least))
+}
+
 /// What our session makes of the bytes.
 fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]) -> Verdict {
     let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false };
@@ -90,7 +118,7 @@ fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]
     let (mut heard, mut end) = (Vec::new(), End::Open);
     let mut rest = bytes.to_vec();
     let mut rest = &mut rest[..];
-    for cut in cuts.into_iter().cycle() {
+    for cut in cycle(cuts, bytes) {
         if rest.is_empty() {
             return (heard, end);
         }
@@ -151,10 +179,10 @@ impl<I> Write for Pipe<'_, I> {
 /// What tungstenite makes of the bytes.
 fn tungstenite(bytes: &[u8], limit: usize, cuts: [usize; 4]) -> Verdict {
     let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
+        .read_buffer_size(512)
         .max_message_size(Some(limit))
         .max_frame_size(Some(limit));
-    let pipe = Pipe { bytes, cuts: cuts.into_iter().cycle() };
+    let pipe = Pipe { bytes, cuts: cycle(cuts, bytes) };
     let mut socket = WebSocket::from_raw_socket(pipe, Role::Server, Some(config));
     let mut heard = Vec::new();
     loop {
@@ -279,11 +307,14 @@ struct Script {
 }
 
 impl Script {
-    /// Does what the input says until it is used up.
+    /// Does what the input says.
     fn run(input: &mut Input<'_>, mut client: Option<Client>, limit: usize) -> Self {
         let (wire, plain, expected) = (Vec::new(), Vec::new(), Vec::new());
         let mut script = Self { wire, plain, limit, expected, end: Some(End::Open) };
-        while !input.is_empty() && script.plain.len() < 1 << 19 {
+        for _ in 0..OPERATIONS {
+            if input.is_empty() || script.plain.len() > 1 << 18 {
+                break;
+            }
             match input.byte() % 16 {
                 0 if client.is_none() => {
                     // Something that is no frame, perhaps.
@@ -333,7 +364,10 @@ impl Script {
 
     /// A frame that may break a rule, and what it leads to may be anything.
     fn slip(&mut self, input: &mut Input<'_>, deflate: bool) {
-        let mut first = input.byte();
+        let mut first = match input.byte() {
+            choice @ 0..128 => SLIPS[usize::from(choice) % SLIPS.len()],
+            _ => input.byte(),
+        };
         // With compression RSV1 has a meaning here that it does not have there.
         if deflate && matches!(first & 0xf, TEXT | BINARY) {
             first &= !RSV1;
@@ -349,11 +383,15 @@ impl Script {
         let choice = input.byte();
         let key = input.byte();
         let count = usize::from(input.byte() % 126);
-        let payload = input.bytes(count);
+        let mut payload = input.bytes(count).to_vec();
+        if choice % 8 == 0 && choice & 8 != 0 && payload.len() >= 2 {
+            let code = CODES[usize::from(choice >> 4) % CODES.len()];
+            payload[..2].copy_from_slice(&code.to_be_bytes());
+        }
         let fits = payload.len() <= self.limit;
         match choice % 8 {
             0 => {
-                self.both(FIN | CLOSE, key, payload);
+                self.both(FIN | CLOSE, key, &payload);
                 if payload.is_empty() {
                     self.expect(Heard::Close(None, String::new()), fits, End::Closed);
                 } else if self.end == Some(End::Open) {
@@ -361,12 +399,12 @@ impl Script {
                 }
             }
             1..=4 => {
-                self.both(FIN | PING, key, payload);
-                self.expect(Heard::Ping(payload.to_vec()), fits, End::Open);
+                self.both(FIN | PING, key, &payload);
+                self.expect(Heard::Ping(payload), fits, End::Open);
             }
             _ => {
-                self.both(FIN | PONG, key, payload);
-                self.expect(Heard::Pong(payload.to_vec()), fits, End::Open);
+                self.both(FIN | PONG, key, &payload);
+                self.expect(Heard::Pong(payload), fits, End::Open);
             }
         }
     }

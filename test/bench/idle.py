@@ -1,0 +1,217 @@
+"""What idle connections cost: memory, threads, and what a plain GET notices of them.
+
+For each MPM and each home of a connection a server is started, connections are opened and left idle, each of
+them echoes once, and all are closed. The result is a table. The environment is that of the tests (see
+../httpd.py); `--help` lists the options. Memory is the proportional share of all children, from the kernel.
+"""
+
+import argparse
+import os
+import re
+import resource
+import selectors
+import socket
+import statistics
+import sys
+import time
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(TOP / "test"))
+os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
+
+from httpd import Httpd, echo, wait_until  # noqa: E402
+from ws_frame import EXAMPLE_KEY, TEXT, frame  # noqa: E402
+
+# One child as it comes, for detached connections; as many threads or processes as connections otherwise.
+ONE_CHILD = """
+    <IfModule mpm_prefork_module>
+        ServerLimit 8
+        MaxRequestWorkers 1
+        StartServers 1
+        MinSpareServers 1
+        MaxSpareServers 8
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 1
+        MaxRequestWorkers 25
+        ThreadsPerChild 25
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads 25
+    </IfModule>
+"""
+MANY_THREADS = """
+    <IfModule mpm_prefork_module>
+        ServerLimit {more}
+        MaxRequestWorkers {more}
+        StartServers 20
+        MinSpareServers 40
+        MaxSpareServers {more}
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 1
+        ThreadLimit {more}
+        ThreadsPerChild {more}
+        MaxRequestWorkers {more}
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads {more}
+    </IfModule>
+"""
+TLS = """
+    <VirtualHost *:${{TLS_PORT}}>
+        SSLEngine On
+        SSLCertificateFile "{cert}"
+        SSLCertificateKeyFile "{key}"
+    </VirtualHost>
+"""
+HOMES = {"detached": (False, "Auto"), "ws on threads": (False, "Off"), "wss on threads": (True, "Auto")}
+COLUMNS = [
+    "MPM", "home", "connections", "threads", "KiB per connection", "seconds to open", "echo of all (s)",
+    "GET before (ms)", "GET meanwhile (ms)", "memory after closing",
+]
+IP_BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # Python knows it from 3.12 on
+BATCH = 100  # handshakes on their way at a time
+QUIET = 4.0  # seconds until memory is looked at, so that it shows what stays
+
+
+def memory(httpd):
+    """KiB of all children."""
+    total = 0
+    for pid in httpd.children():
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(re.search(r"Pss:\s+(\d+)", text).group(1))
+    return total
+
+
+def latency(httpd):
+    """The median of some plain GETs, in milliseconds."""
+    answers = [httpd.get(timeout=30) for _ in range(100)]
+    assert all(status == 200 for status, _ in answers)
+    return statistics.median(took for _, took in answers) * 1e3
+
+
+def read_all(sock, marker):
+    data = b""
+    while not data.endswith(marker):
+        more = sock.recv(4096)
+        assert more, f"the server ended a connection: {data!r}"
+        data += more
+    return data
+
+
+def open_connections(httpd, count, tls):
+    """Sockets with their handshakes done; a minimal handshake, from several addresses."""
+    port = httpd.tls_port if tls else httpd.port
+    context = httpd.tls_context() if tls else None
+    request = (
+        f"GET /echo HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {EXAMPLE_KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+    socks = []
+    while len(socks) < count:
+        batch = []
+        for n in range(len(socks), min(len(socks) + BATCH, count)):
+            sock = socket.socket()
+            sock.settimeout(60)
+            # The port is chosen when connecting: it need not differ from those to other servers, of earlier runs.
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((f"127.0.0.{2 + n // 5000}", 0))
+            sock.connect(("127.0.0.1", port))
+            if context:
+                sock = context.wrap_socket(sock, server_hostname="localhost")
+            sock.sendall(request)
+            batch.append(sock)
+        for sock in batch:
+            head = read_all(sock, b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 "), head
+        socks += batch
+    return socks
+
+
+def echo_all(socks):
+    """Seconds until each of them has had its message back."""
+    out, back = frame(TEXT, "are you there?"), frame(TEXT, "are you there?", mask=None)
+    start = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        for sock in socks:
+            sock.sendall(out)
+            selector.register(sock, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(60)
+            assert ready, f"{len(selector.get_map())} connections had no echo"
+            for key, _ in ready:
+                got = read_all(key.fileobj, back)
+                assert got == back, f"not the echo: {got!r}"
+                selector.unregister(key.fileobj)
+    return time.monotonic() - start
+
+
+def measure(mpm, home, count):
+    """One line of the table."""
+    os.environ["TEST_MPM"] = mpm
+    tls, detach = HOMES[home]
+    httpd = Httpd()
+    on_threads = home != "detached"
+    # Many processes take longer to start than clients may be silent.
+    conf = f"LogLevel warn\nWebSocketPingInterval Off\nWebSocketDetach {detach}\n" + echo()
+    conf += MANY_THREADS.format(more=count + 50) if on_threads else ONE_CHILD
+    if tls:
+        cert = httpd.certificate()
+        conf += TLS.format(cert=cert, key=cert.parent / "key.pem") + "SSLSessionCache none\n"
+    httpd.start(conf)
+    try:
+        # Whatever the first connections leave behind is not the others' cost.
+        warm = open_connections(httpd, 100, tls)
+        echo_all(warm)
+        for sock in warm:
+            sock.close()
+        latency(httpd)
+        time.sleep(QUIET)
+        before, get_before = memory(httpd), latency(httpd)
+        descriptors = sum(map(httpd.descriptors, httpd.children()))
+        start = time.monotonic()
+        socks = open_connections(httpd, count, tls)
+        opened = time.monotonic() - start
+        time.sleep(QUIET)
+        held = memory(httpd) - before
+        threads = sum(map(httpd.threads, httpd.children()))
+        get_meanwhile = latency(httpd)
+        echoed = echo_all(socks)
+        for sock in socks:
+            sock.close()
+        few = descriptors + 10
+        if mpm != "prefork" or not on_threads:
+            wait_until(lambda: sum(map(httpd.descriptors, httpd.children())) <= few, 30, "the descriptors' return")
+        time.sleep(QUIET)
+        after = memory(httpd)
+    finally:
+        httpd.stop(timeout=30)
+    return [
+        mpm, home, f"{count:,}", threads, f"{held / count:.2f}", f"{opened:.2f}", f"{echoed:.2f}",
+        f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{after * 100 / before:.0f} %",
+    ]
+
+
+def main():
+    words = lambda text: text.split(",")  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mpm", type=words, default=["event", "worker", "prefork"])
+    parser.add_argument("--home", type=words, default=list(HOMES), help="of: " + ", ".join(HOMES))
+    parser.add_argument("--connections", type=words, default=["1000", "10000"])
+    parser.add_argument("--most-threads", type=int, default=1000, help="no more connections than that on threads")
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+    for mpm in options.mpm:
+        for home in options.home:
+            for count in map(int, options.connections):
+                if count > hard - 500 or home != "detached" and count > options.most_threads:
+                    continue
+                print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
