@@ -140,6 +140,8 @@ pub struct Service {
     drain: AtomicU32,
     /// All connections are gone and no new one will come; threads have to go.
     over: AtomicBool,
+    /// The most connections there were since memory was given back.
+    peak: AtomicU64,
     /// What connections that are gone have done.
     past: Mutex<Totals>,
     report: Report,
@@ -227,6 +229,7 @@ impl Service {
             ending: AtomicU8::new(Ending::None as u8),
             drain: AtomicU32::new(0),
             over: AtomicBool::new(false),
+            peak: AtomicU64::new(0),
             past: Mutex::default(),
             report,
             handles: Mutex::default(),
@@ -368,6 +371,7 @@ impl Service {
             seats.seats.push(Seat::default());
         }
         seats.taken += 1;
+        self.peak.fetch_max(seats.taken as u64, Ordering::Relaxed);
         let seat = &mut seats.seats[index as usize];
         seat.generation = seat.generation.wrapping_add(1);
         let token = u64::from(seat.generation) << 32 | u64::from(index);
@@ -506,13 +510,16 @@ impl Service {
         let mut last_moved = self.start.elapsed();
         let mut next_round = self.start.elapsed() + ROUND;
         let mut draining_since = None;
-        // The most connections there were since memory was given back.
-        let mut most = 0;
         loop {
             let calm = self.calm.load(Ordering::SeqCst);
             let until_round = next_round.saturating_sub(self.start.elapsed());
             let tick = match (self.ending(), calm) {
-                (Ending::None, true) if self.guests() == 0 => None,
+                // The last round, in which everybody was found to be gone, has been made.
+                (Ending::None, true)
+                    if self.guests() == 0 && self.peak.load(Ordering::Relaxed) == 0 =>
+                {
+                    None
+                }
                 (Ending::None, true) => Some(IDLE_TICK.min(until_round)),
                 (Ending::None, false) => Some(BUSY_TICK),
                 _ => Some(ENDING_TICK),
@@ -545,11 +552,11 @@ impl Service {
                     guest.add_to(&mut totals);
                 }
                 (self.report)(self.threads(), &totals);
-                if totals.connections < most / 2 {
+                let peak = self.peak.load(Ordering::Relaxed);
+                if totals.connections < peak.div_ceil(2) {
+                    self.peak.store(totals.connections, Ordering::Relaxed);
                     give_back_memory();
-                    most = totals.connections;
                 }
-                most = most.max(totals.connections);
             }
         }
     }
