@@ -179,8 +179,8 @@ typedef void (CALLBACK *WS_Protocol_Set)(const struct _WebSocketServer *server,
  * sent inside on_connect well below WebSocketSendQueueLimit: nothing can leave before it returns.
  *
  * When the client reads more slowly than the plugin sends and more than WebSocketSendQueueLimit
- * bytes are waiting, send waits: for httpd's Timeout at most. After that the client is closed with
- * code 1008 and send returns 0.
+ * bytes are waiting, send waits. If the client then takes nothing at all for httpd's Timeout, it is
+ * closed with code 1008 and send returns 0.
  * @param server The connection.
  * @param type What to send:
  *        MESSAGE_TYPE_TEXT, a text message; the plugin must see to it that it is valid UTF-8;

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha1::{Digest as _, Sha1};
 
 /// How many words a key may be counted in: as many children, or a few keys with the same hash.
-const BUCKET: usize = 32;
+const BUCKET: usize = 512;
 /// How many buckets there are.
-const BUCKETS: usize = 4096;
+const BUCKETS: usize = 256;
 /// How many words the table takes: 1 MiB.
 pub const WORDS: usize = BUCKET * BUCKETS;
 
@@ -50,6 +50,16 @@ impl Table {
     ) -> Self {
         debug_assert!(words.len() == WORDS && pid < 1 << 22);
         Self { words, seed, pid, is_alive }
+    }
+
+    /// Forgets what an earlier process of the same number had counted. For a process that begins.
+    pub fn begin(&self) {
+        for word in self.words {
+            let value = word.load(Ordering::SeqCst);
+            if value != 0 && (value >> (COUNT_BITS + TAG_BITS)) as u32 == self.pid {
+                let _ = word.compare_exchange(value, 0, Ordering::SeqCst, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Counts one more connection of `key`; `None` if there are `limit` already.

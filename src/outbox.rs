@@ -34,6 +34,8 @@ const KEEP: usize = 64 * 1024;
 const REST: usize = 256;
 /// From this size on a payload is written from where it lies, and only copied if the socket is full.
 const LARGE: usize = 16 * 1024;
+/// How long a sender waits for a socket before it looks whether the conversation is over.
+const SLICE: Duration = Duration::from_millis(50);
 /// The longest header of a server's frame.
 const HEADER: usize = 10;
 
@@ -42,8 +44,8 @@ pub trait Carrier: Send + Sync {
     /// Makes the driver look at the outbox. Called from any thread, without a lock held.
     fn wake(&self);
 
-    /// Writes queued bytes from within a callback on the owning thread, waiting for the client until
-    /// `deadline`; returns after some progress.
+    /// Writes queued bytes, waiting for the client until `deadline`; returns after some progress. For the owning thread,
+    /// from within a callback; for others only if there is a [`socket`](Self::socket).
     fn pump(&self, deadline: Instant);
 
     /// A socket that any thread may write to without blocking; `None` if only the driver can write.
@@ -244,6 +246,10 @@ impl Queue {
         self.bytes_out += n as u64;
         self.written += n.min(queued);
         self.bytes.extend_from_slice(&payload[n.saturating_sub(queued)..]);
+        if self.written == self.bytes.len() {
+            self.written = 0;
+            self.bytes.clear();
+        }
         Ok(())
     }
 }
@@ -434,6 +440,11 @@ impl Outbox {
                 let Some(carrier) = self.carrier() else { return Err(Refused::Full) };
                 carrier.pump(deadline);
                 queue = self.lock();
+            } else if let Some(carrier) = self.carrier().filter(|c| c.socket().is_some()) {
+                // The driver may be in a callback that waits for this very thread.
+                drop(queue);
+                carrier.pump(deadline.min(Instant::now() + SLICE));
+                queue = self.lock();
             } else {
                 let left = deadline.saturating_duration_since(Instant::now());
                 queue.waiting += 1;
@@ -576,7 +587,9 @@ impl Outbox {
         if let Some(deflater) = &self.deflater {
             *deflater.lock().unwrap_or_else(|e| e.into_inner()) = None;
         }
-        self.lock().bytes = Vec::new();
+        let mut queue = self.lock();
+        queue.bytes = Vec::new();
+        queue.written = 0;
     }
 
     /// Moves the queued bytes into `taken`, which has to be empty, for the driver to write.

@@ -110,14 +110,15 @@ fn turns<T: Transport>(
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
             outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
         }
-        let (read, write) = match turn.run(lane, endpoint, (readable, false), &mut buffer)? {
+        let (read, write, again) = match turn.run(lane, endpoint, (readable, false), &mut buffer)? {
             Outcome::Over => return Ok(()),
-            Outcome::Again => continue,
-            Outcome::Rest { read, write } => (read, write),
+            Outcome::Again => (true, true, true),
+            Outcome::Rest { read, write } => (read, write, false),
         };
-        let (state, summary, _) = outbox.look();
+        let (state, summary, unsent) = outbox.look();
         let (now, heard) = (start.elapsed(), turn.heard());
-        let sight = Sight { now, state, heard, summary, unsent: write };
+        let unsent = unsent || write && !again;
+        let sight = Sight { now, state, heard, summary, unsent, hurry: stopping };
         let deadline = match clocks.check(&sight, &patience) {
             Verdict::Wait(deadline) => deadline,
             verdict => {
@@ -130,6 +131,8 @@ fn turns<T: Transport>(
             continue;
         }
         let timeout = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
+        // A client that is never at a loss for bytes must not keep us from seeing what else there is.
+        let timeout = if again { Some(Duration::ZERO) } else { timeout };
         // A pending signal stays pending: once seen, it must not end each further wait.
         let signals = signals.filter(|_| !stopping);
         let ready =

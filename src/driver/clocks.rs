@@ -26,6 +26,8 @@ pub struct Sight {
     pub summary: Summary,
     /// Something waits for the client.
     pub unsent: bool,
+    /// The child goes down: what waits does not delay the end.
+    pub hurry: bool,
 }
 
 /// What to do.
@@ -86,7 +88,7 @@ impl Clocks {
     }
 
     fn judge(&mut self, sight: &Sight, patience: &Patience) -> Verdict {
-        let Sight { now, state, heard, summary, unsent } = *sight;
+        let Sight { now, state, heard, summary, unsent, hurry } = *sight;
         if heard.bytes {
             self.heard = now;
             self.pinged = false;
@@ -94,6 +96,11 @@ impl Clocks {
         if heard.message || summary.messages_out != self.messages_out {
             self.messages_out = summary.messages_out;
             self.message = now;
+        }
+        if unsent && summary.bytes_out != self.bytes_out {
+            // Who takes what waits is there, though its Pong may be long in coming: our Ping waits too.
+            self.heard = now;
+            self.pinged = false;
         }
         if !unsent || summary.bytes_out != self.bytes_out {
             self.bytes_out = summary.bytes_out;
@@ -104,8 +111,11 @@ impl Clocks {
             return Verdict::GiveUp("the client does not read");
         }
         if state > State::Open {
-            let since = *self.closing.get_or_insert(now);
-            let close = patience.close.map(|patience| since + patience);
+            // The client cannot answer a Close that it has not got yet.
+            if !unsent || hurry {
+                self.closing.get_or_insert(now);
+            }
+            let close = self.closing.zip(patience.close).map(|(since, patience)| since + patience);
             if close.is_some_and(|end| end <= now) {
                 return Verdict::GiveUp("the client does not answer our Close");
             }
@@ -142,7 +152,7 @@ mod tests {
         let (messages_in, messages_out, bytes_out) = (0, 0, 0);
         let summary = Summary { code: CloseCode::ABNORMAL, messages_in, messages_out, bytes_out };
         let (now, state, heard) = (Duration::from_secs(seconds), State::Open, Heard::default());
-        Sight { now, state, heard, summary, unsent: false }
+        Sight { now, state, heard, summary, unsent: false, hurry: false }
     }
 
     fn wait(seconds: u64) -> Verdict {
@@ -180,8 +190,29 @@ mod tests {
         assert_eq!(clocks.check(&now, &PATIENCE), wait(60));
         now.summary.bytes_out = 1;
         assert_eq!(clocks.check(&now, &PATIENCE), wait(80));
+        now.heard = Heard::default();
         let later = Sight { now: Duration::from_secs(110), ..now };
         assert_eq!(clocks.check(&later, &PATIENCE), Verdict::GiveUp("the client does not read"));
+    }
+
+    #[test]
+    fn who_takes_a_long_queue_is_there() {
+        let mut clocks = Clocks::new(Duration::ZERO);
+        for seconds in (25..100).step_by(25) {
+            let mut now = Sight { unsent: true, ..sight(seconds) };
+            now.summary.bytes_out = seconds;
+            assert!(matches!(clocks.check(&now, &PATIENCE), Verdict::Wait(_)), "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn what_waits_delays_the_close_timeout_but_not_for_ever() {
+        let mut clocks = Clocks::new(Duration::ZERO);
+        let closing = |seconds| Sight { state: State::Closing, unsent: true, ..sight(seconds) };
+        assert_eq!(clocks.check(&closing(10), &PATIENCE), wait(60));
+        assert_eq!(clocks.check(&closing(20), &PATIENCE), wait(60));
+        let hurried = Sight { hurry: true, ..closing(21) };
+        assert_eq!(clocks.check(&hurried, &PATIENCE), wait(26));
     }
 
     #[test]

@@ -118,10 +118,15 @@ impl<T: Transport> Lane<T> {
         }
     }
 
-    /// Writes from within a callback, waiting for the client until `deadline`; returns after some progress.
+    /// Writes while a sender waits, until `deadline` at most; returns after some progress. A connection that cannot be
+    /// written to any more is ended, since its driver may be the one that waits.
     pub(super) fn pump(&self, deadline: Instant) {
-        // The driver meets an error too, and ends the connection.
-        while let Ok((Flushed::Blocked, false)) = self.flush() {
+        loop {
+            match self.flush() {
+                Ok((Flushed::Blocked, false)) => {}
+                Ok(_) => return,
+                Err(_) => return self.outbox.end("writing failed"),
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             let interest = Interest { read: false, write: true };
             if left.is_zero() || wait(self.descriptor, interest, None, Some(left), None).is_err() {

@@ -4,14 +4,15 @@
 //! endpoint inline and writes once; a [`RunWord`] keeps a second thread away from it. Events fetched together go to a
 //! list that other threads take from, so none is stranded behind a callback that sleeps.
 //!
-//! One more thread, the *clock*, never runs a callback. It looks ten times a second, or a hundred times while
-//! there is traffic, whether another thread is needed, asks every connection's clocks once a second, and ends them all
+//! One more thread, the *clock*, never runs a callback. It looks a hundred times a second while there is traffic, and a
+//! few times otherwise, whether another thread is needed, asks every connection's clocks once a second, and ends them all
 //! when the child goes down. So a callback that blocks holds one thread and its own connection, nothing else.
 #![deny(unsafe_code)]
 
 use std::{
     collections::VecDeque,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -34,13 +35,17 @@ use crate::{
     config::Patience,
     endpoint::Endpoint,
     journal::Level,
-    outbox::{Carrier, Socket, Summary},
+    outbox::{Carrier, Socket, State, Summary},
     proto::close::{self, CloseCode},
     session::Session,
 };
 
 /// The token of the descriptor that wakes a waiting thread.
 const POKE: u64 = u64::MAX;
+/// The stack of a thread that runs callbacks, as large as plugins had it on httpd's threads; it is only address space.
+const STACK: usize = 8 << 20;
+/// How often a lingering connection is read from before others have their turn.
+const DISCARDS: u32 = 16;
 /// How often the clock looks after the threads while there is traffic.
 const BUSY_TICK: Duration = Duration::from_millis(10);
 /// How often it looks otherwise.
@@ -126,6 +131,8 @@ pub struct Service {
     seats: RwLock<Seats>,
     /// Connections with events that no thread has got to.
     ready: Mutex<VecDeque<Arc<Seated>>>,
+    /// Connections that have more to do, but let others have their turn first.
+    again: Mutex<VecDeque<Arc<Seated>>>,
     /// Threads that serve.
     threads: AtomicUsize,
     /// Those of them that wait for events.
@@ -222,6 +229,7 @@ impl Service {
             bound: bound.max(1),
             seats: RwLock::default(),
             ready: Mutex::default(),
+            again: Mutex::default(),
             threads: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
@@ -397,7 +405,11 @@ impl Service {
         self.threads.fetch_add(1, Ordering::SeqCst);
         let mut handles = self.handles();
         handles.retain(|handle| !handle.is_finished());
-        match thread::Builder::new().name("ws-service".into()).spawn(|| self.work()) {
+        match thread::Builder::new()
+            .name("ws-service".into())
+            .stack_size(STACK)
+            .spawn(|| self.work())
+        {
             Ok(handle) => {
                 handles.push(handle);
                 Ok(())
@@ -418,7 +430,13 @@ impl Service {
                 self.run(&seated, &mut buffer);
                 continue;
             }
-            let timeout = if self.threads.load(Ordering::Relaxed) > 1 { SURPLUS } else { -1 };
+            // Who has more to do waits for one look at the others' events, not for events to come.
+            let again = core::mem::take(&mut *self.again());
+            let timeout = match self.threads.load(Ordering::Relaxed) {
+                _ if !again.is_empty() => 0,
+                2.. => SURPLUS,
+                _ => -1,
+            };
             self.waiting.fetch_add(1, Ordering::SeqCst);
             let fetched = self.epoll.wait(&mut events, timeout);
             self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -427,11 +445,15 @@ impl Service {
                 thread::sleep(IDLE_TICK);
                 continue;
             };
-            if fetched.len() == 0 && self.is_surplus() {
+            if fetched.len() == 0 && timeout > 0 && self.is_surplus() {
                 return;
             }
             self.note_traffic();
-            if let Some(first) = self.look_up(fetched) {
+            let first = self.look_up(fetched);
+            if !again.is_empty() {
+                self.ready().extend(again);
+            }
+            if let Some(first) = first {
                 self.run(&first, &mut buffer);
             }
         }
@@ -475,6 +497,10 @@ impl Service {
         self.ready.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn again(&self) -> MutexGuard<'_, VecDeque<Arc<Seated>>> {
+        self.again.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     fn next_ready(&self) -> Option<Arc<Seated>> {
         self.ready().pop_front()
     }
@@ -485,11 +511,16 @@ impl Service {
             return;
         }
         loop {
-            let more = seated.turn(buffer);
+            // A panic, which is a bug, must not take the thread and its count along.
+            let turn = catch_unwind(AssertUnwindSafe(|| seated.turn(buffer)));
+            let more = turn.unwrap_or_else(|_| {
+                seated.abandon();
+                false
+            });
             self.turns.fetch_add(1, Ordering::Relaxed);
             if seated.word.end() {
                 if more {
-                    self.ready().push_back(seated.clone());
+                    self.again().push_back(seated.clone());
                 }
                 return;
             }
@@ -673,15 +704,15 @@ impl Seated {
                         self.set_phase(Phase::Talking(talk));
                         return true;
                     }
-                    Ok(Outcome::Over) => self.finish(*talk, false, buffer),
+                    Ok(Outcome::Over) => return self.finish(*talk, false, buffer),
                     Err(error) => {
                         let line = format_args!("WS0302: the connection is lost: {error}");
                         outbox.journal().write(Level::Info, line);
-                        self.finish(*talk, true, buffer);
+                        return self.finish(*talk, true, buffer);
                     }
                 }
             }
-            Phase::Lingering(until, host) => self.linger(until, host, buffer),
+            Phase::Lingering(until, host) => return self.linger(until, host, buffer),
             Phase::Running | Phase::Gone => {
                 self.set_phase(Phase::Gone);
             }
@@ -706,7 +737,7 @@ impl Seated {
     }
 
     /// The conversation is over.
-    fn finish(&self, talk: Talk, lost: bool, buffer: &mut [u8]) {
+    fn finish(&self, talk: Talk, lost: bool, buffer: &mut [u8]) -> bool {
         let Talk { turn, mut host } = talk;
         let outbox = &*self.lane.outbox;
         outbox.end("the connection is over");
@@ -717,28 +748,45 @@ impl Seated {
         service.epoll.remove(descriptor);
         let lingers = host.farewell(&farewell, lost);
         if lingers && service.epoll.add(descriptor, self.token).is_ok() {
-            self.linger(service.start.elapsed() + LINGER, host, buffer);
+            self.linger(service.start.elapsed() + LINGER, host, buffer)
         } else {
             self.leave(host);
+            false
         }
     }
 
     /// Reads what the client still sends, to nobody, until it ends the stream: closing before that could make
-    /// the kernel drop our last bytes (RFC 9112 §9.6).
-    fn linger(&self, until: Duration, host: Box<dyn Host>, buffer: &mut [u8]) {
+    /// the kernel drop our last bytes (RFC 9112 §9.6). `true` if there is more to read.
+    fn linger(&self, until: Duration, host: Box<dyn Host>, buffer: &mut [u8]) -> bool {
         let descriptor = self.lane.descriptor();
+        let mut discards = 0;
         while self.service.ending() != Ending::Stop && self.service.start.elapsed() < until {
             match discard(descriptor, buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.set_phase(Phase::Lingering(until, host));
-                    return;
+                    return false;
                 }
-                Ok(1..) => {}
+                Ok(1..) if discards == DISCARDS => {
+                    self.set_phase(Phase::Lingering(until, host));
+                    return true;
+                }
+                Ok(1..) => discards += 1,
                 Ok(0) | Err(_) => break,
             }
         }
         self.service.epoll.remove(descriptor);
         self.leave(host);
+        false
+    }
+
+    /// A turn has panicked: the connection is dropped where it stands.
+    fn abandon(&self) {
+        self.lane.outbox.end("an internal error");
+        if !matches!(self.set_phase(Phase::Gone), Phase::Gone) {
+            shut_down(self.lane.descriptor());
+            self.service.epoll.remove(self.lane.descriptor());
+            self.service.unseat(self.token);
+        }
     }
 
     /// Nothing is left to do.
@@ -752,7 +800,13 @@ impl Seated {
     fn check(&self, now: Duration, ending: Ending) {
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
             Phase::Lingering(until, _) => Some(ending == Ending::Stop || *until <= now),
-            Phase::Talking(_) | Phase::Running => None,
+            Phase::Talking(_) => None,
+            Phase::Running => {
+                // Nobody reads while a callback runs, so the client cannot be blamed for its silence.
+                self.heard.fetch_or(0b11, Ordering::Relaxed);
+                // On its way to the end it needs no clock, and its descriptor may be gone.
+                (self.lane.outbox.state() == State::Closed).then_some(false)
+            }
             Phase::Gone => Some(false),
         };
         if let Some(leave) = lingers {
@@ -769,7 +823,8 @@ impl Seated {
         if ending != Ending::None {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
         }
-        let sight = Sight { now, state, heard, summary, unsent };
+        let hurry = ending != Ending::None;
+        let sight = Sight { now, state, heard, summary, unsent, hurry };
         let verdict =
             self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
         if let Err(error) = act(verdict, outbox) {

@@ -71,13 +71,7 @@ impl Transport for Plain {
         if self.early.is_empty() {
             return self.socket.read(buffer);
         }
-        let n = self.early.len().min(buffer.len());
-        buffer[..n].copy_from_slice(&self.early[..n]);
-        self.early.drain(..n);
-        if self.early.is_empty() {
-            self.early = Vec::new();
-        }
-        Ok(n)
+        Ok(take_front(&mut self.early, buffer))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -99,4 +93,15 @@ impl Transport for Plain {
     fn descriptor(&self) -> RawFd {
         self.socket.descriptor()
     }
+}
+
+/// Moves bytes from the front of `early`, whose memory goes with the last of them, into `buffer`.
+pub fn take_front(early: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
+    let n = early.len().min(buffer.len());
+    buffer[..n].copy_from_slice(&early[..n]);
+    early.drain(..n);
+    if early.is_empty() {
+        *early = Vec::new();
+    }
+    n
 }

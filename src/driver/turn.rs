@@ -25,6 +25,10 @@ const READS: u32 = 16;
 pub struct Turn {
     session: Session,
     input: Input,
+    /// Bytes that were read but not looked at when reading was paused.
+    unread: Vec<u8>,
+    /// The end of the stream, or an error, has been announced; it is so once only.
+    to_the_end: bool,
     /// How many bytes have been read.
     received: u64,
     /// What has come since this was asked last.
@@ -70,7 +74,14 @@ pub enum Outcome {
 impl Turn {
     /// A connection whose handshake is answered; bytes may have come with it.
     pub fn new(session: Session) -> Self {
-        Self { session, input: Input::Paused, received: 0, heard: Heard::default() }
+        Self {
+            session,
+            input: Input::Paused,
+            unread: Vec::new(),
+            to_the_end: false,
+            received: 0,
+            heard: Heard::default(),
+        }
     }
 
     /// How many bytes have been read.
@@ -94,6 +105,7 @@ impl Turn {
     ) -> io::Result<Outcome> {
         let outbox = &*lane.outbox;
         let mut reads = READS;
+        self.to_the_end |= to_the_end;
         loop {
             let read = match self.input {
                 Input::Waiting => readable,
@@ -101,7 +113,7 @@ impl Turn {
                 Input::Over => false,
             };
             if read {
-                self.input = self.read(lane, endpoint, to_the_end, &mut reads, buffer)?;
+                self.input = self.read(lane, endpoint, &mut reads, buffer)?;
             }
             let (flushed, _) = lane.flush()?;
             if flushed == Flushed::Done
@@ -126,12 +138,20 @@ impl Turn {
         &mut self,
         lane: &Lane<T>,
         endpoint: &dyn Endpoint,
-        to_the_end: bool,
         reads: &mut u32,
         buffer: &mut [u8],
     ) -> io::Result<Input> {
+        if !self.unread.is_empty() {
+            let mut unread = core::mem::take(&mut self.unread);
+            if !self.handle(&lane.outbox, endpoint, &mut unread) {
+                return Ok(Input::Paused);
+            }
+            if self.session.is_finished() {
+                return Ok(Input::Over);
+            }
+        }
         // httpd's core filter reports the end of a stream when it is asked for the second time.
-        let mut again = to_the_end && lane.socket.is_none();
+        let mut again = self.to_the_end && lane.socket.is_none();
         loop {
             let (n, more) = match lane.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -149,11 +169,13 @@ impl Turn {
             self.received += n as u64;
             self.heard.bytes = true;
             let full = n == buffer.len();
-            self.handle(&lane.outbox, endpoint, &mut buffer[..n]);
+            if !self.handle(&lane.outbox, endpoint, &mut buffer[..n]) {
+                return Ok(Input::Paused);
+            }
             if self.session.is_finished() {
                 return Ok(Input::Over);
             }
-            if !(more || full || to_the_end) {
+            if !(more || full || self.to_the_end) {
                 return Ok(Input::Waiting);
             }
             // Reading on before answering would let a client fill our memory with answers.
@@ -165,8 +187,9 @@ impl Turn {
         }
     }
 
-    /// Lets the session make events of `input`, and handles them.
-    fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) {
+    /// Lets the session make events of `input`, and handles them. `false` if too much waits for the client: then the
+    /// rest of the input is kept for later.
+    fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) -> bool {
         let version = self.session.limits().version;
         let mut at = 0;
         loop {
@@ -179,12 +202,12 @@ impl Turn {
                         let line = format_args!("WS0303: closing with {}: {violation}", code.0);
                         journal.write(Level::Info, line);
                     }
-                    return;
+                    return true;
                 }
             };
             at += progress.consumed;
             match progress.event {
-                None => return,
+                None => return true,
                 Some(Event::Message { kind, data }) => {
                     self.heard.message = true;
                     if outbox.receive_message() {
@@ -197,6 +220,10 @@ impl Turn {
                 }
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(reason)) => outbox.receive_close(&reason),
+            }
+            if at < input.len() && outbox.is_crowded() {
+                self.unread = input[at..].to_vec();
+                return false;
             }
         }
     }

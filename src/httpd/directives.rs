@@ -491,9 +491,9 @@ impl Parms<'_> {
             let text =
                 |s: *const c_char| (!s.is_null()).then(|| CStr::from_ptr(s).to_string_lossy());
             let server = &*self.0.server;
-            let (name, path) = (text(server.server_hostname), text(self.0.path));
-            let (name, path) = (name.unwrap_or_default(), path.unwrap_or_default());
-            format!("{name}:{} {path}", server.port)
+            let (file, path) = (text(server.defn_name), text(self.0.path));
+            let (file, path) = (file.unwrap_or_default(), path.unwrap_or_default());
+            format!("{file}:{} {path}", server.defn_line_number)
         }
     }
 

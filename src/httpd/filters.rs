@@ -7,7 +7,10 @@ use core::{ffi::CStr, ptr};
 use std::{io, os::fd::RawFd, sync::Arc};
 
 use super::sys;
-use crate::driver::{Transport, socket::Socket};
+use crate::driver::{
+    Transport,
+    socket::{Socket, take_front},
+};
 
 /// The largest portion for the output filters: with what TLS adds, below the core filter's limit of 64 KiB at which
 /// it starts to block.
@@ -23,6 +26,8 @@ pub(super) struct Filters {
     input: *mut sys::apr_bucket_brigade,
     output: *mut sys::apr_bucket_brigade,
     descriptor: RawFd,
+    /// Read before the filters themselves.
+    early: Vec<u8>,
 }
 
 // SAFETY: a driver uses a transport on one thread at a time: the one that owns the connection, or, when the connection is
@@ -38,7 +43,7 @@ impl Filters {
             || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
-        Ok(Self { connection, input: brigade(), output: brigade(), descriptor })
+        Ok(Self { connection, input: brigade(), output: brigade(), descriptor, early: Vec::new() })
     }
 
     /// The number of the connection's descriptor, which is httpd's.
@@ -46,22 +51,25 @@ impl Filters {
         self.descriptor
     }
 
-    /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done.
+    /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done: then
+    /// what was taken is read again first, and the filters stay in use.
     pub(super) fn drain(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut early = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
         for _ in 0..EARLY_READS {
             match self.read(&mut buffer) {
-                // A short read leaves nothing behind: the core filter has asked the socket itself.
-                Ok(n) if n < buffer.len() => {
+                Ok(n) => {
                     early.extend_from_slice(&buffer[..n]);
-                    return Ok(Some(early));
+                    // A short read leaves nothing behind: the core filter has asked the socket itself.
+                    if n < buffer.len() {
+                        return Ok(Some(early));
+                    }
                 }
-                Ok(_) => early.extend_from_slice(&buffer),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Some(early)),
                 Err(e) => return Err(e),
             }
         }
+        self.early = early;
         Ok(None)
     }
 
@@ -82,6 +90,9 @@ impl Filters {
 
 impl Transport for Filters {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.early.is_empty() {
+            return Ok(take_front(&mut self.early, buffer));
+        }
         let mut len = buffer.len();
         // SAFETY: connection and brigade are live and ours; the buffer holds `len` bytes. What ap_get_brigade returns
         // has at most as many, and the brigade is emptied before its bytes could become stale.
@@ -206,8 +217,8 @@ pub(super) unsafe fn remove_obstacles(connection: *mut sys::conn_rec) {
 /// # Safety
 /// - `connection` is live and owned by this thread.
 pub(super) unsafe fn foreign(connection: *mut sys::conn_rec) -> Option<String> {
-    // remoteip_input is done once it has read its header, which comes before the request.
-    let own = [c"core", c"core_in", c"log_input_output", c"remoteip_input"];
+    // remoteip_input is done once it has read its header, which comes before the request; reqtimeout is removed.
+    let own = [c"core", c"core_in", c"log_input_output", c"remoteip_input", c"reqtimeout"];
     let filters = [input_filters(connection), output_filters(connection)].concat();
     // SAFETY: the list was just made from the connection's live filters.
     let foreign = |&&f: &&_| !own.iter().any(|name| unsafe { is_named(f, name) });

@@ -1,6 +1,6 @@
-//! The upgrade: a request becomes a WebSocket, which this thread then serves until its end.
+//! The upgrade: a request becomes a WebSocket, and goes to whoever serves it from then on.
 
-use core::ffi::{CStr, c_int};
+use core::ffi::{CStr, c_int, c_void};
 use std::{
     ffi::CString,
     io,
@@ -207,8 +207,6 @@ impl Upgrade {
         // SAFETY: the connection is the request's own (wrap::R1), and a lane with it does not outlive the handler.
         let filters = unsafe { Filters::new(connection) }?;
         // SAFETY: as above.
-        unsafe { filters::remove_obstacles(connection) };
-        // SAFETY: as above.
         let socket = match unsafe { filters::foreign(connection) } {
             Some(name) => {
                 let line = format_args!("bytes go through httpd's filters because of {name}");
@@ -256,6 +254,8 @@ impl Upgrade {
             log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
             return sys::HTTP_FORBIDDEN as c_int;
         };
+        // SAFETY: the connection is the request's own (wrap::R1).
+        unsafe { filters::remove_obstacles(r.connection()) };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
         let Self { outbox, session, socket, mut filters, waker, patience, .. } = self;
         let Self { deflate, counted, signals, .. } = self;
@@ -301,20 +301,20 @@ impl Upgrade {
             }
             (_, Some((socket, early))) => {
                 let lane = Lane::new(Plain::new(socket, early), outbox.clone());
-                let signals = signals.as_ref();
-                let ended =
-                    blocking::serve(lane, waker, session, &endpoint, patience, &STOP, signals);
+                let held = signals.as_ref();
+                let ended = blocking::serve(lane, waker, session, &endpoint, patience, &STOP, held);
                 let summary = outbox.summary();
                 super::count_bytes(connection, ended.received, summary.bytes_out);
                 finish(r, &summary, ended.lost);
+                release_after_log(r, signals);
                 sys::HOOK_OK
             }
             (_, None) => {
                 let lane = Lane::new(filters, outbox.clone());
-                let signals = signals.as_ref();
-                let ended =
-                    blocking::serve(lane, waker, session, &endpoint, patience, &STOP, signals);
+                let held = signals.as_ref();
+                let ended = blocking::serve(lane, waker, session, &endpoint, patience, &STOP, held);
                 finish(r, &outbox.summary(), ended.lost);
+                release_after_log(r, signals);
                 sys::HOOK_OK
             }
         }
@@ -448,6 +448,21 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
         sys::apr_table_setn((*connection).notes, key, value);
         let timeout = (*r.server()).timeout;
         sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), timeout);
+    }
+}
+
+/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process.
+fn release_after_log(r: Request<'_>, signals: Option<Signals>) {
+    unsafe extern "C" fn release(signals: *mut c_void) -> sys::apr_status_t {
+        // SAFETY: made from a Box below; a cleanup runs once, and on this thread, since httpd clears the pool there.
+        drop(unsafe { Box::from_raw(signals.cast::<Signals>()) });
+        0
+    }
+    if let Some(signals) = signals {
+        let signals = Box::into_raw(Box::new(signals)).cast();
+        let (now, in_child) = (Some(release as _), Some(sys::apr_pool_cleanup_null as _));
+        // SAFETY: the request's pool is live (wrap::R1).
+        unsafe { sys::apr_pool_cleanup_register((*r.as_ptr()).pool, signals, now, in_child) };
     }
 }
 

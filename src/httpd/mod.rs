@@ -137,6 +137,9 @@ unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sy
     boundary((), || {
         // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
         STOP.reset();
+        if let Some(counts) = shared::counts() {
+            counts.begin();
+        }
         // SAFETY: httpd passes the main server, whose settings were made when the configuration was read.
         let settings = unsafe { &*directives::server(server) };
         CONTEXTS.set_bound(settings.compression_memory.unwrap_or(config::COMPRESSION_MEMORY));

@@ -1,4 +1,4 @@
-//! Connections that stay httpd's but hold no thread: TLS on the event MPM, and plugins that keep httpd's request.
+//! Connections that stay httpd's but hold no thread: TLS on the event MPM.
 //!
 //! The handler returns `SUSPENDED`; then event neither finishes the request nor touches the connection, until somebody
 //! does both. It tells so with the suspend_connection hook, and from that moment on the connection is served by the service
@@ -12,7 +12,7 @@ use super::{Reserve, ending, handler::note_summary, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
 /// How long event's worker may take for its last stores.
-const SETTLED: Duration = Duration::from_millis(100);
+const SETTLED: Duration = Duration::from_millis(20);
 
 /// Whether the MPM can do this with a connection: it knows states, which only asynchronous MPMs have.
 ///

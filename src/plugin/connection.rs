@@ -4,7 +4,10 @@
 //! returns. A thread that it fails to join in time would then read freed memory, so the structures of the last
 //! [`RETIRED`] connections are kept: such a call finds a closed connection, not somebody else's memory.
 
-use core::ffi::{CStr, c_char, c_int, c_uchar, c_void};
+use core::{
+    ffi::{CStr, c_char, c_int, c_uchar, c_void},
+    ptr::NonNull,
+};
 use std::{
     collections::VecDeque,
     ffi::CString,
@@ -54,7 +57,7 @@ pub struct Connection {
     /// What on_connect returned.
     private: AtomicPtr<c_void>,
     /// `Some` until `closed`.
-    handle: Mutex<Option<Box<Handle>>>,
+    handle: Mutex<Option<Owned>>,
     /// The address of the handle, which stays the same.
     server: AtomicPtr<abi::WebSocketServer>,
 }
@@ -67,6 +70,30 @@ struct Handle {
 
 // SAFETY: the raw pointers in `server` lead to the handle itself, and the request's is only handed out.
 unsafe impl Send for Handle {}
+
+/// A handle that we own and the plugin points at: a Box would claim to be the only pointer.
+struct Owned(NonNull<Handle>);
+
+// SAFETY: a Handle is Send, and this is its only owner.
+unsafe impl Send for Owned {}
+
+impl Owned {
+    fn new(handle: Handle) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(handle))))
+    }
+
+    fn get(&self) -> &Handle {
+        // SAFETY: it is live until `drop`, and nobody changes it but through its locks and atomics.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: `new` made it from a Box, and it is dropped once.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
 
 struct State {
     plugin: Arc<Plugin>,
@@ -92,13 +119,13 @@ impl State {
 }
 
 /// The handles of connections that ended last.
-static GRAVES: Mutex<VecDeque<Box<Handle>>> = Mutex::new(VecDeque::new());
+static GRAVES: Mutex<VecDeque<Owned>> = Mutex::new(VecDeque::new());
 
 impl Connection {
     /// Asks the plugin's on_connect. `None` if it refuses.
     pub fn open(plugin: Arc<Plugin>, opening: Opening) -> Option<(Self, Answer)> {
         let Opening { outbox, request, headers, protocols } = opening;
-        let mut handle = Box::new(Handle {
+        let handle = Owned::new(Handle {
             server: abi::WebSocketServer {
                 size: size_of::<abi::WebSocketServer>() as u32,
                 version: abi::WEBSOCKET_SERVER_VERSION_1,
@@ -122,22 +149,28 @@ impl Connection {
                 answer: Mutex::new(Some(Answer::default())),
             },
         });
-        handle.server.state = (&raw mut handle.state).cast();
-        let server: *mut abi::WebSocketServer = &raw mut handle.server;
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one reason covers all three")]
+        // SAFETY: the handle was just made, and nobody else knows it.
+        let server = unsafe {
+            let handle = handle.0.as_ptr();
+            (*handle).server.state = (&raw mut (*handle).state).cast();
+            &raw mut (*handle).server
+        };
         let private = match plugin.on_connect {
             None => ptr::null_mut(),
             Some(on_connect) => {
                 // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until it is retired.
                 let private = unsafe { on_connect(server) };
                 if private.is_null() {
-                    handle.state.outbox.end("the plugin refuses");
+                    handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
+                    handle.get().state.outbox.end("the plugin refuses");
                     retire(handle);
                     return None;
                 }
                 private
             }
         };
-        let answer = handle.state.answer().take().unwrap_or_default();
+        let answer = handle.get().state.answer().take().unwrap_or_default();
         let connection = Self {
             plugin,
             private: AtomicPtr::new(private),
@@ -150,14 +183,14 @@ impl Connection {
     /// Whether the plugin has asked for httpd's request, or wished it had on an earlier connection.
     pub fn wants_request(&self) -> bool {
         let handle = self.handle.lock().unwrap_or_else(|e| e.into_inner());
-        let asked = handle.as_ref().is_some_and(|h| h.state.asked.load(Ordering::Relaxed));
+        let asked = handle.as_ref().is_some_and(|h| h.get().state.asked.load(Ordering::Relaxed));
         asked || self.plugin.wants_request.load(Ordering::Relaxed)
     }
 
     /// httpd's request is about to go: from now on the plugin gets NULL for it.
     pub fn forget_request(&self) {
         if let Some(handle) = &*self.handle.lock().unwrap_or_else(|e| e.into_inner()) {
-            handle.state.request.store(ptr::null_mut(), Ordering::Release);
+            handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
         }
     }
 }
@@ -184,14 +217,14 @@ impl Endpoint for Connection {
             // SAFETY: as for on_message; it is the last call of this connection.
             unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
         }
-        handle.state.request.store(ptr::null_mut(), Ordering::Release);
+        handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
         retire(handle);
     }
 }
 
 /// Keeps a handle for a while; the oldest one goes.
-fn retire(handle: Box<Handle>) {
-    handle.state.outbox.dispose();
+fn retire(handle: Owned) {
+    handle.get().state.outbox.dispose();
     let mut graves = GRAVES.lock().unwrap_or_else(|e| e.into_inner());
     graves.push_back(handle);
     let oldest = if graves.len() > RETIRED { graves.pop_front() } else { None };
