@@ -115,9 +115,12 @@ fn turns<T: Transport>(
             Outcome::Again => (true, true, true),
             Outcome::Rest { read, write } => (read, write, false),
         };
-        let (state, summary, unsent) = outbox.look();
+        let (state, mut summary, unsent) = outbox.look();
         let (now, heard) = (start.elapsed(), turn.heard());
         let unsent = unsent || write && !again;
+        if unsent {
+            summary.bytes_out = lane.arrived(summary.bytes_out);
+        }
         let sight = Sight { now, state, heard, summary, unsent, hurry: stopping };
         let deadline = match clocks.check(&sight, &patience) {
             Verdict::Wait(deadline) => deadline,

@@ -22,7 +22,7 @@ pub struct Sight {
     pub state: State,
     /// What came in since they were asked last.
     pub heard: Heard,
-    /// What has been sent.
+    /// What has been sent; while something waits for the client, `bytes_out` is what has reached it.
     pub summary: Summary,
     /// Something waits for the client.
     pub unsent: bool,

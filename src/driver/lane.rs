@@ -11,7 +11,7 @@ use std::{
 use super::{
     Transport,
     socket::Socket,
-    wait::{Interest, wait},
+    wait::{Interest, unacknowledged, wait},
 };
 use crate::outbox::Outbox;
 
@@ -89,6 +89,12 @@ impl<T: Transport> Lane<T> {
     /// The descriptor to wait on.
     pub(super) fn descriptor(&self) -> RawFd {
         self.descriptor
+    }
+
+    /// How many of `bytes_out` have reached the client. The kernel takes more from us only after the client has taken a good
+    /// part of what it holds, so what has left us says little of one that reads slowly.
+    pub(super) fn arrived(&self, bytes_out: u64) -> u64 {
+        bytes_out.saturating_sub(unacknowledged(self.descriptor))
     }
 
     /// Only the thread at work locks it, around a single call that does not block, so it is always free.

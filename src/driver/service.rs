@@ -818,7 +818,10 @@ impl Seated {
         let outbox = &*self.lane.outbox;
         let bits = self.heard.swap(0, Ordering::Relaxed);
         let heard = Heard { bytes: bits & 1 != 0, message: bits & 2 != 0 };
-        let (state, summary, unsent) = outbox.look();
+        let (state, mut summary, unsent) = outbox.look();
+        if unsent {
+            summary.bytes_out = self.lane.arrived(summary.bytes_out);
+        }
         let mut patience = self.patience;
         if ending != Ending::None {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));

@@ -53,6 +53,14 @@ pub fn discard(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// How many bytes the kernel holds that the other side has not acknowledged; 0 if it cannot tell.
+pub fn unacknowledged(socket: RawFd) -> u64 {
+    let mut bytes: c_int = 0;
+    // SAFETY: the result is a live integer; a descriptor that is none only gives an error.
+    let status = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
+    if status < 0 { 0 } else { u64::try_from(bytes).unwrap_or(0) }
+}
+
 /// Ends a socket's stream in both directions; the descriptor stays open.
 pub fn shut_down(socket: RawFd) {
     // SAFETY: the call takes integers; a descriptor that is none only gives an error.

@@ -66,7 +66,7 @@ TLS = """
         SSLCertificateKeyFile "{key}"
     </VirtualHost>
 """
-HOMES = {"detached": (False, "Auto"), "ws on threads": (False, "Off"), "wss on threads": (True, "Auto")}
+HOMES = {"detached": (False, "Auto"), "ws on threads": (False, "Off"), "wss": (True, "Auto")}
 COLUMNS = [
     "MPM", "home", "connections", "threads", "KiB per connection", "seconds to open", "echo of all (s)",
     "GET before (ms)", "GET meanwhile (ms)", "memory after closing",
