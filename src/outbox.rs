@@ -5,7 +5,7 @@
 //! Where bytes have to go through somebody else's code (httpd's filters), the driver takes them out and writes them
 //! without holding the lock. Either way nobody holds a lock while a callback runs or while the network is waited for.
 //!
-//! The state of the conversation lives here too, because any thread may close; [`Queue::transit`] is the only writer of
+//! The state of the conversation lives here too, because any thread may close; `Queue::transit` is the only writer of
 //! it (RFC 6455 §5.5.1, §7.1).
 #![deny(unsafe_code)]
 

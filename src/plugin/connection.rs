@@ -2,7 +2,7 @@
 //!
 //! The plugin holds a pointer to a [`abi::WebSocketServer`] and may use it from any thread until its on_disconnect
 //! returns. A thread that it fails to join in time would then read freed memory, so the structures of the last
-//! [`RETIRED`] connections are kept: such a call finds a closed connection, not somebody else's memory.
+//! `RETIRED` connections are kept: such a call finds a closed connection, not somebody else's memory.
 
 use core::{
     ffi::{CStr, c_char, c_int, c_uchar, c_void},
