@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from httpd import DETACHED, debug, echo, wait_until
+from httpd import DETACHED, TIMED, debug, echo, wait_until
 from ws_frame import CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
@@ -93,6 +93,7 @@ def server(httpd):
         yield lambda conf, **kw: stack.enter_context(httpd.serve(DETACH + conf, **kw))
 
 
+@TIMED
 class TestBlockedPlugin:
     """A callback that sleeps holds one thread and its own connection, nothing else."""
 
@@ -180,6 +181,7 @@ class TestBlockedPlugin:
         wait_until(lambda: httpd.threads(child) <= before, 8, "fewer threads")
 
 
+@TIMED
 class TestEndWhileBlocked:
     """All threads are blocked for long when the child goes down."""
 
@@ -215,6 +217,7 @@ def in_both_homes(where, *directives):
     return "".join(debug(f"/{where}-{home}", f"WebSocketDetach {home}", *directives) for home in ("Auto", "Off"))
 
 
+@TIMED
 class TestClocks:
     """Detached connections are looked at once a second, the others when it is time."""
 
@@ -393,6 +396,7 @@ class TestRefusedValues:
         assert checked.ok, checked.output
 
 
+@TIMED
 class TestDrain:
     """Everything graceful closes with 1001, spread over WebSocketDrainTime; everything else at once."""
 
@@ -803,6 +807,7 @@ class TestEndInTheLog:
         assert [line["code"] for line in lines if line["close"] == "1"] == ["1001"] * 20
 
 
+@TIMED
 class TestMany:
     CONF = DETACH + ONE_CHILD + echo()
 
