@@ -5,7 +5,7 @@
 //! - Bytes go out in the order in which they were queued.
 //! - No lock is held while a callback runs or while the network is waited for.
 //! - When the conversation is over every sender is released before `closed` is called.
-//! - When the child goes down, each connection gets Close 1001 and its `closed`.
+//! - When the child goes down, each connection gets Close 1001 and its `closed`, unless a callback does not return in time.
 //!
 //! | file | owns |
 //! |---|---|

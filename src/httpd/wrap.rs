@@ -62,7 +62,7 @@ impl<'r> Request<'r> {
         self.rec().server
     }
 
-    /// The connection's number, unique in its child process while it is open.
+    /// The connection's number in its child process, which httpd gives again when it has let go of the connection.
     pub(super) fn connection_id(self) -> i64 {
         // SAFETY: R1.
         unsafe { (*self.connection()).id }

@@ -25,8 +25,6 @@ impl CloseCode {
     pub const POLICY: Self = Self(1008);
     /// A message is too big to process.
     pub const TOO_BIG: Self = Self(1009);
-    /// The server met an unexpected condition.
-    pub const UNEXPECTED: Self = Self(1011);
 
     /// Whether a client may send this code.
     ///
