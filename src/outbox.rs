@@ -21,10 +21,12 @@ use std::{
 use crate::{
     journal::{Journal, Level},
     proto::{
-        Kind,
+        Kind, Version,
         close::{self, CloseCode, CloseReason},
         deflate::Deflater,
+        draft::Draft,
         frame::{self, CONTROL_MAX, Opcode},
+        utf8,
     },
 };
 
@@ -126,6 +128,8 @@ pub struct Outbox {
     /// Orders compression with queueing where a context is shared from message to message.
     /// `None` inside once the connection is disposed of.
     deflater: Option<Box<Mutex<Option<Deflater>>>>,
+    /// What the client speaks, if it is not RFC 6455.
+    draft: Option<Draft>,
     /// The thread that is at work on the connection, as [`thread_mark`] names it; 0 if none is.
     owner: AtomicUsize,
     carrier: OnceLock<Weak<dyn Carrier>>,
@@ -135,6 +139,8 @@ pub struct Outbox {
 
 struct Queue {
     state: State,
+    /// The same as the outbox's.
+    draft: Option<Draft>,
     /// Framed bytes; the first `written` of them have left.
     bytes: Vec<u8>,
     written: usize,
@@ -179,6 +185,9 @@ impl Queue {
     fn push(&mut self, opcode: Opcode, compressed: bool, payload: &[u8]) {
         self.messages_out += u64::from(!opcode.is_control());
         self.bytes.reserve(payload.len() + HEADER);
+        if let Some(draft) = self.draft {
+            return draft.encode(&mut self.bytes, opcode, payload);
+        }
         frame::encode(&mut self.bytes, opcode, compressed, payload.len());
         self.bytes.extend_from_slice(payload);
     }
@@ -190,6 +199,8 @@ impl Queue {
             _ => CloseCode::NO_STATUS,
         };
         self.code.get_or_insert(code);
+        // In draft 75 nobody says Close, so there is no answer to wait for.
+        let to = if self.draft == Some(Draft::Hixie75) { State::Closed } else { to };
         self.transit(journal, why, to);
         self.push(Opcode::Close, false, payload);
     }
@@ -260,6 +271,7 @@ impl Outbox {
         Self {
             queue: Mutex::new(Queue {
                 state: State::Opening,
+                draft: None,
                 bytes: Vec::new(),
                 written: 0,
                 in_flight: 0,
@@ -274,11 +286,21 @@ impl Outbox {
             }),
             room: Condvar::new(),
             deflater: deflater.map(|deflater| Box::new(Mutex::new(Some(deflater)))),
+            draft: None,
             owner: AtomicUsize::new(thread_mark()),
             carrier: OnceLock::new(),
             bounds,
             journal,
         }
+    }
+
+    /// The same outbox for a client that speaks `version`. Drafts 76 and 75 have no compression.
+    pub fn speaking(mut self, version: Version) -> Self {
+        if let Version::Draft(draft) = version {
+            self.draft = Some(draft);
+            self.queue.get_mut().unwrap_or_else(|e| e.into_inner()).draft = Some(draft);
+        }
+        self
     }
 
     /// Where this connection's log lines go.
@@ -314,7 +336,12 @@ impl Outbox {
     ///
     /// On the owning thread, where waiting would stop the driver, the driver writes instead. A client that
     /// takes nothing for [`Bounds::timeout`] is closed with 1008.
+    ///
+    /// In drafts 76 and 75 text that is not UTF-8 is [`Refused::Illegal`]: it may contain the byte that ends a frame.
     pub fn send_message(&self, kind: Kind, payload: &[u8]) -> Result<(), Refused> {
+        if self.draft.is_some() && kind == Kind::Text && utf8::whole(payload).is_none() {
+            return Err(Refused::Illegal);
+        }
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
         let queue = self.wait_for_room(payload.len())?;
         let deflater = match &self.deflater {
@@ -336,10 +363,13 @@ impl Outbox {
         self.push(opcode, compressed, if compressed { &packed } else { payload })
     }
 
-    /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting.
+    /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped.
     pub fn send_control(&self, opcode: Opcode, payload: &[u8]) -> Result<(), Refused> {
         if payload.len() > CONTROL_MAX {
             return Err(Refused::Illegal);
+        }
+        if self.draft.is_some() {
+            return if self.state() > State::Open { Err(Refused::Closing) } else { Ok(()) };
         }
         // A little beyond the bound, so that senders who fill the queue do not keep a client without its Pong.
         if self.lock().unsent() >= self.bounds.queue.saturating_add(KEEP) {
@@ -374,7 +404,7 @@ impl Outbox {
         }
         let carrier = self.carrier();
         let result = match carrier.as_ref().and_then(|carrier| carrier.socket()) {
-            Some(socket) if payload.len() >= LARGE => {
+            Some(socket) if payload.len() >= LARGE && queue.draft.is_none() => {
                 queue.push_large(opcode, compressed, payload, socket)
             }
             Some(socket) => {

@@ -12,6 +12,7 @@ use crate::proto::{
     Kind, Version, Violation,
     close::CloseReason,
     deflate::{Inflater, Params},
+    draft,
     frame::{Deframer, Opcode, Piece},
     utf8::{self, Validator},
 };
@@ -22,7 +23,7 @@ const KEEP: usize = 512;
 /// The bounds that a session enforces.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The protocol version, which only decides a close code here.
+    /// The protocol version, which decides how frames look.
     pub version: Version,
     /// The most bytes of an assembled (and inflated) message, and of a control frame's payload.
     pub max_message: usize,
@@ -62,6 +63,8 @@ pub struct Progress<'b> {
 pub struct Session {
     limits: Limits,
     deframer: Deframer,
+    /// What cuts frames in its place, if the client speaks draft 76 or 75.
+    draft: Option<Box<draft::Deframer>>,
     /// What permessage-deflate needs, if it was negotiated.
     inflater: Option<Box<Inflater>>,
     /// The message that is being assembled; its bytes are in `buffer`.
@@ -85,9 +88,14 @@ struct Assembly {
 impl Session {
     /// A session at its first frame. `deflate` is what the handshake agreed on.
     pub fn new(limits: Limits, deflate: Option<&Params>) -> Self {
+        let draft = match limits.version {
+            Version::Draft(draft) => Some(Box::new(draft::Deframer::new(draft))),
+            _ => None,
+        };
         Self {
             limits,
             deframer: Deframer::default(),
+            draft,
             inflater: deflate.map(|params| Box::new(Inflater::new(params))),
             message: None,
             buffer: Vec::new(),
@@ -112,6 +120,9 @@ impl Session {
     /// consumed without effect.
     #[inline]
     pub fn feed<'b>(&'b mut self, input: &'b mut [u8]) -> Result<Progress<'b>, Violation> {
+        if self.draft.is_some() {
+            return self.feed_draft(input);
+        }
         let mut consumed = 0;
         while !self.finished {
             let step = self.deframer.next(&mut input[consumed..], self.inflater.is_some());
@@ -151,6 +162,70 @@ impl Session {
             return Ok(Progress { consumed, event: Some(event) });
         }
         Ok(Progress { consumed: input.len(), event: None })
+    }
+
+    /// The same for a client that speaks draft 76 or 75.
+    #[inline(never)]
+    fn feed_draft<'b>(&'b mut self, input: &'b mut [u8]) -> Result<Progress<'b>, Violation> {
+        let mut consumed = 0;
+        while let Some(deframer) = self.draft.as_mut().filter(|_| !self.finished) {
+            let step = deframer.next(&input[consumed..], self.limits.max_message as u64);
+            let (used, piece) = step.inspect_err(|_| self.finished = true)?;
+            let base = consumed;
+            consumed += used;
+            let event = match piece {
+                None => return Ok(Progress { consumed, event: None }),
+                Some(draft::Piece::Close) => {
+                    self.finished = true;
+                    Event::Close(CloseReason { code: None, text: "" })
+                }
+                Some(draft::Piece::Data { kind, starts, ends, range }) => {
+                    let range = base + range.start..base + range.end;
+                    let taken = self.take_draft(kind, starts, ends, &input[range.clone()]);
+                    match taken.inspect_err(|_| self.finished = true)? {
+                        Taken::Whole(kind) => Event::Message { kind, data: &mut input[range] },
+                        Taken::Assembled(kind) => Event::Message { kind, data: &mut self.buffer },
+                        Taken::Nothing | Taken::Control => continue,
+                    }
+                }
+            };
+            return Ok(Progress { consumed, event: Some(event) });
+        }
+        Ok(Progress { consumed: input.len(), event: None })
+    }
+
+    /// Checks and collects a piece of a message of draft 76 or 75, whose deframer sees to the size.
+    fn take_draft(
+        &mut self,
+        kind: Kind,
+        starts: bool,
+        ends: bool,
+        data: &[u8],
+    ) -> Result<Taken, Violation> {
+        if starts {
+            // The message lent last is over.
+            self.buffer.clear();
+            if ends {
+                if kind == Kind::Text && utf8::whole(data).is_none() {
+                    return Err(Violation::Text);
+                }
+                return Ok(Taken::Whole(kind));
+            }
+            self.message = Some(Assembly { kind, compressed: false, utf8: Validator::default() });
+        }
+        let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
+        self.buffer.extend_from_slice(data);
+        if kind == Kind::Text {
+            let valid = message.utf8.push(data);
+            if !valid || ends && !message.utf8.is_complete() {
+                return Err(Violation::Text);
+            }
+        }
+        if !ends {
+            return Ok(Taken::Nothing);
+        }
+        self.message = None;
+        Ok(Taken::Assembled(kind))
     }
 
     /// Collects a control frame that spans reads.

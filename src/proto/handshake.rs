@@ -33,6 +33,8 @@ pub struct Opening<'a> {
     pub version: Version,
     /// The value of `Sec-WebSocket-Accept`.
     pub accept: String,
+    /// What follows the headers of the answer; draft 76 only.
+    pub proof: Option<[u8; 16]>,
     /// The subprotocols offered, in the client's order.
     pub protocols: Vec<&'a str>,
     /// The extensions offered, as they were sent.
@@ -46,6 +48,8 @@ pub struct Opening<'a> {
 pub enum Refusal {
     /// It has a body.
     Body,
+    /// `Sec-WebSocket-Key1` and `-Key2` hide no numbers; draft 76 only.
+    Challenge,
     /// `Connection` does not contain `upgrade`.
     Connection,
     /// No `Host`.
@@ -78,6 +82,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Body => "the opening request has a body",
+            Self::Challenge => "Sec-WebSocket-Key1 and -Key2 are not as draft 76 has them",
             Self::Connection => "the Connection header does not contain \"upgrade\"",
             Self::Host => "the Host header is missing",
             Self::HttpVersion => "the HTTP version is older than 1.1",
@@ -93,33 +98,10 @@ impl fmt::Display for Refusal {
 impl<'a> Opening<'a> {
     /// Checks a request: `Ok(None)` if it does not ask for a WebSocket at all (RFC 6455 §4.2.1).
     pub fn check(request: &Request<'a>) -> Result<Option<Self>, Refusal> {
-        let header = request.header;
-        let lists = |name, token: &str| {
-            header(name).is_some_and(|value| {
-                value
-                    .split(|&b| b == b',')
-                    .any(|e| e.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-            })
-        };
-        if !lists("Upgrade", "websocket") {
+        if !asks(request)? {
             return Ok(None);
         }
-        if !request.is_get {
-            return Err(Refusal::Method);
-        }
-        if request.http < (1, 1) {
-            return Err(Refusal::HttpVersion);
-        }
-        if header("Host").is_none_or(<[u8]>::is_empty) {
-            return Err(Refusal::Host);
-        }
-        if !lists("Connection", "upgrade") {
-            return Err(Refusal::Connection);
-        }
-        let has_length = header("Content-Length").is_some_and(|v| v.trim_ascii() != b"0");
-        if has_length || header("Transfer-Encoding").is_some() {
-            return Err(Refusal::Body);
-        }
+        let header = request.header;
         let version = match header("Sec-WebSocket-Version") {
             Some(b"13") => Version::V13,
             Some(b"8") => Version::V8,
@@ -138,9 +120,43 @@ impl<'a> Opening<'a> {
             Version::V13 => header("Origin"),
             Version::V8 => header("Origin").or_else(|| header("Sec-WebSocket-Origin")),
             Version::V7 => header("Sec-WebSocket-Origin").or_else(|| header("Origin")),
+            Version::Draft(_) => None,
         };
-        Ok(Some(Self { version, accept, protocols, extensions: extensions.unwrap_or(""), origin }))
+        let extensions = extensions.unwrap_or("");
+        Ok(Some(Self { version, accept, proof: None, protocols, extensions, origin }))
     }
+}
+
+/// Whether a request asks for a WebSocket of any version, as it may.
+pub(super) fn asks(request: &Request<'_>) -> Result<bool, Refusal> {
+    let header = request.header;
+    let lists = |name, token: &str| {
+        header(name).is_some_and(|value| {
+            value
+                .split(|&b| b == b',')
+                .any(|e| e.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        })
+    };
+    if !lists("Upgrade", "websocket") {
+        return Ok(false);
+    }
+    if !request.is_get {
+        return Err(Refusal::Method);
+    }
+    if request.http < (1, 1) {
+        return Err(Refusal::HttpVersion);
+    }
+    if header("Host").is_none_or(<[u8]>::is_empty) {
+        return Err(Refusal::Host);
+    }
+    if !lists("Connection", "upgrade") {
+        return Err(Refusal::Connection);
+    }
+    let has_length = header("Content-Length").is_some_and(|v| v.trim_ascii() != b"0");
+    if has_length || header("Transfer-Encoding").is_some() {
+        return Err(Refusal::Body);
+    }
+    Ok(true)
 }
 
 /// The answer to a key, or `None` if it is not the canonical base64 of 16 bytes (RFC 6455 §4.2.2).

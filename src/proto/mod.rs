@@ -8,6 +8,7 @@
 //! | [`utf8`] | incremental validation of text | 6455 §8.1 |
 //! | [`close`] | status codes and the payload of a Close frame | 6455 §7.4 |
 //! | [`deflate`] | negotiation and codec of permessage-deflate | 7692 |
+//! | [`draft`] | handshake and frames of drafts 76 and 75 | none |
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -16,6 +17,7 @@ use close::CloseCode;
 
 pub mod close;
 pub mod deflate;
+pub mod draft;
 pub mod frame;
 pub mod handshake;
 pub mod mask;
@@ -23,7 +25,8 @@ pub mod utf8;
 
 /// The protocol versions this module speaks, as `Sec-WebSocket-Version` names them.
 ///
-/// They share their framing; 8 and 7 are the last drafts before RFC 6455 (hybi-08 to -12 and hybi-07).
+/// They share their framing; 8 and 7 are the last drafts before RFC 6455 (hybi-08 to -12 and hybi-07). Older ones have no
+/// such number, and frames of their own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Version {
     /// RFC 6455.
@@ -32,6 +35,8 @@ pub enum Version {
     V8,
     /// draft-ietf-hybi-thewebsocketprotocol-07.
     V7,
+    /// What came before the drafts of the hybi group.
+    Draft(draft::Draft),
 }
 
 /// Whether a data message is text or binary (RFC 6455 §5.6).
@@ -86,8 +91,10 @@ impl Violation {
     pub fn close_code(self, version: Version) -> CloseCode {
         match self {
             Self::CloseReason | Self::Text | Self::Deflate => CloseCode::INVALID_DATA,
-            Self::TooBig if version == Version::V13 => CloseCode::TOO_BIG,
-            Self::TooBig => CloseCode::FRAME_TOO_LARGE,
+            Self::TooBig if matches!(version, Version::V8 | Version::V7) => {
+                CloseCode::FRAME_TOO_LARGE
+            }
+            Self::TooBig => CloseCode::TOO_BIG,
             _ => CloseCode::PROTOCOL_ERROR,
         }
     }
