@@ -48,6 +48,8 @@ pub struct Settings {
     pub close_timeout: Option<Option<Duration>>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
+    /// `SupportDraft75`.
+    pub draft75: Option<bool>,
 }
 
 /// How many connections a section allows.
@@ -134,6 +136,7 @@ impl Settings {
                 window_bits: inner_c.window_bits.or(outer_c.window_bits),
                 takeover: inner_c.takeover.or(outer_c.takeover),
             },
+            draft75: inner.draft75.or(self.draft75),
         }
     }
 
@@ -180,6 +183,11 @@ impl Settings {
             close: self.close_timeout.unwrap_or(Some(CLOSE_TIMEOUT)),
             stall,
         }
+    }
+
+    /// Whether clients may speak draft 75.
+    pub fn draft75(&self) -> bool {
+        self.draft75.unwrap_or(false)
     }
 
     /// Whether clients may close with reserved codes.

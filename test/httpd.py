@@ -219,6 +219,7 @@ class Httpd:
             f'Define ROOT "{self.root}"',
             f'Define EXAMPLES "{self.examples}"',
             f'Define PLUGINS "{self.plugins}"',
+            f'Define MODULE "{self.module}"',
             f"Define PORT {self.port}",
             f"Define TLS_PORT {self.tls_port}",
             *("".join(map(self._load, wanted)).splitlines()),

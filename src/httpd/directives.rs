@@ -24,7 +24,7 @@ const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
 /// Legal in the main server's configuration only.
 const GLOBAL: u32 = sys::RSRC_CONF;
 
-pub(super) static COMMANDS: Commands = Commands([
+pub(super) static COMMANDS: Commands<22> = Commands([
     take2(
         c"WebSocketHandler",
         &(handler as Setter),
@@ -151,15 +151,18 @@ pub(super) static COMMANDS: Commands = Commands([
         GLOBAL,
         c"how much memory a child may spend on kept compression contexts, in bytes",
     ),
-    // httpd knows the end of the table by its name of NULL.
-    sys::command_rec {
-        name: ptr::null(),
-        func: sys::cmd_func { no_args: None },
-        cmd_data: ptr::null_mut(),
-        req_override: 0,
-        args_how: sys::cmd_how_RAW_ARGS,
-        errmsg: ptr::null(),
-    },
+    END,
+]);
+
+/// The directives of `websocket_draft76_module`, whose sections hold nothing else.
+pub(super) static DRAFT_COMMANDS: Commands<2> = Commands([
+    flag(
+        c"SupportDraft75",
+        &(support_draft75 as Setter),
+        ADMIN,
+        c"On to serve clients that speak draft 75, too",
+    ),
+    END,
 ]);
 
 fn handler(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
@@ -325,6 +328,11 @@ fn compression_memory(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Resu
     Ok(())
 }
 
+fn support_draft75(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.draft75 = Some(on(words));
+    Ok(())
+}
+
 /// What a setter says if httpd ever passed the wrong number of words.
 const ARGUMENTS: &str = "wrong number of arguments";
 
@@ -391,16 +399,26 @@ type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
 
 /// A table that httpd reads; it never changes.
 #[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 22]);
+pub(super) struct Commands<const N: usize>([sys::command_rec; N]);
 
 // SAFETY: httpd only reads the table, and nothing in it changes.
-unsafe impl Sync for Commands {}
+unsafe impl<const N: usize> Sync for Commands<N> {}
 
-impl Commands {
+impl<const N: usize> Commands<N> {
     pub(super) const fn as_ptr(&self) -> *const sys::command_rec {
         self.0.as_ptr()
     }
 }
+
+/// httpd knows the end of a table by its name of NULL.
+const END: sys::command_rec = sys::command_rec {
+    name: ptr::null(),
+    func: sys::cmd_func { no_args: None },
+    cmd_data: ptr::null_mut(),
+    req_override: 0,
+    args_how: sys::cmd_how_RAW_ARGS,
+    errmsg: ptr::null(),
+};
 
 const fn command(
     name: &'static CStr,
@@ -619,9 +637,18 @@ pub(super) unsafe extern "C" fn create_server(
 
 /// The section that applies to a request.
 pub(super) fn section(r: Request<'_>) -> &Section {
-    // SAFETY: every vector of the configuration has a section of this module, made by create_dir or merge_dir; it
-    // lives at least as long as the request and does not change any more.
-    unsafe { &*r.dir_config().cast::<Section>() }
+    // SAFETY: httpd has loaded the module, whose handler this is.
+    unsafe { section_of(r, module()) }
+}
+
+/// The section of one of our modules that applies to a request.
+///
+/// # Safety
+/// - httpd has loaded `module`, and its sections are made by [`create_dir`].
+pub(super) unsafe fn section_of(r: Request<'_>, module: *const sys::module) -> &Section {
+    // SAFETY: every vector of the configuration has a section of the module, made by create_dir or merge_dir; it lives
+    // at least as long as the request and does not change any more.
+    unsafe { &*r.dir_config(module).cast::<Section>() }
 }
 
 /// The settings of a server; those for the child processes are the main server's.

@@ -73,26 +73,36 @@ impl Filters {
         Ok(None)
     }
 
-    /// Whether the last filter, httpd's core, still holds output.
-    fn holds_output(&self) -> bool {
-        // SAFETY: the connection is live and ours.
-        unsafe { (*self.connection).data_in_output_filters != 0 }
+    /// Fills `buffer`, waiting for the client as long as httpd's `Timeout` and mod_reqtimeout allow. For the handshake.
+    pub(super) fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.get(&mut buffer[filled..], sys::apr_read_type_e_APR_BLOCK_READ)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => filled += n,
+            }
+        }
+        Ok(())
     }
 
-    fn error(status: sys::apr_status_t) -> io::Error {
-        match status {
-            s if s == sys::APR_EAGAIN as i32 => io::ErrorKind::WouldBlock.into(),
-            s if s > 0 && s < sys::APR_OS_START_ERROR as i32 => io::Error::from_raw_os_error(s),
-            s => io::Error::other(format!("APR status {s}")),
-        }
+    /// Writes all of `bytes`, waiting for the client as long as httpd's `Timeout` allows. For the handshake.
+    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // SAFETY: connection and brigade are live and ours; the flush has nothing of `bytes` left when the call returns.
+        let status = unsafe {
+            let allocator = (*self.connection).bucket_alloc;
+            let data =
+                sys::apr_bucket_transient_create(bytes.as_ptr().cast(), bytes.len(), allocator);
+            sys::brigade_insert_tail(self.output, data);
+            sys::brigade_insert_tail(self.output, sys::apr_bucket_flush_create(allocator));
+            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
+            sys::apr_brigade_cleanup(self.output.cast());
+            status
+        };
+        if status == sys::APR_SUCCESS as i32 { Ok(()) } else { Err(Self::error(status)) }
     }
-}
 
-impl Transport for Filters {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !self.early.is_empty() {
-            return Ok(take_front(&mut self.early, buffer));
-        }
+    /// Reads what the filters have, and waits for it if they have nothing and are to block.
+    fn get(&mut self, buffer: &mut [u8], how: sys::apr_read_type_e) -> io::Result<usize> {
         let mut len = buffer.len();
         // SAFETY: connection and brigade are live and ours; the buffer holds `len` bytes. What ap_get_brigade returns
         // has at most as many, and the brigade is emptied before its bytes could become stale.
@@ -101,7 +111,7 @@ impl Transport for Filters {
                 (*self.connection).input_filters,
                 self.input,
                 sys::ap_input_mode_t_AP_MODE_READBYTES,
-                sys::apr_read_type_e_APR_NONBLOCK_READ,
+                how,
                 len as sys::apr_off_t,
             );
             let eos = sys::brigade_has_eos(self.input);
@@ -117,6 +127,30 @@ impl Transport for Filters {
             sys::APR_EOF => Ok(0),
             _ => Err(Self::error(status)),
         }
+    }
+
+    /// Whether the last filter, httpd's core, still holds output.
+    fn holds_output(&self) -> bool {
+        // SAFETY: the connection is live and ours.
+        unsafe { (*self.connection).data_in_output_filters != 0 }
+    }
+
+    fn error(status: sys::apr_status_t) -> io::Error {
+        match status {
+            s if s == sys::APR_EAGAIN as i32 => io::ErrorKind::WouldBlock.into(),
+            s if s == sys::APR_TIMEUP as i32 => io::ErrorKind::TimedOut.into(),
+            s if s > 0 && s < sys::APR_OS_START_ERROR as i32 => io::Error::from_raw_os_error(s),
+            s => io::Error::other(format!("APR status {s}")),
+        }
+    }
+}
+
+impl Transport for Filters {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.early.is_empty() {
+            return Ok(take_front(&mut self.early, buffer));
+        }
+        self.get(buffer, sys::apr_read_type_e_APR_NONBLOCK_READ)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    CONTEXTS, STOP, directives, ending,
+    CONTEXTS, STOP, directives, draft, ending,
     filters::{self, Filters},
     is_threaded, log,
     record::Record,
@@ -42,6 +42,7 @@ use crate::{
         headers::Headers,
     },
     proto::{
+        Version,
         deflate::{self, Deflater, Params, Reserved},
         handshake::{self, Opening, Refusal},
     },
@@ -62,7 +63,13 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     };
     let request =
         handshake::Request { is_get: r.is_get(), http: r.http_version(), header: &header };
-    let opening = match Opening::check(&request) {
+    let opening = match draft::opening(r, &request) {
+        Ok(None) => Opening::check(&request),
+        Ok(opening) => Ok(opening),
+        Err(draft::Refused::Status(status)) => return status,
+        Err(draft::Refused::Because(refusal)) => Err(refusal),
+    };
+    let opening = match opening {
         Ok(Some(opening)) => opening,
         Ok(None) => {
             log::request(r, Level::Debug, format_args!("no WebSocket handshake; declined"));
@@ -197,7 +204,12 @@ impl Upgrade {
         let bounds = Bounds { queue, timeout, compress_from: compression.min_size() };
         let deflater = params.map(|params| Deflater::new(params, compression.level()));
         let journal = Box::new(log::ConnectionJournal::new(r));
-        let outbox = Arc::new(Outbox::new(bounds, deflater, journal));
+        let outbox = Outbox::new(bounds, deflater, journal).speaking(opening.version);
+        let mut patience = settings.patience(timeout);
+        if let Version::Draft(_) = opening.version {
+            // There is no Ping to send.
+            patience.ping = None;
+        }
         let limits = Limits {
             version: opening.version,
             max_message: settings.max_message(),
@@ -221,11 +233,11 @@ impl Upgrade {
         };
         Ok(Self {
             session: Session::new(limits, params),
-            outbox,
+            outbox: Arc::new(outbox),
             socket,
             filters,
             waker: Waker::new()?,
-            patience: settings.patience(timeout),
+            patience,
             deflate,
             counted,
             signals,
@@ -259,7 +271,9 @@ impl Upgrade {
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
         let Self { outbox, session, socket, mut filters, waker, patience, .. } = self;
         let Self { deflate, counted, signals, .. } = self;
-        let early = match take_early_bytes(&mut filters, r.connection(), socket.is_some()) {
+        let proved = opening.proof.map_or(Ok(()), |proof| filters.write_all(&proof));
+        let take = |()| take_early_bytes(&mut filters, r.connection(), socket.is_some());
+        let early = match proved.and_then(take) {
             Ok(early) => early,
             Err(error) => {
                 let line = format_args!("WS0302: the connection is lost: {error}");
@@ -384,26 +398,32 @@ fn switch_protocols(
     // A 101 has no body to describe (RFC 9110 §8.6).
     r.unset(out, c"Content-Length");
     r.unset(out, c"Transfer-Encoding");
-    let set = |name: &CStr, value: &str| {
-        if let Ok(value) = CString::new(value) {
-            r.set(out, name, &value);
+    let status_line = if let Version::Draft(draft) = opening.version {
+        draft::set_fields(r, draft, opening, answer);
+        draft.status_line()
+    } else {
+        let set = |name: &CStr, value: &str| {
+            if let Ok(value) = CString::new(value) {
+                r.set(out, name, &value);
+            }
+        };
+        set(c"Upgrade", "websocket");
+        set(c"Connection", "Upgrade");
+        set(c"Sec-WebSocket-Accept", &opening.accept);
+        if let Some(protocol) = &answer.protocol {
+            r.set(out, c"Sec-WebSocket-Protocol", protocol);
         }
+        if let Some(params) = deflate {
+            set(c"Sec-WebSocket-Extensions", &params.to_string());
+        }
+        c"101 Switching Protocols"
     };
-    set(c"Upgrade", "websocket");
-    set(c"Connection", "Upgrade");
-    set(c"Sec-WebSocket-Accept", &opening.accept);
-    if let Some(protocol) = &answer.protocol {
-        r.set(out, c"Sec-WebSocket-Protocol", protocol);
-    }
-    if let Some(params) = deflate {
-        set(c"Sec-WebSocket-Extensions", &params.to_string());
-    }
     // SAFETY: the request and its connection are live and ours (wrap::R1); the filters put in place are the
     // connection's own.
     unsafe {
         let rec = r.as_ptr();
         (*rec).status = sys::HTTP_SWITCHING_PROTOCOLS as c_int;
-        (*rec).status_line = c"101 Switching Protocols".as_ptr();
+        (*rec).status_line = status_line.as_ptr();
         sys::ap_send_interim_response(rec, 1);
         // From here on the request has no body to read and no response to write: its filters step aside, so that
         // httpd neither waits for the one nor sends the other.

@@ -5,6 +5,7 @@
 //! | this one | the module structure and the hooks |
 //! | `directives.rs` | the directives and the settings of a section |
 //! | `handler.rs` | the upgrade of a request |
+//! | `draft.rs` | `websocket_draft76_module`: what drafts 76 and 75 have different |
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `record.rs` | the access log's line for the end of a detached connection |
 //! | `suspend.rs` | connections that stay httpd's but hold no thread |
@@ -30,6 +31,7 @@ use std::{
 use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
 
 mod directives;
+mod draft;
 mod ending;
 mod filters;
 mod handler;

@@ -104,6 +104,15 @@ impl<'r> Request<'r> {
         (number / 1000, number % 1000)
     }
 
+    /// Path and query, as the client wrote them.
+    pub(super) fn target(self) -> &'r CStr {
+        let uri = &raw const self.rec().parsed_uri;
+        // SAFETY: R1; the result is a string in the request's pool.
+        let path =
+            unsafe { sys::apr_uri_unparse(self.rec().pool, uri, sys::APR_URI_UNP_OMITSITEPART) };
+        string(path).unwrap_or(c"/")
+    }
+
     /// Scheme, host and port of the request, as `UseCanonicalName` has them.
     pub(super) fn origin(self) -> (&'r CStr, &'r CStr, u16) {
         // SAFETY: R1; httpd's core answers this hook with a literal.
@@ -136,6 +145,18 @@ impl<'r> Request<'r> {
         unsafe { sys::apr_table_set(self.table(table), key.as_ptr(), value.as_ptr()) };
     }
 
+    /// Adds a field, beside those of the same name; both strings are copied.
+    pub(super) fn add(self, table: Table, key: &CStr, value: &CStr) {
+        // SAFETY: R1; both strings live for the call.
+        unsafe { sys::apr_table_add(self.table(table), key.as_ptr(), value.as_ptr()) };
+    }
+
+    /// Removes all fields. Their strings live on.
+    pub(super) fn clear(self, table: Table) {
+        // SAFETY: R1.
+        unsafe { sys::apr_table_clear(self.table(table)) };
+    }
+
     pub(super) fn unset(self, table: Table, key: &CStr) {
         // SAFETY: R1; the key lives for the call.
         unsafe { sys::apr_table_unset(self.table(table), key.as_ptr()) };
@@ -161,10 +182,13 @@ impl<'r> Request<'r> {
         entries.iter().filter_map(|e| Some((string(e.key)?, string(e.val)?))).collect()
     }
 
-    /// The module's section for this request.
-    pub(super) fn dir_config(self) -> *mut c_void {
-        // SAFETY: R1; the vector is the request's own.
-        unsafe { sys::ap_get_module_config(self.rec().per_dir_config, super::module()) }
+    /// A loaded module's section for this request.
+    ///
+    /// # Safety
+    /// - httpd has loaded `module`.
+    pub(super) unsafe fn dir_config(self, module: *const sys::module) -> *mut c_void {
+        // SAFETY: R1; the vector is the request's own, and has a place for each loaded module.
+        unsafe { sys::ap_get_module_config(self.rec().per_dir_config, module) }
     }
 }
 

@@ -1,0 +1,154 @@
+//! `websocket_draft76_module`: the switch for drafts 76 and 75, and what is different about their handshake here.
+//!
+//! Loading it is all that turns draft 76 on. It has no handler: requests come to the one of `websocket_module`, which
+//! asks here first, and have the plugin, the limits and the policies that are configured there.
+
+use core::{
+    ffi::{CStr, c_char, c_int},
+    ptr,
+};
+use std::{ffi::CString, io};
+
+use super::{
+    boundary, directives,
+    filters::Filters,
+    log, module_index, sys,
+    wrap::{Request, Table},
+};
+use crate::{
+    journal::Level,
+    plugin::connection::Answer,
+    proto::{
+        draft::{self, Draft},
+        handshake::{self, Opening, Refusal},
+    },
+};
+
+/// The module structure that `LoadModule websocket_draft76_module` looks up.
+#[unsafe(no_mangle)]
+#[expect(unreachable_pub, reason = "httpd looks the symbol up; nothing in Rust does")]
+pub static mut websocket_draft76_module: sys::module = sys::module {
+    version: sys::MODULE_MAGIC_NUMBER_MAJOR as c_int,
+    minor_version: sys::MODULE_MAGIC_NUMBER_MINOR as c_int,
+    module_index: -1,
+    name: c"mod_websocket_draft76.c".as_ptr(),
+    dynamic_load_handle: ptr::null_mut(),
+    next: ptr::null_mut(),
+    magic: sys::MODULE_MAGIC_COOKIE as core::ffi::c_ulong,
+    rewrite_args: None,
+    create_dir_config: Some(directives::create_dir),
+    merge_dir_config: Some(directives::merge_dir),
+    create_server_config: None,
+    merge_server_config: None,
+    cmds: directives::DRAFT_COMMANDS.as_ptr(),
+    register_hooks: Some(register_hooks),
+    flags: 0,
+};
+
+/// Whether httpd has loaded this module: it numbers those that it loads, and takes the number back.
+fn is_loaded() -> bool {
+    // SAFETY: httpd writes it while it reads the configuration, when there are no requests.
+    unsafe { websocket_draft76_module.module_index >= 0 }
+}
+
+unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
+    let (none, middle) = (ptr::null::<*const c_char>(), sys::APR_HOOK_MIDDLE as c_int);
+    // SAFETY: httpd calls this to have hooks registered.
+    unsafe { sys::ap_hook_check_config(Some(hook_check_config), none, none, middle) };
+}
+
+unsafe extern "C" fn hook_check_config(
+    _config: *mut sys::apr_pool_t,
+    _log: *mut sys::apr_pool_t,
+    _temporary: *mut sys::apr_pool_t,
+    server: *mut sys::server_rec,
+) -> c_int {
+    boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
+        if module_index() >= 0 {
+            return sys::HOOK_OK;
+        }
+        let line = "WS0601: websocket_draft76_module only adds to websocket_module, which is not \
+                    loaded from the same library: write 'LoadModule websocket_module' with the \
+                    same path, too";
+        // SAFETY: httpd passes the main server.
+        unsafe { log::server(server, Level::Error, format_args!("{line}")) };
+        sys::HTTP_INTERNAL_SERVER_ERROR as c_int
+    })
+}
+
+/// Why a request of one of the drafts is not served.
+pub(super) enum Refused {
+    /// The request itself is bad.
+    Because(Refusal),
+    /// The rest of it did not come.
+    Status(c_int),
+}
+
+/// Looks whether a request opens a WebSocket of one of the drafts, which it cannot if the module is not loaded. For draft 76,
+/// waits for the eight bytes behind the headers, and works out what has to follow those of the answer.
+pub(super) fn opening<'a>(
+    r: Request<'_>,
+    request: &handshake::Request<'a>,
+) -> Result<Option<Opening<'a>>, Refused> {
+    let connection = r.connection();
+    // SAFETY: the connection is the request's own (wrap::R1). The drafts know HTTP/1.1 only.
+    if !is_loaded() || !unsafe { (*connection).master }.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the module is loaded, and its sections are made by create_dir.
+    let section = unsafe { directives::section_of(r, &raw const websocket_draft76_module) };
+    let found = draft::check(request, section.settings.draft75()).map_err(Refused::Because)?;
+    let Some((mut opening, challenge)) = found else { return Ok(None) };
+    // What follows is no HTTP, whatever becomes of the request.
+    // SAFETY: wrap::R1.
+    unsafe { (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE };
+    let Some(challenge) = challenge else { return Ok(Some(opening)) };
+    let mut key3 = [0; 8];
+    // SAFETY: the connection is the request's own (wrap::R1).
+    let filters = unsafe { Filters::new(connection) };
+    match filters.and_then(|mut filters| filters.read_exact(&mut key3)) {
+        Ok(()) => {
+            opening.proof = Some(challenge.proof(key3));
+            Ok(Some(opening))
+        }
+        Err(error) => {
+            let line = format_args!("WS0602: the bytes behind the headers did not come: {error}");
+            log::request(r, Level::Info, line);
+            Err(Refused::Status(match error.kind() {
+                io::ErrorKind::TimedOut => sys::HTTP_REQUEST_TIME_OUT as c_int,
+                _ => sys::HTTP_BAD_REQUEST as c_int,
+            }))
+        }
+    }
+}
+
+/// Sets the fields of the answer, in the order that the drafts prescribe. Those of others follow.
+pub(super) fn set_fields(r: Request<'_>, draft: Draft, opening: &Opening<'_>, answer: &Answer) {
+    let out = Table::HeadersOut;
+    let others = r.fields(out);
+    r.clear(out);
+    let (scheme, ..) = r.origin();
+    let host = r.get(Table::HeadersIn, c"Host").unwrap_or_default();
+    let scheme: &[u8] = if scheme == c"https" { b"wss" } else { b"ws" };
+    let location = [scheme, b"://", host.to_bytes(), r.target().to_bytes()].concat();
+    // A client that offers subprotocols gives up if none is chosen.
+    let first = opening.protocols.first().and_then(|&first| CString::new(first).ok());
+    let protocol = answer.protocol.clone().or(first);
+    let [location_name, origin_name, protocol_name] = draft.fields();
+    let ours: [(&CStr, Option<CString>); 5] = [
+        (c"Upgrade", Some(c"WebSocket".into())),
+        (c"Connection", Some(c"Upgrade".into())),
+        (location_name, CString::new(location).ok()),
+        (origin_name, opening.origin.and_then(|origin| CString::new(origin).ok())),
+        (protocol_name, protocol),
+    ];
+    for (name, value) in &ours {
+        if let Some(value) = value {
+            r.add(out, name, value);
+        }
+    }
+    let same = |a: &CStr, b: &CStr| a.to_bytes().eq_ignore_ascii_case(b.to_bytes());
+    for (name, value) in others.iter().filter(|(n, _)| !ours.iter().any(|(o, _)| same(o, n))) {
+        r.add(out, name, value);
+    }
+}
