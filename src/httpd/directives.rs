@@ -11,7 +11,7 @@ use std::{borrow::Cow, ffi::CString, sync::Arc, time::Duration};
 
 use super::{boundary, log, module, sys, wrap::Request};
 use crate::{
-    config::{self, Detach, Limit, Settings},
+    config::{self, Detach, Limit, PluginCalls, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::OriginCheck,
@@ -84,6 +84,12 @@ pub(super) static COMMANDS: Commands = Commands([
         &(detach as Setter),
         ADMIN,
         c"whether connections leave httpd's threads: Auto, On or Off",
+    ),
+    take1(
+        c"WebSocketPluginCalls",
+        &(plugin_calls as Setter),
+        ADMIN,
+        c"whether a plugin's callbacks may run at the same time: Parallel or Serial",
     ),
     take1(
         c"WebSocketPingInterval",
@@ -255,6 +261,12 @@ fn detach(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), Str
     Ok(())
 }
 
+fn plugin_calls(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let choices = [("Parallel", PluginCalls::Parallel), ("Serial", PluginCalls::Serial)];
+    section.settings.plugin_calls = Some(choice(words, &choices)?);
+    Ok(())
+}
+
 fn ping_interval(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     section.settings.ping_interval = Some(duration_or_off(words)?);
     Ok(())
@@ -391,7 +403,7 @@ type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
 
 /// A table that httpd reads; it never changes.
 #[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 22]);
+pub(super) struct Commands([sys::command_rec; 23]);
 
 // SAFETY: httpd only reads the table, and nothing in it changes.
 unsafe impl Sync for Commands {}
