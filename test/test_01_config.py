@@ -119,6 +119,7 @@ class TestValues:
 
 
 DIRECTIVES = [
+    "WebSocketPluginCalls Serial",
     f'WebSocketHandler "{ECHO}" echo_init',
     "WebSocketMaxMessageSize 1M",
     "MaxMessageSize 1M",
@@ -356,3 +357,46 @@ class TestLoading:
             client = connect()
             client.upgrade("/x")
             works(client)
+
+
+@pytest.mark.once
+class TestAdvice:
+    """Settings of the MPM that end or starve WebSockets are named at start, each with what to set instead."""
+
+    TLS = """
+        SSLSessionCache shmcb:run/sessions
+        <VirtualHost *:${TLS_PORT}>
+            SSLEngine on
+            SSLCertificateFile tls/cert.pem
+            SSLCertificateKeyFile tls/key.pem
+        </VirtualHost>
+    """
+
+    def advice(self, httpd, conf):
+        with httpd.serve(conf):
+            lines = [line for line in httpd.new_log().splitlines() if ":warn]" in line and "WS04" in line]
+        return {line.split("WS", 1)[1][:4]: line for line in lines}
+
+    def test_none(self, httpd):
+        """The settings that the tests use by themselves are right."""
+        assert not self.advice(httpd, echo())
+
+    def test_none_without_websockets(self, httpd):
+        assert not self.advice(httpd, "MaxConnectionsPerChild 10\n")
+
+    def test_no_spare_slot(self, httpd):
+        found = self.advice(httpd, "ServerLimit 4\n" + echo())
+        assert list(found) == ["0406"] and "ServerLimit 8" in found["0406"]
+
+    def test_few_spare_threads(self, httpd):
+        found = self.advice(httpd, "<IfModule !none>\nMaxSpareThreads 80\n</IfModule>\n" + echo())
+        assert list(found) == ["0407"] and "set MaxSpareThreads 256" in found["0407"]
+
+    def test_connections_per_child(self, httpd):
+        found = self.advice(httpd, "MaxConnectionsPerChild 1000\n" + echo())
+        assert list(found) == ["0408"] and "set MaxConnectionsPerChild 0" in found["0408"]
+
+    def test_few_connections_over_tls(self, httpd):
+        found = self.advice(httpd, self.TLS + echo())
+        assert list(found) == ["0409"] and "about 192" in found["0409"]
+        assert not self.advice(httpd, "AsyncRequestWorkerFactor 2000\n" + self.TLS + echo())

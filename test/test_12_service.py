@@ -17,7 +17,7 @@ from httpd import DETACHED, TIMED, debug, echo, wait_until
 from ws_frame import CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
-DETACH = "WebSocketDetach Auto\n"
+DETACH = "WebSocketDetach Auto\nWebSocketPluginCalls Parallel\n"
 ONE_CHILD = """
     <IfModule mpm_prefork_module>
         ServerLimit 8
@@ -565,6 +565,35 @@ class TestDrain:
         took = time.monotonic() - start
         assert took < bound + 0.5, f"the old child took {took:.1f} s"
 
+    def test_connections_on_threads_of_httpds(self, httpd, server, ws):
+        """They are spread as well, and a stop ends them at once."""
+        conf = "WebSocketDrainTime 3s\n" + echo("/held", "WebSocketDetach Off")
+        server(conf)
+        with crowd(httpd, 24 if httpd.mpm != "prefork" else 10, "/held") as clients:
+            start = time.monotonic()
+            httpd.tell(signal.SIGUSR1)
+            moments = []
+            for client, moment in first_bytes(clients, 5):
+                moments.append(moment - start)
+                closed_with_1001(client)
+                client.expect_eof()
+            assert max(moments) < 3.5 and max(moments) - min(moments) > 1, moments
+        httpd.renewed()
+        says(ws("/held"))
+
+    def test_a_stop_cuts_the_drain_of_httpds_threads_short(self, httpd, server):
+        server("WebSocketDrainTime 60s\n" + echo("/held", "WebSocketDetach Off"))
+        with crowd(httpd, 8, "/held") as clients:
+            httpd.tell(signal.SIGWINCH)
+            time.sleep(0.5)
+            start = time.monotonic()
+            httpd.stop(signal.SIGTERM, 2.5)
+            assert time.monotonic() - start < 2.5
+            for client in clients:  # event and worker close sockets before they say that they stop
+                with contextlib.suppress(AssertionError, OSError):
+                    closed_with_1001(client, answer=False)
+                client.expect_eof()
+
     def test_an_idle_child_is_retired(self, httpd, server):
         """Its connections are closed; those of the children that stay are left alone."""
         server("WebSocketDrainTime 1s\n" + self.SITE + """
@@ -722,6 +751,20 @@ class TestRequest:
         for one in (client, after):
             one.close()
 
+    @pytest.mark.skipif(os.environ.get("TEST_MPM", "event") != "event", reason="other MPMs cannot do without a thread")
+    def test_kept_without_a_thread(self, httpd, ws):
+        """A connection with its request holds no thread of event's, of which there are 25."""
+        clients = [ws(f"/auto?kept{n}", [("X-Debug-Request", "1")]) for n in range(60)]
+        for client in clients:
+            self.answers(client, "request", "non-null")
+        assert httpd.get()[0] == 200
+        for client in clients:
+            client.close()
+        lines = both_lines(httpd, "?kept", 60)
+        assert {(line["open"], line["close"], line["status"]) for line in lines} == {("-", "1", "101")}
+        # The handshakes' bytes, and those of a command, a Close and their answers.
+        assert all(int(line["received"]) > 200 and int(line["sent"]) > 140 for line in lines), lines[0]
+
     def test_never_detached(self, httpd, ws):
         client = ws("/off?never")
         self.answers(client, "request", "non-null")
@@ -736,6 +779,28 @@ class TestRequest:
             self.answers(client, "header: X-Three", "(null)")
             self.answers(client, "protocols", "p,q")
             time.sleep(0.2)
+
+
+class TestPluginCalls:
+    """Whether callbacks of different connections overlap."""
+
+    @pytest.mark.parametrize("calls, overlap", [("Parallel", True), ("Serial", False), (None, None)])
+    def test_overlap(self, httpd, ws, calls, overlap):
+        if overlap is None:
+            overlap = httpd.mpm != "prefork"
+        own = f"WebSocketPluginCalls {calls}\n" if calls else ""
+        with httpd.serve("WebSocketDetach Auto\nWebSocketThreads 8\n" + own + ONE_CHILD + debug()):
+            clients = [ws("/debug") for _ in range(4)]
+            start = time.monotonic()
+            for client in clients:
+                client.send(frame(TEXT, "sleep 300"))
+            for client in clients:
+                client.expect(TEXT, "ok", 4)
+            took = time.monotonic() - start
+            assert took < 0.9 if overlap else took > 1.19, f"4 callbacks of 0.3 s took {took:.2f} s"
+            # Threads that send are not callbacks: nobody waits for them.
+            for client in clients:
+                client.close()
 
 
 class TestEndInTheLog:

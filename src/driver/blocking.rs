@@ -13,7 +13,7 @@ use super::{
     clocks::{Clocks, Sight, Verdict},
     lane::Lane,
     service::STOP_TIMEOUT,
-    stop::Stop,
+    stop::{Ending, Entry, Stop},
     turn::{Outcome, READ, Turn},
     wait::{Interest, Signals, Waker, wait},
 };
@@ -28,6 +28,9 @@ use crate::{
     },
     session::Session,
 };
+
+/// How often a connection that waits for its moment of a drain looks whether that has become a stop.
+const HASTE: Duration = Duration::from_millis(100);
 
 /// The thread's part of a connection that other threads, and callbacks on this one, reach through the outbox.
 struct Blocking<T> {
@@ -60,7 +63,8 @@ pub struct Ended {
 
 /// Serves a connection until its conversation is over, and calls `closed` of its endpoint.
 ///
-/// `stop`, or one of `signals` where the MPM handles them on this thread, ends it with Close 1001.
+/// `stop`, or one of `signals` where the MPM handles them on this thread, ends it with Close 1001: at once, or at its
+/// moment of a drain.
 pub fn serve<T: Transport + 'static>(
     lane: Lane<T>,
     waker: Waker,
@@ -78,7 +82,7 @@ pub fn serve<T: Transport + 'static>(
     outbox.open(weak);
     outbox.own();
     let mut turn = Turn::new(session);
-    let result = turns(&blocking, &mut turn, endpoint, patience, stop, signals);
+    let result = turns(&blocking, &mut turn, endpoint, patience, &entry, signals);
     if let Err(error) = &result {
         let line = format_args!("WS0302: the connection is lost: {error}");
         outbox.journal().write(Level::Info, line);
@@ -94,7 +98,7 @@ fn turns<T: Transport>(
     turn: &mut Turn,
     endpoint: &dyn Endpoint,
     mut patience: Patience,
-    stop: &Stop,
+    entry: &Entry<'_>,
     signals: Option<&Signals>,
 ) -> io::Result<()> {
     let Blocking { lane, waker } = blocking;
@@ -103,9 +107,17 @@ fn turns<T: Transport>(
     let start = Instant::now();
     let mut clocks = Clocks::new(Duration::ZERO);
     let mut readable = false;
+    // What a signal has said, when the drain began, and whether it is this connection's turn to end.
+    let mut signalled = Ending::None;
+    let mut drain = None;
     let mut stopping = false;
     loop {
-        if stopping || stop.is_stopping() {
+        let ending = signalled.max(entry.ending());
+        if ending == Ending::Drain {
+            drain = drain.or_else(|| Some(start.elapsed() + entry.moment()));
+        }
+        let due = drain.is_some_and(|due| due <= start.elapsed());
+        if stopping || due || ending == Ending::Stop {
             stopping = true;
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
             outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
@@ -133,7 +145,11 @@ fn turns<T: Transport>(
         if !outbox.fall_asleep(write) {
             continue;
         }
+        let due = drain.filter(|_| !stopping);
+        let deadline = deadline.into_iter().chain(due).min();
         let timeout = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
+        // A signal handler can make a drain a stop, but wake nobody.
+        let timeout = if due.is_some() { timeout.min(Some(HASTE)) } else { timeout };
         // A client that is never at a loss for bytes must not keep us from seeing what else there is.
         let timeout = if again { Some(Duration::ZERO) } else { timeout };
         // A pending signal stays pending: once seen, it must not end each further wait.
@@ -141,7 +157,7 @@ fn turns<T: Transport>(
         let ready =
             wait(lane.descriptor(), Interest { read, write }, Some(waker), timeout, signals)?;
         readable = ready.read;
-        stopping |= ready.stop;
+        signalled = signalled.max(ready.ending);
     }
 }
 

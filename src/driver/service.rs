@@ -28,6 +28,7 @@ use super::{
     epoll::{Epoll, Events, Flags},
     lane::Lane,
     run_word::RunWord,
+    stop::{Ending, EndingWord},
     turn::{Heard, Outcome, READ, Turn},
     wait::{AllSignals, Interest, Waker, discard, give_back_memory, shut_down, wait},
 };
@@ -101,6 +102,11 @@ pub trait Host: Send {
     /// The descriptor is not watched during the call.
     fn farewell(&mut self, farewell: &Farewell, lost: bool) -> bool;
 
+    /// How long nothing may be released yet, counted from now; asked once, when nothing else is left to do.
+    fn settles(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Nothing is left to do, and nobody uses the descriptor any more.
     fn release(self: Box<Self>);
 }
@@ -141,32 +147,20 @@ pub struct Service {
     turns: AtomicU64,
     /// The clock has slowed down, and must be woken when traffic begins.
     calm: AtomicBool,
-    /// How the child ends, if it does: a [`Ending`] as a number.
-    ending: AtomicU8,
-    /// How long a drain may take, in milliseconds.
-    drain: AtomicU32,
+    /// How the child ends, if it does.
+    ending: EndingWord,
     /// All connections are gone and no new one will come; threads have to go.
     over: AtomicBool,
     /// The most connections there were since memory was given back.
     peak: AtomicU64,
+    /// Connections that are over but cannot be released yet.
+    departed: Mutex<Vec<Departed>>,
     /// What connections that are gone have done.
     past: Mutex<Totals>,
     report: Report,
     /// The threads, for the child to wait for: the code they run may be unmapped at its end.
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
     clock: Mutex<Option<thread::JoinHandle<()>>>,
-}
-
-/// How a child ends.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-#[repr(u8)]
-pub enum Ending {
-    /// It does not.
-    None = 0,
-    /// Connections are closed one by one, spread over some time.
-    Drain = 1,
-    /// Connections are closed at once.
-    Stop = 2,
 }
 
 /// Where connections have their numbers.
@@ -213,14 +207,24 @@ enum Phase {
     Gone,
 }
 
+/// What is left of a connection that has to be released later.
+struct Departed {
+    at: Duration,
+    token: u64,
+    host: Box<dyn Host>,
+}
+
 struct Talk {
     turn: Turn,
     host: Box<dyn Host>,
 }
 
 impl Service {
-    /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to.
-    pub fn start(bound: usize, report: Report) -> io::Result<&'static Self> {
+    /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to, and `drain` how
+    /// long a drain may take.
+    pub fn start(bound: usize, drain: Duration, report: Report) -> io::Result<&'static Self> {
+        let ending = EndingWord::new();
+        ending.reset(drain);
         let service = Self {
             epoll: Epoll::new()?,
             poke: Waker::new()?,
@@ -234,10 +238,10 @@ impl Service {
             waiting: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
             calm: AtomicBool::new(false),
-            ending: AtomicU8::new(Ending::None as u8),
-            drain: AtomicU32::new(0),
+            ending,
             over: AtomicBool::new(false),
             peak: AtomicU64::new(0),
+            departed: Mutex::default(),
             past: Mutex::default(),
             report,
             handles: Mutex::default(),
@@ -296,22 +300,18 @@ impl Service {
         self.threads.load(Ordering::Relaxed)
     }
 
-    /// The child goes down: closes all connections, spread over `drain` or at once. A stop overrides a drain.
+    /// The child goes down: closes all connections, spread over the time of a drain or at once. A stop overrides a drain.
     ///
     /// It returns at once, takes no lock and allocates nothing, so a signal handler may call it.
-    pub fn end(&self, ending: Ending, drain: Duration) {
-        if ending == Ending::Drain {
-            let millis = drain.as_millis().try_into().unwrap_or(u32::MAX);
-            self.drain.store(millis, Ordering::Relaxed);
-        }
-        self.ending.fetch_max(ending as u8, Ordering::SeqCst);
+    pub fn end(&self, ending: Ending) {
+        self.ending.raise(ending);
         self.alarm.wake();
     }
 
     /// Stops, unless it already ends.
     pub fn end_if_running(&self) {
-        if self.ending() == Ending::None {
-            self.end(Ending::Stop, Duration::ZERO);
+        if self.ending.get() == Ending::None {
+            self.end(Ending::Stop);
         }
     }
 
@@ -322,8 +322,8 @@ impl Service {
         let mut stop_seen = None;
         while self.guests() > 0 {
             let now = self.start.elapsed();
-            let patience = if self.ending() == Ending::Drain {
-                begun + Duration::from_millis(self.drain.load(Ordering::Relaxed).into())
+            let patience = if self.ending.get() == Ending::Drain {
+                begun + self.ending.drain()
             } else {
                 *stop_seen.get_or_insert(now)
             } + GRACE;
@@ -362,14 +362,6 @@ impl Service {
 
     fn handles(&self) -> MutexGuard<'_, Vec<thread::JoinHandle<()>>> {
         self.handles.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn ending(&self) -> Ending {
-        match self.ending.load(Ordering::SeqCst) {
-            0 => Ending::None,
-            1 => Ending::Drain,
-            _ => Ending::Stop,
-        }
     }
 
     fn seat(&self, make: impl FnOnce(Weak<Seated>, u64) -> Seated) -> Arc<Seated> {
@@ -544,7 +536,7 @@ impl Service {
         loop {
             let calm = self.calm.load(Ordering::SeqCst);
             let until_round = next_round.saturating_sub(self.start.elapsed());
-            let tick = match (self.ending(), calm) {
+            let tick = match (self.ending.get(), calm) {
                 // The last round, in which everybody was found to be gone, has been made.
                 (Ending::None, true)
                     if self.guests() == 0 && self.peak.load(Ordering::Relaxed) == 0 =>
@@ -561,6 +553,7 @@ impl Service {
                 return;
             }
             let now = self.start.elapsed();
+            self.release_departed(now);
             let turns = self.turns.load(Ordering::Relaxed);
             let moved = turns != last_turns;
             last_turns = turns;
@@ -570,7 +563,7 @@ impl Service {
             } else if !calm && now - last_moved > CALM {
                 self.calm_down();
             }
-            let ending = self.ending();
+            let ending = self.ending.get();
             if ending != Ending::None {
                 let since = *draining_since.get_or_insert(now);
                 self.close_guests(ending, now - since);
@@ -589,6 +582,18 @@ impl Service {
                     give_back_memory();
                 }
             }
+        }
+    }
+
+    /// Releases those whose time has come.
+    fn release_departed(&self, now: Duration) {
+        let mut departed = self.departed.lock().unwrap_or_else(|e| e.into_inner());
+        let (ripe, rest): (Vec<_>, _) = departed.drain(..).partition(|departed| departed.at <= now);
+        *departed = rest;
+        drop(departed);
+        for Departed { token, host, .. } in ripe {
+            host.release();
+            self.unseat(token);
         }
     }
 
@@ -647,12 +652,8 @@ impl Service {
 
     /// Closes the connections whose time has come, `since` the child began to go down.
     fn close_guests(&self, ending: Ending, since: Duration) {
-        let drain = u64::from(self.drain.load(Ordering::Relaxed)).max(1);
         for guest in self.all() {
-            // A moment of its own for each, in each child, which looks random and needs no memory.
-            let own = guest.token ^ u64::from(std::process::id()) << 40;
-            let moment = own.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-            let moment = Duration::from_millis(moment % drain);
+            let moment = self.ending.moment(guest.token);
             if ending == Ending::Stop || moment <= since {
                 let payload = close::payload(CloseCode::GOING_AWAY);
                 guest.lane.outbox.close(&payload, "the server stops");
@@ -760,7 +761,7 @@ impl Seated {
     fn linger(&self, until: Duration, host: Box<dyn Host>, buffer: &mut [u8]) -> bool {
         let descriptor = self.lane.descriptor();
         let mut discards = 0;
-        while self.service.ending() != Ending::Stop && self.service.start.elapsed() < until {
+        while self.service.ending.get() != Ending::Stop && self.service.start.elapsed() < until {
             match discard(descriptor, buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.set_phase(Phase::Lingering(until, host));
@@ -792,8 +793,16 @@ impl Seated {
     /// Nothing is left to do.
     fn leave(&self, host: Box<dyn Host>) {
         self.set_phase(Phase::Gone);
-        host.release();
-        self.service.unseat(self.token);
+        let settles = host.settles();
+        if settles.is_zero() {
+            host.release();
+            self.service.unseat(self.token);
+        } else {
+            // The clock looks soon enough: it is at its quickest while a thread is at work.
+            let at = self.service.start.elapsed() + settles;
+            let mut departed = self.service.departed.lock().unwrap_or_else(|e| e.into_inner());
+            departed.push(Departed { at, token: self.token, host });
+        }
     }
 
     /// Asks the clocks. Called by the clock thread, which must not be held up by a callback.

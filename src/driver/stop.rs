@@ -1,20 +1,82 @@
-//! Telling every connection of the child that it goes down.
+//! How a child ends: the word that says so, each connection's moment in a drain, and telling the blocking ones.
 #![deny(unsafe_code)]
 
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use crate::outbox::Carrier;
 
-/// The child's end, as its connections see it.
+/// How a child ends.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum Ending {
+    /// It does not.
+    #[default]
+    None = 0,
+    /// Connections are closed one by one, spread over some time.
+    Drain = 1,
+    /// Connections are closed at once.
+    Stop = 2,
+}
+
+/// An [`Ending`] that threads and signal handlers share; it only ever gets more urgent.
+#[derive(Debug, Default)]
+pub struct EndingWord {
+    ending: AtomicU8,
+    /// How long a drain may take, in milliseconds.
+    drain: AtomicU32,
+}
+
+impl EndingWord {
+    /// No end in sight.
+    pub const fn new() -> Self {
+        Self { ending: AtomicU8::new(Ending::None as u8), drain: AtomicU32::new(0) }
+    }
+
+    /// What it says.
+    pub fn get(&self) -> Ending {
+        match self.ending.load(Ordering::SeqCst) {
+            0 => Ending::None,
+            1 => Ending::Drain,
+            _ => Ending::Stop,
+        }
+    }
+
+    /// The end has come, unless a more urgent one has. A signal handler may call it.
+    pub fn raise(&self, ending: Ending) {
+        self.ending.fetch_max(ending as u8, Ordering::SeqCst);
+    }
+
+    /// Back to the beginning, for a new child; `drain` is how long its drain may take.
+    pub fn reset(&self, drain: Duration) {
+        self.drain.store(drain.as_millis().try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.ending.store(Ending::None as u8, Ordering::SeqCst);
+    }
+
+    /// How long a drain may take.
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain.load(Ordering::Relaxed).into())
+    }
+
+    /// When, from the beginning of a drain, the connection with this number has its turn: a moment of its own for each,
+    /// in each child, which looks random and needs no memory.
+    pub fn moment(&self, connection: u64) -> Duration {
+        let own = connection ^ u64::from(std::process::id()) << 40;
+        let random = own.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Duration::from_millis(random % u64::from(self.drain.load(Ordering::Relaxed)).max(1))
+    }
+}
+
+/// The child's end, as its blocking connections see it.
 #[derive(Default)]
 pub struct Stop {
-    stopping: AtomicBool,
+    word: EndingWord,
     live: Mutex<Live>,
 }
 
@@ -28,26 +90,31 @@ impl Stop {
     /// A child that runs.
     pub const fn new() -> Self {
         let live = Live { next: 0, carriers: BTreeMap::new() };
-        Self { stopping: AtomicBool::new(false), live: Mutex::new(live) }
+        Self { word: EndingWord::new(), live: Mutex::new(live) }
     }
 
-    /// A new child process begins.
-    pub fn reset(&self) {
-        self.stopping.store(false, Ordering::Release);
+    /// A new child process begins, whose drain may take so long.
+    pub fn reset(&self, drain: Duration) {
+        self.word.reset(drain);
     }
 
-    /// Whether connections have to end.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+    /// How the child ends, if it does.
+    pub fn ending(&self) -> Ending {
+        self.word.get()
     }
 
     /// Ends all connections, those to come included: each of them is woken and sees it.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+    pub fn end(&self, ending: Ending) {
+        self.word.raise(ending);
         let live: Vec<_> = self.lock().carriers.values().filter_map(Weak::upgrade).collect();
         for carrier in live {
             carrier.wake();
         }
+    }
+
+    /// Makes a drain a stop, from within a signal handler: connections find out when they look next.
+    pub fn hasten(&self) {
+        self.word.raise(Ending::Stop);
     }
 
     /// Has a connection woken when the child stops, as long as the returned value lives.
@@ -70,8 +137,52 @@ pub struct Entry<'s> {
     id: u64,
 }
 
+impl Entry<'_> {
+    /// How the child ends, if it does.
+    pub fn ending(&self) -> Ending {
+        self.stop.ending()
+    }
+
+    /// When the connection has its turn, from the beginning of a drain.
+    pub fn moment(&self) -> Duration {
+        self.stop.word.moment(self.id)
+    }
+}
+
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         self.stop.lock().carriers.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_only_gets_more_urgent() {
+        let word = EndingWord::new();
+        word.raise(Ending::Drain);
+        assert_eq!(word.get(), Ending::Drain);
+        word.raise(Ending::Stop);
+        word.raise(Ending::Drain);
+        assert_eq!(word.get(), Ending::Stop);
+        word.reset(Duration::ZERO);
+        assert_eq!(word.get(), Ending::None);
+    }
+
+    #[test]
+    fn moments_are_spread_over_the_drain() {
+        let word = EndingWord::new();
+        word.reset(Duration::from_secs(10));
+        let mut tenths = [0; 10];
+        for connection in 0..1000 {
+            let moment = word.moment(connection);
+            assert!(moment < Duration::from_secs(10));
+            tenths[moment.as_secs() as usize] += 1;
+        }
+        assert!(tenths.iter().all(|n| (50..200).contains(n)), "{tenths:?}");
+        word.reset(Duration::ZERO);
+        assert_eq!(word.moment(7), Duration::ZERO);
     }
 }

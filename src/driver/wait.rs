@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use super::stop::Ending;
+
 /// A descriptor that makes a waiting thread look up.
 #[derive(Debug)]
 pub struct Waker(File);
@@ -92,8 +94,8 @@ pub struct Ready {
     pub read: bool,
     /// Writing will not block; it may report an error.
     pub write: bool,
-    /// A signal to stop is pending.
-    pub stop: bool,
+    /// What pending signals ask for.
+    pub ending: Ending,
 }
 
 /// The signals by which a single-threaded MPM is told to stop, held back while a connection is served.
@@ -108,18 +110,29 @@ pub struct Signals {
     before: libc::sigset_t,
 }
 
+/// The signals that end a process at once.
+const STOPS: [c_int; 3] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT];
+/// Those that let it end what it has begun.
+const GRACEFUL: [c_int; 2] = [libc::SIGUSR1, libc::SIGWINCH];
+
+/// A set of signals.
+fn set(signals: impl IntoIterator<Item = c_int>) -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data for which all-zero is a valid value.
+    let mut set: libc::sigset_t = unsafe { core::mem::zeroed() };
+    // SAFETY: `set` is a live sigset_t.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for signal in signals {
+        // SAFETY: `set` is a live sigset_t.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    set
+}
+
 impl Signals {
     /// Blocks the signals on this thread, on which the value has to be dropped.
     pub fn block() -> io::Result<Self> {
-        // SAFETY: sigset_t is plain data for which all-zero is a valid value.
-        let mut stops: libc::sigset_t = unsafe { core::mem::zeroed() };
+        let stops = set(STOPS.into_iter().chain(GRACEFUL));
         let mut before = stops;
-        // SAFETY: `stops` is a live sigset_t.
-        unsafe { libc::sigemptyset(&raw mut stops) };
-        for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGUSR1, libc::SIGWINCH] {
-            // SAFETY: `stops` is a live sigset_t.
-            unsafe { libc::sigaddset(&raw mut stops, signal) };
-        }
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: -1 asks for a new descriptor; the set is live.
         let fd = unsafe { libc::signalfd(-1, &raw const stops, flags) };
@@ -131,6 +144,28 @@ impl Signals {
         // SAFETY: both sets are live; the call changes this thread's mask only.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const stops, &raw mut before) };
         Ok(Self { pending, before })
+    }
+
+    /// What the pending ones ask for. A graceful one, once seen, does not show any more, so that the others still do.
+    fn pending(&self) -> Ending {
+        let mut pending = set([]);
+        // SAFETY: the call fills in the live set.
+        unsafe { libc::sigpending(&raw mut pending) };
+        // SAFETY: the set was just filled in.
+        let is_pending = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
+        if STOPS.into_iter().any(is_pending) {
+            return Ending::Stop;
+        }
+        let stops = set(STOPS);
+        // SAFETY: the set is live; the call changes what our descriptor shows, and a failure leaves that as it was.
+        unsafe {
+            libc::signalfd(
+                self.pending.as_raw_fd(),
+                &raw const stops,
+                libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+            )
+        };
+        Ending::Drain
     }
 }
 
@@ -224,6 +259,6 @@ pub fn wait(
     Ok(Ready {
         read: fds[1].revents & libc::POLLIN != 0 || failed && interest.read,
         write: fds[1].revents & libc::POLLOUT != 0 || failed && interest.write,
-        stop: fds[2].revents != 0,
+        ending: signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Signals::pending),
     })
 }

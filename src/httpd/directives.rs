@@ -11,7 +11,7 @@ use std::{borrow::Cow, ffi::CString, sync::Arc, time::Duration};
 
 use super::{boundary, log, module, sys, wrap::Request};
 use crate::{
-    config::{self, Detach, Limit, Settings},
+    config::{self, Detach, Limit, PluginCalls, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::OriginCheck,
@@ -24,7 +24,7 @@ const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
 /// Legal in the main server's configuration only.
 const GLOBAL: u32 = sys::RSRC_CONF;
 
-pub(super) static COMMANDS: Commands<22> = Commands([
+pub(super) static COMMANDS: Commands<23> = Commands([
     take2(
         c"WebSocketHandler",
         &(handler as Setter),
@@ -84,6 +84,12 @@ pub(super) static COMMANDS: Commands<22> = Commands([
         &(detach as Setter),
         ADMIN,
         c"whether connections leave httpd's threads: Auto, On or Off",
+    ),
+    take1(
+        c"WebSocketPluginCalls",
+        &(plugin_calls as Setter),
+        ADMIN,
+        c"whether a plugin's callbacks may run at the same time: Parallel or Serial",
     ),
     take1(
         c"WebSocketPingInterval",
@@ -255,6 +261,12 @@ fn limit(parms: Parms<'_>, words: &[&str]) -> Result<Option<Limit>, String> {
 fn detach(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     let choices = [("Auto", Detach::Auto), ("On", Detach::On), ("Off", Detach::Off)];
     section.settings.detach = Some(choice(words, &choices)?);
+    Ok(())
+}
+
+fn plugin_calls(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let choices = [("Parallel", PluginCalls::Parallel), ("Serial", PluginCalls::Serial)];
+    section.settings.plugin_calls = Some(choice(words, &choices)?);
     Ok(())
 }
 

@@ -8,15 +8,15 @@
 use core::{
     ffi::{c_int, c_void},
     ptr,
-    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
+    sync::atomic::{AtomicPtr, Ordering},
 };
-use std::time::Duration;
 
-use super::{STOP, boundary, directives::Server, is_threaded, log, shared, sys};
+use super::{STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys};
 use crate::{
     config,
     driver::{
-        service::{Ending, Service, Totals},
+        service::{Service, Totals},
+        stop::Ending,
         wait::stop_is_being_handled,
     },
     journal::Level,
@@ -28,9 +28,6 @@ pub(super) const RESERVE: u64 = 256;
 
 /// The child's service; null if it could not be started. It lives as long as the process.
 static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
-
-/// `WebSocketDrainTime` in milliseconds.
-static DRAIN: AtomicU32 = AtomicU32::new(0);
 
 /// The child's line in server-status; null if there is none.
 static LINE: AtomicPtr<shared::Child> = AtomicPtr::new(ptr::null_mut());
@@ -51,10 +48,11 @@ pub(super) unsafe fn begin(
     settings: &Server,
 ) {
     let drain = settings.drain_time.unwrap_or(config::DRAIN_TIME);
-    DRAIN.store(drain.as_millis().try_into().unwrap_or(u32::MAX), Ordering::Relaxed);
+    // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
+    STOP.reset(drain);
     let open_files = raise_open_files();
     // SAFETY: the caller's word.
-    unsafe { tell_capacity(server, open_files) };
+    unsafe { capacity::tell(server, open_files) };
     let line = shared::child();
     LINE.store(
         line.map_or(ptr::null_mut(), |line| ptr::from_ref(line).cast_mut()),
@@ -65,7 +63,7 @@ pub(super) unsafe fn begin(
             line.tell(threads, totals);
         }
     });
-    match Service::start(settings.threads.unwrap_or(config::THREADS).into(), report) {
+    match Service::start(settings.threads.unwrap_or(config::THREADS).into(), drain, report) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
             // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.
@@ -94,28 +92,8 @@ fn raise_open_files() -> u64 {
     limit.rlim_cur
 }
 
-/// Says how many connections the child can hold.
-///
-/// # Safety
-/// - `server` is live.
-unsafe fn tell_capacity(server: *const sys::server_rec, open_files: u64) {
-    let mut threads = 0;
-    // SAFETY: the result is a live integer.
-    unsafe { sys::ap_mpm_query(sys::AP_MPMQ_MAX_THREADS as c_int, &raw mut threads) };
-    let line = format_args!(
-        "WS0405: this child can hold about {} detached WebSockets ({open_files} open files), and {} \
-         on threads of httpd's (TLS, WebSocketDetach Off)",
-        open_files.saturating_sub(RESERVE.min(open_files / 4)),
-        threads.max(1),
-    );
-    // SAFETY: the caller's word.
-    unsafe { log::server(server, Level::Info, line) };
-}
-
 /// httpd's child_stopping hook. prefork always passes 0, from within its signal handler when it is a stop.
 pub(super) fn stopping(graceful: bool) {
-    STOP.stop();
-    let Some(service) = service() else { return };
     let stop = if is_threaded() {
         !graceful
     } else {
@@ -126,11 +104,12 @@ pub(super) fn stopping(graceful: bool) {
         };
         one_process || stop_is_being_handled()
     };
-    let drain = Duration::from_millis(DRAIN.load(Ordering::Relaxed).into());
-    if stop {
-        service.end(Ending::Stop, drain);
-    } else {
-        service.end(Ending::Drain, drain);
+    let ending = if stop { Ending::Stop } else { Ending::Drain };
+    STOP.end(ending);
+    if let Some(service) = service() {
+        service.end(ending);
+    }
+    if !stop {
         heed_stop();
     }
 }
@@ -151,8 +130,9 @@ extern "C" fn on_terminate(_signal: c_int, info: *mut libc::siginfo_t, _context:
     let sender = unsafe { (*info).si_pid() };
     // SAFETY: getpid has no preconditions. event and worker wake threads of their own with SIGTERM.
     if sender != unsafe { libc::getpid() } {
+        STOP.hasten();
         if let Some(service) = service() {
-            service.end(Ending::Stop, Duration::ZERO);
+            service.end(Ending::Stop);
         }
     }
 }

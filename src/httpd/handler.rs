@@ -24,7 +24,7 @@ use super::{
     wrap::{Request, Table},
 };
 use crate::{
-    config::{Detach, Limit, Patience, Settings},
+    config::{Detach, Limit, Patience, PluginCalls, Settings},
     driver::{
         Transport, blocking,
         lane::Lane,
@@ -104,7 +104,10 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Err(status) => return status,
     };
     match Upgrade::prepare(r, &section.settings, &opening, counted) {
-        Ok(upgrade) => upgrade.serve(r, plugin, section.settings.detach(), &opening),
+        Ok(upgrade) => {
+            let how = (section.settings.detach(), section.settings.plugin_calls(is_threaded()));
+            upgrade.serve(r, plugin, how, &opening)
+        }
         Err(error) => {
             // With many clients there would be many lines, all saying the same.
             let level = if is_first_in_a_minute() { Level::Error } else { Level::Debug };
@@ -249,7 +252,7 @@ impl Upgrade {
         self,
         r: Request<'_>,
         plugin: &Arc<Plugin>,
-        detach: Detach,
+        (detach, calls): (Detach, PluginCalls),
         opening: &Opening<'_>,
     ) -> c_int {
         let (headers, left_out) = Headers::copy(r.fields(Table::HeadersIn).into_iter());
@@ -260,7 +263,8 @@ impl Upgrade {
         let headers = Arc::new(headers);
         let protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok()).collect();
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
-        let asked = PluginOpening { outbox, request, headers: headers.clone(), protocols };
+        let headers_kept = headers.clone();
+        let asked = PluginOpening { outbox, request, headers: headers_kept, protocols, calls };
         let Some((endpoint, answer)) = Connection::open(plugin.clone(), asked) else {
             let uri = r.uri().to_string_lossy();
             log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
@@ -303,10 +307,13 @@ impl Upgrade {
                 service.adopt(Guest { lane, session, endpoint, patience, host });
                 sys::HOOK_OK
             }
-            (Some(_), None) if can_suspend => {
-                let filters: Box<dyn Transport> = Box::new(filters);
-                let (lane, endpoint) = (Lane::new(filters, outbox), Box::new(endpoint));
-                let host = Box::new(Suspended::new(r, reserve));
+            (Some(_), plain) if can_suspend => {
+                let host = Box::new(Suspended::new(r, reserve, plain.is_some()));
+                let transport: Box<dyn Transport> = match plain {
+                    Some((socket, early)) => Box::new(Plain::new(socket, early)),
+                    None => Box::new(filters),
+                };
+                let (lane, endpoint) = (Lane::new(transport, outbox), Box::new(endpoint));
                 // SAFETY: the connection is the request's own (wrap::R1), and its guest.
                 unsafe {
                     suspend::park(connection, Guest { lane, session, endpoint, patience, host })

@@ -7,6 +7,7 @@
 //! | `handler.rs` | the upgrade of a request |
 //! | `draft.rs` | `websocket_draft76_module`: what drafts 76 and 75 have different |
 //! | `ending.rs` | the beginning and the end of a child process |
+//! | `capacity.rs` | how many connections the settings hold, and warnings about those that starve them |
 //! | `record.rs` | the access log's line for the end of a detached connection |
 //! | `suspend.rs` | connections that stay httpd's but hold no thread |
 //! | `shared.rs` | the memory that all children share |
@@ -30,6 +31,7 @@ use std::{
 
 use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
 
+mod capacity;
 mod directives;
 mod draft;
 mod ending;
@@ -123,6 +125,12 @@ unsafe extern "C" fn hook_post_config(
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
+        // SAFETY: httpd answers this with a number.
+        let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) } as u32;
+        if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG {
+            // SAFETY: as above; httpd calls this hook when it has read the configuration.
+            unsafe { capacity::warn(server) };
+        }
         sys::HOOK_OK
     })
 }
@@ -137,8 +145,6 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
 
 unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
     boundary((), || {
-        // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
-        STOP.reset();
         if let Some(counts) = shared::counts() {
             counts.begin();
         }

@@ -1,4 +1,4 @@
-//! Connections that stay httpd's but hold no thread: TLS on the event MPM.
+//! Connections that stay httpd's but hold no thread: TLS on the event MPM, and plugins that keep the request.
 //!
 //! The handler returns `SUSPENDED`; then event neither finishes the request nor touches the connection, until somebody
 //! does both. It tells so with the suspend_connection hook, and from that moment on the connection is served by the service
@@ -8,7 +8,7 @@
 use core::ptr;
 use std::time::{Duration, Instant};
 
-use super::{Reserve, ending, handler::note_summary, module, sys, wrap::Request};
+use super::{Reserve, capacity, ending, handler::note_summary, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
 /// How long event's worker may take for its last stores.
@@ -19,11 +19,8 @@ const SETTLED: Duration = Duration::from_millis(20);
 /// # Safety
 /// - `connection` is live.
 pub(super) unsafe fn is_possible(connection: *mut sys::conn_rec) -> bool {
-    let mut answer = 0;
-    // SAFETY: the result is a live integer.
-    let status = unsafe { sys::ap_mpm_query(sys::AP_MPMQ_IS_ASYNC as i32, &raw mut answer) };
     // SAFETY: the caller's word.
-    status == sys::APR_SUCCESS as i32 && answer > 0 && !unsafe { (*connection).cs }.is_null()
+    capacity::is_async() && !unsafe { (*connection).cs }.is_null()
 }
 
 /// Leaves a connection's guest for the hook to find; the handler has to return `SUSPENDED`.
@@ -65,6 +62,8 @@ pub(super) struct Suspended {
     request: *mut sys::request_rec,
     connection: *mut sys::conn_rec,
     since: Instant,
+    /// Its bytes do not pass httpd's filters.
+    uncounted: bool,
     /// httpd has closed the descriptor already.
     closed: bool,
     reserve: Option<Reserve>,
@@ -75,9 +74,10 @@ pub(super) struct Suspended {
 unsafe impl Send for Suspended {}
 
 impl Suspended {
-    pub(super) fn new(r: Request<'_>, reserve: Option<Reserve>) -> Self {
+    /// `uncounted` says that its bytes do not pass httpd's filters, so that mod_logio has to be told of them.
+    pub(super) fn new(r: Request<'_>, reserve: Option<Reserve>, uncounted: bool) -> Self {
         let (request, connection) = (r.as_ptr(), r.connection());
-        Self { request, connection, since: Instant::now(), closed: false, reserve }
+        Self { request, connection, since: Instant::now(), uncounted, closed: false, reserve }
     }
 }
 
@@ -94,6 +94,10 @@ impl Host for Suspended {
             if lost {
                 (*self.connection).aborted = 1;
             }
+            if self.uncounted {
+                let sent = farewell.summary.bytes_out;
+                super::count_bytes(self.connection, farewell.received, sent);
+            }
             sys::ap_process_request_after_handler(self.request);
             // event counts connections by their state, in a cleanup of the connection's pool.
             (*(*self.connection).cs).state = sys::conn_state_e_CONN_STATE_SUSPENDED;
@@ -102,8 +106,11 @@ impl Host for Suspended {
         !self.closed
     }
 
+    fn settles(&self) -> Duration {
+        SETTLED.saturating_sub(self.since.elapsed())
+    }
+
     fn release(self: Box<Self>) {
-        std::thread::sleep(SETTLED.saturating_sub(self.since.elapsed()));
         // SAFETY: nobody else knows the connection any more; its pool is the last thing to go, and takes the MPM's
         // count of it along.
         unsafe {

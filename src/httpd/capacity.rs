@@ -1,0 +1,155 @@
+//! How many WebSockets the running settings hold, and what in them would end or starve WebSockets: said at start.
+//!
+//! httpd's MPMs were made for requests. What they count as idle, and what they expect of children that end, does not suit
+//! connections that stay; the settings that do are in `conf/websocket.conf`.
+
+use core::{
+    ffi::{CStr, c_int},
+    ptr,
+};
+use std::borrow::Cow;
+
+use super::{ending::RESERVE, is_threaded, log, sys};
+use crate::journal::Level;
+
+/// event's default of `AsyncRequestWorkerFactor`.
+const ASYNC_FACTOR: f64 = 2.0;
+/// A child of event that holds fewer connections over TLS than this is small for WebSockets.
+const FEW: u64 = 1000;
+
+/// Says how many connections the child can hold.
+///
+/// # Safety
+/// - `server` is live.
+pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
+    let detached = open_files.saturating_sub(RESERVE.min(open_files / 4));
+    let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+    let tell = |rest: core::fmt::Arguments<'_>| {
+        let line = format_args!(
+            "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and {rest}"
+        );
+        // SAFETY: the caller's word.
+        unsafe { log::server(server, Level::Info, line) };
+    };
+    if is_async() {
+        let suspended = suspended().min(detached);
+        tell(format_args!("{suspended} suspended ones (TLS), {threads} with WebSocketDetach Off"));
+    } else {
+        tell(format_args!("{threads} on threads of httpd's (TLS, WebSocketDetach Off)"));
+    }
+}
+
+/// Warns of settings under which WebSockets are ended or starve, if the configuration has any WebSockets.
+///
+/// # Safety
+/// - `server` is the main server, and the configuration has been read.
+pub(super) unsafe fn warn(server: *const sys::server_rec) {
+    if !has(&["WebSocketHandler"]) {
+        return;
+    }
+    let warn = |line: core::fmt::Arguments<'_>| {
+        // SAFETY: the caller's word.
+        unsafe { log::server(server, Level::Warn, line) };
+    };
+    let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+    let (children, slots) = (mpm(sys::AP_MPMQ_MAX_DAEMONS), mpm(sys::AP_MPMQ_HARD_LIMIT_DAEMONS));
+    let (spare, spares, most) = if is_threaded() {
+        (mpm(sys::AP_MPMQ_MAX_SPARE_THREADS), "MaxSpareThreads", children * threads)
+    } else {
+        (mpm(sys::AP_MPMQ_MAX_SPARE_DAEMONS), "MaxSpareServers", children)
+    };
+    if slots <= children {
+        warn(format_args!(
+            "WS0406: ServerLimit {slots} leaves no room for new children while old ones end their WebSockets after a \
+             graceful restart, so the server may accept nothing for as long as WebSocketDrainTime: set ServerLimit {} \
+             or MaxRequestWorkers lower",
+            2 * children
+        ));
+    }
+    if spare < most {
+        warn(format_args!(
+            "WS0407: with {spares} {spare} httpd ends children whose WebSockets it takes for idle, and closes them: set \
+             {spares} {most}, as many as MaxRequestWorkers allows"
+        ));
+    }
+    let requests = mpm(sys::AP_MPMQ_MAX_REQUESTS_DAEMON);
+    if requests > 0 {
+        warn(format_args!(
+            "WS0408: with MaxConnectionsPerChild {requests} httpd ends children after so many connections, and closes \
+             their WebSockets: set MaxConnectionsPerChild 0"
+        ));
+    }
+    if is_async() && suspended() < FEW && has(&["SSLEngine on", "SSLEngine optional"]) {
+        warn(format_args!(
+            "WS0409: a child holds only about {} WebSockets over TLS before it stops accepting connections: set \
+             AsyncRequestWorkerFactor, to 2000 for tens of thousands",
+            suspended()
+        ));
+    }
+}
+
+/// How many suspended connections a child of event holds before it stops accepting: its threads, and for each of those
+/// that are idle the factor.
+fn suspended() -> u64 {
+    let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+    let mut factor = ASYNC_FACTOR;
+    each_directive(&mut |name, args| {
+        if name.eq_ignore_ascii_case("AsyncRequestWorkerFactor") {
+            factor = args.trim().parse().unwrap_or(factor);
+        }
+    });
+    // A product beyond u64 saturates.
+    (threads as f64 * (1.0 + factor)) as u64
+}
+
+/// Whether the configuration has one of the directives, each with its arguments if any are given.
+fn has(wanted: &[&str]) -> bool {
+    let mut found = false;
+    each_directive(&mut |name, args| {
+        found |= wanted.iter().any(|wanted| {
+            let (directive, value) = wanted.split_once(' ').unwrap_or((wanted, args));
+            name.eq_ignore_ascii_case(directive) && args.trim().eq_ignore_ascii_case(value.trim())
+        });
+    });
+    found
+}
+
+/// Calls `f` with the name and the arguments of each directive of the configuration, those in sections included.
+fn each_directive(f: &mut dyn FnMut(&str, &str)) {
+    // SAFETY: httpd builds the tree when it reads the configuration, and keeps it until it reads it anew.
+    let mut node = unsafe { sys::ap_conftree }.cast_const();
+    // SAFETY: as above: each pointer of a live node leads to another one, or is NULL; strings end with NUL.
+    while let Some(directive) = unsafe { node.as_ref() } {
+        let text = |s| -> Cow<'_, str> {
+            if ptr::eq(s, ptr::null()) {
+                return Cow::Borrowed("");
+            }
+            // SAFETY: as above.
+            unsafe { CStr::from_ptr(s) }.to_string_lossy()
+        };
+        f(&text(directive.directive), &text(directive.args));
+        node = directive.first_child;
+        let mut left = directive;
+        while node.is_null() {
+            node = left.next;
+            // SAFETY: as above.
+            match unsafe { left.parent.as_ref() } {
+                Some(parent) => left = parent,
+                None => break,
+            }
+        }
+    }
+}
+
+/// A number that the MPM gives; 0 if it has none.
+fn mpm(code: u32) -> u64 {
+    let mut answer = 0;
+    // SAFETY: the result is a live integer.
+    let status = unsafe { sys::ap_mpm_query(code as c_int, &raw mut answer) };
+    if status == sys::APR_SUCCESS as c_int { u64::try_from(answer).unwrap_or(0) } else { 0 }
+}
+
+/// Whether the MPM can hold a connection without a thread.
+pub(super) fn is_async() -> bool {
+    mpm(sys::AP_MPMQ_IS_ASYNC) > 0
+}
