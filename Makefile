@@ -79,9 +79,10 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 .PHONY: install
 install: $(MODULE) ## install the module, its header and its configuration (DESTDIR is honoured)
 	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
+	ln -sf mod_websocket.so $(INSTALL_DIR)/mod_websocket_draft76.so
 	install -D -m 644 include/websocket_plugin.h $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/websocket_plugin.h
 	@if [ -d '$(MODS_AVAILABLE)' ]; then \
-	  for file in websocket.load websocket.conf; do \
+	  for file in websocket.load websocket.conf websocket_draft76.load; do \
 	    if [ -e '$(DESTDIR)$(MODS_AVAILABLE)'/$$file ]; then echo "kept: $(MODS_AVAILABLE)/$$file"; \
 	    else install -D -m 644 conf/$$file '$(DESTDIR)$(MODS_AVAILABLE)'/$$file; fi; \
 	  done; \

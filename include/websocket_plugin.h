@@ -109,6 +109,14 @@ struct _WebSocketServer;
 struct _WebSocketState;
 struct _WebSocketPlugin;
 
+/*
+ * Clients of drafts 76 and 75, whom only an administrator who loads websocket_draft76_module lets
+ * in, look like any other. What is different: header_get gives NULL for Sec-WebSocket-Version;
+ * send refuses text that is not UTF-8 (0 is returned); pings and pongs are accepted and nothing is
+ * sent; a Close loses its code and reason; if the plugin selects no subprotocol, the response
+ * names the first one that was offered.
+ */
+
 /* ---- What the module offers to the plugin ---- */
 
 /**

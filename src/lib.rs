@@ -10,7 +10,7 @@
 //!
 //! | module | owns | may name |
 //! |---|---|---|
-//! | [`proto`] | RFC 6455 and 7692 as functions over bytes | nothing here |
+//! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | nothing here |
 //! | [`session`] | the inbound half of a connection, sans I/O | `proto` |
 //! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal` |
 //! | [`endpoint`] | what receives messages | `proto` |
