@@ -182,12 +182,13 @@ impl Queue {
     }
 
     /// Queues a frame.
+    #[inline]
     fn push(&mut self, opcode: Opcode, compressed: bool, payload: &[u8]) {
         self.messages_out += u64::from(!opcode.is_control());
-        self.bytes.reserve(payload.len() + HEADER);
         if let Some(draft) = self.draft {
             return draft.encode(&mut self.bytes, opcode, payload);
         }
+        self.bytes.reserve(payload.len() + HEADER);
         frame::encode(&mut self.bytes, opcode, compressed, payload.len());
         self.bytes.extend_from_slice(payload);
     }
@@ -339,7 +340,7 @@ impl Outbox {
     ///
     /// In drafts 76 and 75 text that is not UTF-8 is [`Refused::Illegal`]: it may contain the byte that ends a frame.
     pub fn send_message(&self, kind: Kind, payload: &[u8]) -> Result<(), Refused> {
-        if self.draft.is_some() && kind == Kind::Text && utf8::whole(payload).is_none() {
+        if self.draft.is_some() && kind == Kind::Text && !is_utf8(payload) {
             return Err(Refused::Illegal);
         }
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
@@ -687,6 +688,12 @@ impl Outbox {
         };
         (queue.state, summary, queue.unsent() > 0)
     }
+}
+
+/// Whether text may be sent where it must not contain the byte that ends a frame.
+#[cold]
+fn is_utf8(text: &[u8]) -> bool {
+    utf8::whole(text).is_some()
 }
 
 /// A number that no other living thread has: the address of a variable of its own.

@@ -8,6 +8,8 @@
 //! The session knows no socket, no clock and no peer to answer: what to send is the driver's and the endpoint's part.
 #![deny(unsafe_code)]
 
+use core::ops::Range;
+
 use crate::proto::{
     Kind, Version, Violation,
     close::CloseReason,
@@ -73,8 +75,18 @@ pub struct Session {
     buffer: Vec<u8>,
     /// The payload of a control frame that spans reads; empty otherwise, or lent.
     control: Vec<u8>,
-    /// A Close or a violation has been seen: the rest of the input means nothing.
-    finished: bool,
+    phase: Phase,
+}
+
+/// What the input means.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    /// Frames of RFC 6455.
+    Frames,
+    /// Frames of draft 76 or 75.
+    Draft,
+    /// A Close or a violation has been seen: the rest means nothing.
+    Finished,
 }
 
 /// A data message of which more is to come.
@@ -95,12 +107,12 @@ impl Session {
         Self {
             limits,
             deframer: Deframer::default(),
+            phase: if draft.is_some() { Phase::Draft } else { Phase::Frames },
             draft,
             inflater: deflate.map(|params| Box::new(Inflater::new(params))),
             message: None,
             buffer: Vec::new(),
             control: Vec::new(),
-            finished: false,
         }
     }
 
@@ -111,7 +123,7 @@ impl Session {
 
     /// Whether a Close or a violation has ended the conversation.
     pub fn is_finished(&self) -> bool {
-        self.finished
+        self.phase == Phase::Finished
     }
 
     /// Takes bytes until they amount to an event or are used up.
@@ -120,13 +132,10 @@ impl Session {
     /// consumed without effect.
     #[inline]
     pub fn feed<'b>(&'b mut self, input: &'b mut [u8]) -> Result<Progress<'b>, Violation> {
-        if self.draft.is_some() {
-            return self.feed_draft(input);
-        }
         let mut consumed = 0;
-        while !self.finished {
+        while self.phase == Phase::Frames {
             let step = self.deframer.next(&mut input[consumed..], self.inflater.is_some());
-            let (used, piece) = step.inspect_err(|_| self.finished = true)?;
+            let (used, piece) = step.inspect_err(|_| self.phase = Phase::Finished)?;
             let base = consumed;
             consumed += used;
             let Some(piece) = piece else { return Ok(Progress { consumed, event: None }) };
@@ -136,7 +145,7 @@ impl Session {
             } else {
                 self.take_data(&piece, data)
             };
-            let event = match taken.inspect_err(|_| self.finished = true)? {
+            let event = match taken.inspect_err(|_| self.phase = Phase::Finished)? {
                 Taken::Nothing => continue,
                 Taken::Whole(kind) => {
                     Event::Message { kind, data: &mut input[base..][piece.range] }
@@ -152,7 +161,7 @@ impl Session {
                         Opcode::Ping => Event::Ping(payload),
                         Opcode::Pong => Event::Pong(payload),
                         _ => {
-                            self.finished = true;
+                            self.phase = Phase::Finished;
                             let reason = CloseReason::parse(payload, self.limits.allow_reserved)?;
                             Event::Close(reason)
                         }
@@ -161,37 +170,46 @@ impl Session {
             };
             return Ok(Progress { consumed, event: Some(event) });
         }
+        if self.phase == Phase::Draft {
+            let (consumed, found) = self.next_of_draft(input)?;
+            let event = found.map(|found| match found {
+                Found::Here(kind, range) => Event::Message { kind, data: &mut input[range] },
+                Found::Assembled(kind) => Event::Message { kind, data: &mut self.buffer },
+                Found::Close => Event::Close(CloseReason { code: None, text: "" }),
+            });
+            return Ok(Progress { consumed, event });
+        }
         Ok(Progress { consumed: input.len(), event: None })
     }
 
-    /// The same for a client that speaks draft 76 or 75.
-    #[inline(never)]
-    fn feed_draft<'b>(&'b mut self, input: &'b mut [u8]) -> Result<Progress<'b>, Violation> {
+    /// What a client that speaks draft 76 or 75 says next, and how many bytes it took.
+    #[cold]
+    fn next_of_draft(&mut self, input: &[u8]) -> Result<(usize, Option<Found>), Violation> {
         let mut consumed = 0;
-        while let Some(deframer) = self.draft.as_mut().filter(|_| !self.finished) {
+        while let Some(deframer) = &mut self.draft {
             let step = deframer.next(&input[consumed..], self.limits.max_message as u64);
-            let (used, piece) = step.inspect_err(|_| self.finished = true)?;
+            let (used, piece) = step.inspect_err(|_| self.phase = Phase::Finished)?;
             let base = consumed;
             consumed += used;
-            let event = match piece {
-                None => return Ok(Progress { consumed, event: None }),
+            let found = match piece {
+                None => break,
                 Some(draft::Piece::Close) => {
-                    self.finished = true;
-                    Event::Close(CloseReason { code: None, text: "" })
+                    self.phase = Phase::Finished;
+                    Found::Close
                 }
                 Some(draft::Piece::Data { kind, starts, ends, range }) => {
                     let range = base + range.start..base + range.end;
                     let taken = self.take_draft(kind, starts, ends, &input[range.clone()]);
-                    match taken.inspect_err(|_| self.finished = true)? {
-                        Taken::Whole(kind) => Event::Message { kind, data: &mut input[range] },
-                        Taken::Assembled(kind) => Event::Message { kind, data: &mut self.buffer },
+                    match taken.inspect_err(|_| self.phase = Phase::Finished)? {
+                        Taken::Whole(kind) => Found::Here(kind, range),
+                        Taken::Assembled(kind) => Found::Assembled(kind),
                         Taken::Nothing | Taken::Control => continue,
                     }
                 }
             };
-            return Ok(Progress { consumed, event: Some(event) });
+            return Ok((consumed, Some(found)));
         }
-        Ok(Progress { consumed: input.len(), event: None })
+        Ok((consumed, None))
     }
 
     /// Checks and collects a piece of a message of draft 76 or 75, whose deframer sees to the size.
@@ -318,6 +336,16 @@ enum Taken {
     Assembled(Kind),
     /// A control frame: in `control` if that is not empty, else in the input.
     Control,
+}
+
+/// What a client of draft 76 or 75 has said.
+enum Found {
+    /// A message that lies there in the input.
+    Here(Kind, Range<usize>),
+    /// A message in the session's buffer.
+    Assembled(Kind),
+    /// Its Close.
+    Close,
 }
 
 /// Feeds an arbitrary byte stream whole, in the smallest pieces and in arbitrary cuts: the same events and the same end (a

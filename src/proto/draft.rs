@@ -61,6 +61,7 @@ impl Draft {
 
     /// Appends what a frame of RFC 6455 becomes; nothing for those that the draft does not know. Text has to be
     /// valid UTF-8, or its end would be taken for somewhere else.
+    #[cold]
     pub fn encode(self, out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
         match opcode {
             Opcode::Text => {

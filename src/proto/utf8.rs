@@ -5,6 +5,7 @@
 //! which no continuation could be valid.
 
 /// `bytes` as text if all of it is valid and complete.
+#[inline]
 pub fn whole(bytes: &[u8]) -> Option<&str> {
     simdutf8::basic::from_utf8(bytes).ok()
 }
