@@ -25,6 +25,7 @@ if [ "$what" = check ]; then
     need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
     need "command -v chromium" chromium
     need "command -v curl" curl
+    need "perl -MProtocol::WebSocket -e 1" libprotocol-websocket-perl
 fi
 command -v cargo >/dev/null || {
     echo "setup: cargo is missing: install Rust 1.85 or newer (Debian 13: apt-get install cargo)" >&2

@@ -3,8 +3,10 @@
 import os
 import signal
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from httpd import TIMED, debug, echo, location, wait_until
@@ -334,7 +336,7 @@ class TestHandshake:
     def test_bad_requests(self, connect, draft):
         for fields, status in [
             ({"Connection": "close"}, 400),
-            ({"Content_Length": "8"}, 400),
+            ({"Content_Length": "9"}, 400),
             ({"Transfer_Encoding": "chunked"}, 400),
             ({"method": "POST", "Content_Length": "0"}, 400),
         ]:
@@ -344,6 +346,17 @@ class TestHandshake:
         client = connect()
         client.send(request(client, draft, "/both", http="HTTP/1.0") + key3(draft))
         assert client.read_response().status == 400
+
+    def test_the_eight_bytes_announced_as_a_body(self, connect):
+        """As some clients of draft 76 do."""
+        client = connect()
+        opens(client, 76, "/debug", Content_Length="8")
+        client.send(text("version"))
+        expect(client, text("1"))
+        client = connect()
+        response = ask(client, 76, "/debug", [("X-Debug-Refuse", "1")], Content_Length="8")
+        assert response.status == 403
+        self.reads_to_eof(client, response)
 
     def test_no_upgrade_at_all(self, connect):
         for value in (None, "h2c"):
@@ -513,6 +526,16 @@ class TestFrames:
             client.sock.shutdown(socket.SHUT_WR)
         client.expect_eof()
 
+    def test_the_eight_bytes_one_by_one(self, httpd, connect):
+        """Each in a TLS record of its own."""
+        client = connect(port=httpd.tls_port, tls=httpd.tls_context())
+        client.send(request(client, 76, "/echo"))
+        for n in range(8):
+            client.send(KEY3[n : n + 1])
+            time.sleep(0.01)
+        assert client.read_response().status == 101
+        expect(client, PROOF)
+
     @both
     def test_large(self, home, draft):
         client = home(draft)
@@ -653,6 +676,21 @@ class TestMessages:
         for _ in range(300):
             expect(client, block, 20)
         expect(client, text("sent=300"))
+
+
+class TestAnotherImplementation:
+    """Perl's Protocol::WebSocket, which still speaks both drafts."""
+
+    CONF = SITE
+
+    @pytest.mark.parametrize("version, rest", [("draft-ietf-hybi-00", "ff00"), ("draft-hixie-75", "")])
+    def test_a_conversation(self, httpd, version, rest):
+        lines = ["Hello", "κόσμε 🂡", "x" * 100_000, "bye"]
+        command = ["perl", Path(__file__).with_name("draft_client.pl"), str(httpd.port), "/both", version]
+        told = "".join(f"{line}\n" for line in lines)
+        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=30, check=False)
+        assert done.stderr == ""
+        assert done.stdout.splitlines() == ["subprotocol: chosen", *lines, f"rest: {rest}"]
 
 
 class TestEnds:

@@ -126,6 +126,10 @@ pub fn check<'a>(
     if !handshake::asks(request)? {
         return Ok(None);
     }
+    // Some clients of draft 76 announce the eight bytes behind the headers as a body.
+    if !matches!((draft, handshake::body_of(request)), (_, Some(0)) | (Draft::Hixie76, Some(8))) {
+        return Err(Refusal::Body);
+    }
     let challenge = match (draft, keys) {
         (Draft::Hixie76, (Some(one), Some(two))) => {
             let numbers = key_number(one).zip(key_number(two)).ok_or(Refusal::Challenge)?;
@@ -496,13 +500,18 @@ mod tests {
         for (name, value, refusal) in [
             ("Host", None, Refusal::Host),
             ("Connection", Some("close"), Refusal::Connection),
-            ("Content-Length", Some("8"), Refusal::Body),
+            ("Content-Length", Some("9"), Refusal::Body),
+            ("Transfer-Encoding", Some("chunked"), Refusal::Body),
             ("Sec-WebSocket-Key1", Some("1 3  "), Refusal::Challenge),
             ("Sec-WebSocket-Protocol", Some(" "), Refusal::Protocols),
             ("Sec-WebSocket-Protocol", Some("\u{e9}"), Refusal::Protocols),
         ] {
             assert_eq!(draft(with(sample_76(), name, value), true), Err(refusal), "{name}");
         }
+        let announced = with(sample_76(), "Content-Length", Some("8"));
+        assert_eq!(draft(announced, false), Ok(Some(d76)));
+        let announced = with(sample_75(), "Content-Length", Some("8"));
+        assert_eq!(draft(announced, true), Err(Refusal::Body));
         assert_eq!(verdict(&sample_75(), true).unwrap().unwrap().2, ["sample", "other"]);
     }
 

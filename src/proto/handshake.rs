@@ -101,6 +101,9 @@ impl<'a> Opening<'a> {
         if !asks(request)? {
             return Ok(None);
         }
+        if body_of(request) != Some(0) {
+            return Err(Refusal::Body);
+        }
         let header = request.header;
         let version = match header("Sec-WebSocket-Version") {
             Some(b"13") => Version::V13,
@@ -152,11 +155,17 @@ pub(super) fn asks(request: &Request<'_>) -> Result<bool, Refusal> {
     if !lists("Connection", "upgrade") {
         return Err(Refusal::Connection);
     }
-    let has_length = header("Content-Length").is_some_and(|v| v.trim_ascii() != b"0");
-    if has_length || header("Transfer-Encoding").is_some() {
-        return Err(Refusal::Body);
-    }
     Ok(true)
+}
+
+/// The length of a request's body; `None` if it is not known, or no number.
+pub(super) fn body_of(request: &Request<'_>) -> Option<u64> {
+    if (request.header)("Transfer-Encoding").is_some() {
+        return None;
+    }
+    let Some(length) = (request.header)("Content-Length") else { return Some(0) };
+    let length = core::str::from_utf8(length.trim_ascii()).ok()?;
+    length.bytes().all(|b| b.is_ascii_digit()).then(|| length.parse().ok())?
 }
 
 /// The answer to a key, or `None` if it is not the canonical base64 of 16 bytes (RFC 6455 §4.2.2).
@@ -293,6 +302,8 @@ mod tests {
             ("Connection", Some("upgraded"), Some(Refusal::Connection)),
             ("Content-Length", Some("0"), None),
             ("Content-Length", Some("5"), Some(Refusal::Body)),
+            ("Content-Length", Some("+0"), Some(Refusal::Body)),
+            ("Content-Length", Some(""), Some(Refusal::Body)),
             ("Transfer-Encoding", Some("chunked"), Some(Refusal::Body)),
             ("Sec-WebSocket-Key", None, Some(Refusal::Key)),
             ("Sec-WebSocket-Key", Some("dGhlIHNhbXBsZSBub25jZR=="), Some(Refusal::Key)),
