@@ -49,7 +49,7 @@ MPM_SETTINGS = """
 SUSPICIOUS = re.compile(r"\[[\w-]*:(warn|error|crit|alert|emerg)\]|segfault|exit signal|panicked")
 MACHINE = re.compile("AH01882")  # mod_ssl does not like the installed OpenSSL's number
 # Advice about settings of the MPM, which tests choose as it suits them; TestAdvice reads it.
-ADVICE = re.compile("WS040[6-9]")
+ADVICE = re.compile("WS04(0[6-9]|10)")
 ACCESS = re.compile(r'(\d+) (\d+) (\d+) (\d+) (\d+) (\S+) (\S+) (\S+) "(.*)"')
 
 
@@ -326,8 +326,9 @@ class Httpd:
         """Waits until the server has restarted; the children of before may still be there."""
         wait_until(lambda: self._generations() > self.before[0], 15, "the next generation")
 
-    def outlived(self, timeout=6.0):
-        """Waits until the children of before are gone."""
+    def outlived(self, timeout=13.0):
+        """Waits until the children of before are gone. (A child of prefork that is told to go between a
+        look at its flags and its poll learns of it when that ends, after ten seconds.)"""
         wait_until(lambda: not self.before[1] & set(self.children()), timeout, "the end of the old children")
 
     def renewed(self):

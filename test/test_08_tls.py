@@ -242,3 +242,17 @@ class TestSlowClients:
         for _ in range(300):
             assert len(client.read_frame().payload) == 100_000
         client.expect(TEXT, "sent=300")
+
+
+class TestSmallPortions:
+    """httpd's last filter may be told to hold back little; it would wait for the client if it were given more."""
+
+    CONF = "FlushMaxThreshold 2048\n" + SITE
+
+    def test_a_slow_reader(self, wss):
+        client, data = wss(rcvbuf=4096), random_text(2 << 20)
+        client.send(frame(BINARY, data[: 1 << 16]))
+        client.expect(BINARY, data[: 1 << 16])
+        exchange(client, frame(BINARY, data), len(data) + 10)
+        client.expect(BINARY, data)
+        client.close()

@@ -803,6 +803,19 @@ class TestPluginCalls:
                 client.close()
 
 
+@pytest.mark.skipif(os.environ.get("TEST_MPM") != "prefork", reason="elsewhere the buffers have a lock")
+def test_buffered_logs_on_prefork(httpd, server, ws):
+    """The end is not logged, and httpd says so when it starts."""
+    server("BufferedLogs On\n" + BOTH_LINES + echo())
+    assert "WS0410" in httpd.new_log()
+    client = ws("/echo?buffered")
+    says(client)
+    client.close()
+    assert httpd.get()[0] == 200
+    httpd.graceful()  # which writes the buffers out
+    assert [line["open"] for line in both_lines(httpd, "?buffered", 1)] == ["1"]
+
+
 class TestEndInTheLog:
     """A detached connection has a line when httpd lets go of it, and one at its end."""
 

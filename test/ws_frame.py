@@ -86,7 +86,7 @@ class Refused(Exception):
 class Client:
     """A socket, what was read from it ahead, and a deadline for every read."""
 
-    def __init__(self, port, host="127.0.0.1", tls=None, timeout=10.0, rcvbuf=None, source=None):
+    def __init__(self, port, host="127.0.0.1", tls=None, timeout=15.0, rcvbuf=None, source=None):
         self.timeout, self.port, self.buffer = timeout, port, bytearray()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.sock = socket.socket(family)

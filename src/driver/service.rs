@@ -102,8 +102,8 @@ pub trait Host: Send {
     /// The descriptor is not watched during the call.
     fn farewell(&mut self, farewell: &Farewell, lost: bool) -> bool;
 
-    /// How long nothing may be released yet, counted from now; asked once, when nothing else is left to do.
-    fn settles(&self) -> Duration {
+    /// How long nothing may be released yet, counted from now; asked when nothing else is left to do, and again then.
+    fn settles(&mut self) -> Duration {
         Duration::ZERO
     }
 
@@ -592,8 +592,21 @@ impl Service {
         *departed = rest;
         drop(departed);
         for Departed { token, host, .. } in ripe {
+            self.depart(token, host);
+        }
+    }
+
+    /// Releases a connection as soon as that can be, and frees its seat.
+    fn depart(&self, token: u64, mut host: Box<dyn Host>) {
+        let settles = host.settles();
+        if settles.is_zero() {
             host.release();
             self.unseat(token);
+        } else {
+            // The clock looks soon enough: it is at its quickest while a thread is at work.
+            let at = self.start.elapsed() + settles;
+            let mut departed = self.departed.lock().unwrap_or_else(|e| e.into_inner());
+            departed.push(Departed { at, token, host });
         }
     }
 
@@ -793,16 +806,7 @@ impl Seated {
     /// Nothing is left to do.
     fn leave(&self, host: Box<dyn Host>) {
         self.set_phase(Phase::Gone);
-        let settles = host.settles();
-        if settles.is_zero() {
-            host.release();
-            self.service.unseat(self.token);
-        } else {
-            // The clock looks soon enough: it is at its quickest while a thread is at work.
-            let at = self.service.start.elapsed() + settles;
-            let mut departed = self.service.departed.lock().unwrap_or_else(|e| e.into_inner());
-            departed.push(Departed { at, token: self.token, host });
-        }
+        self.service.depart(self.token, host);
     }
 
     /// Asks the clocks. Called by the clock thread, which must not be held up by a callback.

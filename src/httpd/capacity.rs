@@ -9,7 +9,7 @@ use core::{
 };
 use std::borrow::Cow;
 
-use super::{ending::RESERVE, is_threaded, log, sys};
+use super::{ending::RESERVE, is_threaded, log, record, sys};
 use crate::journal::Level;
 
 /// event's default of `AsyncRequestWorkerFactor`.
@@ -79,6 +79,12 @@ pub(super) unsafe fn warn(server: *const sys::server_rec) {
              their WebSockets: set MaxConnectionsPerChild 0"
         ));
     }
+    if !record::is_possible() {
+        warn(format_args!(
+            "WS0410: with BufferedLogs On under prefork the end of a detached WebSocket cannot be logged: set BufferedLogs \
+             Off, or WebSocketDetach Off"
+        ));
+    }
     if is_async() && suspended() < FEW && has(&["SSLEngine on", "SSLEngine optional"]) {
         warn(format_args!(
             "WS0409: a child holds only about {} WebSockets over TLS before it stops accepting connections: set \
@@ -103,7 +109,7 @@ fn suspended() -> u64 {
 }
 
 /// Whether the configuration has one of the directives, each with its arguments if any are given.
-fn has(wanted: &[&str]) -> bool {
+pub(super) fn has(wanted: &[&str]) -> bool {
     let mut found = false;
     each_directive(&mut |name, args| {
         found |= wanted.iter().any(|wanted| {

@@ -12,9 +12,9 @@ use crate::driver::{
     socket::{Socket, take_front},
 };
 
-/// The largest portion for the output filters: with what TLS adds, below the core filter's limit of 64 KiB at which
-/// it starts to block.
-const PORTION: usize = 48 * 1024;
+/// The largest portion for the output filters, as a part of the limit at which the core filter starts to block
+/// (`FlushMaxThreshold`, 64 KiB): with what TLS adds it stays below that.
+const PORTION: (usize, usize) = (3, 4);
 /// How often a client that keeps sending may have its bytes taken out of the filters before the connection stays with
 /// them: 16 × 64 KiB.
 const EARLY_READS: usize = 16;
@@ -26,6 +26,8 @@ pub(super) struct Filters {
     input: *mut sys::apr_bucket_brigade,
     output: *mut sys::apr_bucket_brigade,
     descriptor: RawFd,
+    /// How much the output filters take at a time.
+    portion: usize,
     /// Read before the filters themselves.
     early: Vec<u8>,
 }
@@ -43,7 +45,15 @@ impl Filters {
             || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
-        Ok(Self { connection, input: brigade(), output: brigade(), descriptor, early: Vec::new() })
+        // SAFETY: the caller's word; each server has its core settings.
+        let threshold = unsafe {
+            let core = &raw const sys::core_module;
+            let core = sys::ap_get_module_config((*(*connection).base_server).module_config, core);
+            (*core.cast::<sys::core_server_config>()).flush_max_threshold
+        };
+        let portion = (threshold.min(64 << 10) * PORTION.0 / PORTION.1).max(1);
+        let (input, output) = (brigade(), brigade());
+        Ok(Self { connection, input, output, descriptor, portion, early: Vec::new() })
     }
 
     /// The number of the connection's descriptor, which is httpd's.
@@ -157,7 +167,7 @@ impl Transport for Filters {
         if !self.flush()? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let portion = &bytes[..bytes.len().min(PORTION)];
+        let portion = &bytes[..bytes.len().min(self.portion)];
         // SAFETY: connection and brigade are live and ours. A transient bucket refers to `portion`; filters that keep
         // data beyond the call have to copy it out of such buckets.
         let status = unsafe {

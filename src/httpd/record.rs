@@ -8,11 +8,18 @@ use core::{ffi::CStr, ptr};
 use std::sync::Arc;
 
 use super::{
+    capacity,
     handler::note_summary,
-    sys,
+    is_threaded, sys,
     wrap::{Request, Table},
 };
 use crate::{driver::service::Farewell, plugin::headers::Headers};
+
+/// Whether httpd's logging may be used from our threads. mod_log_config's buffers have no lock where the MPM has no
+/// threads.
+pub(super) fn is_possible() -> bool {
+    is_threaded() || !capacity::has(&["BufferedLogs On"])
+}
 
 /// What is kept of a request.
 pub(super) struct Record {
@@ -53,8 +60,11 @@ impl Record {
         }
     }
 
-    /// Writes the line.
+    /// Writes the line, unless that cannot be done from this thread.
     pub(super) fn log(self, farewell: &Farewell) {
+        if !is_possible() {
+            return;
+        }
         let mut pool = ptr::null_mut();
         // SAFETY: the result is a live pointer; a pool without a parent may be used by this thread alone.
         let status = unsafe {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Reserve, capacity, ending, handler::note_summary, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
-/// How long event's worker may take for its last stores.
+/// How long event's worker may take from its first store to its last, which is the next but one instruction.
 const SETTLED: Duration = Duration::from_millis(20);
 
 /// Whether the MPM can do this with a connection: it knows states, which only asynchronous MPMs have.
@@ -61,6 +61,7 @@ pub(super) unsafe fn hook(connection: *mut sys::conn_rec) {
 pub(super) struct Suspended {
     request: *mut sys::request_rec,
     connection: *mut sys::conn_rec,
+    /// When event's worker was last known to be at work on the connection.
     since: Instant,
     /// Its bytes do not pass httpd's filters.
     uncounted: bool,
@@ -106,7 +107,12 @@ impl Host for Suspended {
         !self.closed
     }
 
-    fn settles(&self) -> Duration {
+    fn settles(&mut self) -> Duration {
+        // SAFETY: the connection is live until it is released; the worker stores to this member, which is a pointer.
+        if !unsafe { (&raw const (*self.connection).sbh).read_volatile() }.is_null() {
+            // The hook has not returned yet: other modules or a busy machine take their time.
+            self.since = Instant::now();
+        }
         SETTLED.saturating_sub(self.since.elapsed())
     }
 
