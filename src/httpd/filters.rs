@@ -1,12 +1,12 @@
 //! The transport through httpd's connection filters, for TLS and whatever else sits there.
 //!
 //! It never blocks: the core output filter would if it were given more than it may hold back, or a flush, so it
-//! gets one portion at a time and is pushed until that has left.
+//! gets one portion at a time and is pushed until that has left. Only a stream of HTTP/2 may block in writing.
 
 use core::{ffi::CStr, ptr};
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::sys;
+use super::{http2, sys};
 use crate::driver::{
     Transport,
     socket::{Socket, take_front},
@@ -26,6 +26,8 @@ pub(super) struct Filters {
     input: *mut sys::apr_bucket_brigade,
     output: *mut sys::apr_bucket_brigade,
     descriptor: RawFd,
+    /// The last output filter is not httpd's core but mod_http2's.
+    is_stream: bool,
     /// Read before the filters themselves.
     early: Vec<u8>,
 }
@@ -43,7 +45,9 @@ impl Filters {
             || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
-        Ok(Self { connection, input: brigade(), output: brigade(), descriptor, early: Vec::new() })
+        let is_stream = unsafe { http2::is_stream(connection) };
+        let (input, output) = (brigade(), brigade());
+        Ok(Self { connection, input, output, descriptor, is_stream, early: Vec::new() })
     }
 
     /// The number of the connection's descriptor, which is httpd's.
@@ -73,13 +77,33 @@ impl Filters {
         Ok(None)
     }
 
+    /// Reads what is there: the status, how many bytes, and whether the end of the stream is among it.
+    fn take(&mut self, buffer: &mut [u8]) -> (sys::apr_status_t, usize, bool) {
+        let mut len = buffer.len();
+        // SAFETY: connection and brigade are live and ours; the buffer holds `len` bytes. What ap_get_brigade returns
+        // has at most as many, and the brigade is emptied before its bytes could become stale.
+        unsafe {
+            let status = sys::ap_get_brigade(
+                (*self.connection).input_filters,
+                self.input,
+                sys::ap_input_mode_t_AP_MODE_READBYTES,
+                sys::apr_read_type_e_APR_NONBLOCK_READ,
+                len as sys::apr_off_t,
+            );
+            let eos = sys::brigade_has_eos(self.input);
+            sys::apr_brigade_flatten(self.input, buffer.as_mut_ptr().cast(), &raw mut len);
+            sys::apr_brigade_cleanup(self.input.cast());
+            (status, len, eos)
+        }
+    }
+
     /// Whether the last filter, httpd's core, still holds output.
     fn holds_output(&self) -> bool {
         // SAFETY: the connection is live and ours.
-        unsafe { (*self.connection).data_in_output_filters != 0 }
+        !self.is_stream && unsafe { (*self.connection).data_in_output_filters != 0 }
     }
 
-    fn error(status: sys::apr_status_t) -> io::Error {
+    pub(super) fn error(status: sys::apr_status_t) -> io::Error {
         match status {
             s if s == sys::APR_EAGAIN as i32 => io::ErrorKind::WouldBlock.into(),
             s if s > 0 && s < sys::APR_OS_START_ERROR as i32 => io::Error::from_raw_os_error(s),
@@ -93,22 +117,12 @@ impl Transport for Filters {
         if !self.early.is_empty() {
             return Ok(take_front(&mut self.early, buffer));
         }
-        let mut len = buffer.len();
-        // SAFETY: connection and brigade are live and ours; the buffer holds `len` bytes. What ap_get_brigade returns
-        // has at most as many, and the brigade is emptied before its bytes could become stale.
-        let (status, eos) = unsafe {
-            let status = sys::ap_get_brigade(
-                (*self.connection).input_filters,
-                self.input,
-                sys::ap_input_mode_t_AP_MODE_READBYTES,
-                sys::apr_read_type_e_APR_NONBLOCK_READ,
-                len as sys::apr_off_t,
-            );
-            let eos = sys::brigade_has_eos(self.input);
-            sys::apr_brigade_flatten(self.input, buffer.as_mut_ptr().cast(), &raw mut len);
-            sys::apr_brigade_cleanup(self.input.cast());
-            (status, eos)
-        };
+        let (mut status, mut len, mut eos) = self.take(buffer);
+        if eos && len == 0 && self.is_stream {
+            // mod_http2 ends the request, which has no body, and then begins with what the client sends. After the end
+            // of the stream another read gives APR_EOF.
+            (status, len, eos) = self.take(buffer);
+        }
         match status as u32 {
             sys::APR_SUCCESS if len > 0 => Ok(len),
             sys::APR_SUCCESS if eos => Ok(0),
@@ -177,11 +191,48 @@ impl Transport for Filters {
     }
 }
 
-/// The descriptor of a connection's socket.
+/// Sets the timeout of a connection's socket, in microseconds. A stream of HTTP/2 has none of its own.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn set_timeout(
+    connection: *mut sys::conn_rec,
+    timeout: sys::apr_interval_time_t,
+) {
+    // SAFETY: the caller's word; the socket is the connection's own.
+    unsafe {
+        if !http2::is_stream(connection) {
+            sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), timeout);
+        }
+    }
+}
+
+/// Ends a stream of HTTP/2 in an orderly way; other connections end when httpd closes them.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn end_stream(connection: *mut sys::conn_rec) {
+    // SAFETY: the caller's word; brigade and bucket are of the connection's pool. An error means that the client is gone.
+    unsafe {
+        if http2::is_stream(connection) {
+            let brigade = sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc);
+            let eos = sys::apr_bucket_eos_create((*connection).bucket_alloc);
+            sys::brigade_insert_tail(brigade, eos);
+            sys::ap_pass_brigade((*connection).output_filters, brigade);
+        }
+    }
+}
+
+/// The descriptor that shows what a connection receives: its socket, unless it is a stream.
 ///
 /// # Safety
 /// - `connection` is live.
 unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
+    // SAFETY: the caller's word.
+    if unsafe { http2::is_stream(connection) } {
+        // SAFETY: as above.
+        return unsafe { http2::descriptor(connection) };
+    }
     let mut descriptor = -1;
     // SAFETY: the caller's word; the socket is the connection's own.
     let status =
@@ -217,6 +268,10 @@ pub(super) unsafe fn remove_obstacles(connection: *mut sys::conn_rec) {
 /// # Safety
 /// - `connection` is live and owned by this thread.
 pub(super) unsafe fn foreign(connection: *mut sys::conn_rec) -> Option<String> {
+    // SAFETY: the caller's word.
+    if unsafe { http2::is_stream(connection) } {
+        return Some("HTTP/2".to_owned());
+    }
     // remoteip_input is done once it has read its header, which comes before the request; reqtimeout is removed.
     let own = [c"core", c"core_in", c"log_input_output", c"remoteip_input", c"reqtimeout"];
     let filters = [input_filters(connection), output_filters(connection)].concat();

@@ -11,6 +11,7 @@
 //! | `shared.rs` | the memory that all children share |
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
+//! | `http2.rs` | what is different on a stream of HTTP/2 |
 //! | `log.rs` | the error log |
 //! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
 //! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
@@ -33,6 +34,7 @@ mod directives;
 mod ending;
 mod filters;
 mod handler;
+mod http2;
 mod log;
 mod record;
 mod shared;
@@ -121,6 +123,8 @@ unsafe extern "C" fn hook_post_config(
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
+        // SAFETY: as above.
+        unsafe { http2::begin(server) };
         sys::HOOK_OK
     })
 }

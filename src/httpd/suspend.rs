@@ -8,7 +8,7 @@
 use core::ptr;
 use std::time::{Duration, Instant};
 
-use super::{Reserve, ending, handler::note_summary, module, sys, wrap::Request};
+use super::{Reserve, ending, handler::note_summary, http2, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
 /// How long event's worker may take for its last stores.
@@ -22,8 +22,10 @@ pub(super) unsafe fn is_possible(connection: *mut sys::conn_rec) -> bool {
     let mut answer = 0;
     // SAFETY: the result is a live integer.
     let status = unsafe { sys::ap_mpm_query(sys::AP_MPMQ_IS_ASYNC as i32, &raw mut answer) };
-    // SAFETY: the caller's word.
-    status == sys::APR_SUCCESS as i32 && answer > 0 && !unsafe { (*connection).cs }.is_null()
+    // SAFETY: the caller's word. A stream of HTTP/2 is mod_http2's and not the MPM's.
+    let state =
+        unsafe { if http2::is_stream(connection) { return false } else { (*connection).cs } };
+    status == sys::APR_SUCCESS as i32 && answer > 0 && !state.is_null()
 }
 
 /// Leaves a connection's guest for the hook to find; the handler has to return `SUSPENDED`.

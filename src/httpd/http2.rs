@@ -1,0 +1,187 @@
+//! WebSockets over HTTP/2 (RFC 8441): what mod_http2 tells of its streams, and how many of its threads they may take.
+//!
+//! mod_http2 turns an extended CONNECT into a GET with `Upgrade: websocket` on a connection of its own, whose master is the
+//! client's, and the 101 into a 200. Such a connection has no socket: what httpd gives as one belongs to nobody, or to
+//! everybody. Its input can be waited for; its output goes to mod_http2, which takes no more than the client's window has
+//! room for and lets the writer wait. The stream holds one of mod_http2's worker threads (`H2MaxWorkers`) as long as it lives.
+
+use core::{
+    ffi::{CStr, c_int},
+    mem, ptr,
+    sync::atomic::{AtomicU32, Ordering},
+};
+use std::{io, os::fd::RawFd};
+
+use super::{
+    filters::Filters,
+    log, sys,
+    wrap::{Request, Table},
+};
+use crate::journal::Level;
+
+/// How many streams may be WebSockets in each child.
+static MOST: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// How many are, in this one.
+static OPEN: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a connection is a stream of another one.
+///
+/// # Safety
+/// - `connection` is live.
+pub(super) unsafe fn is_stream(connection: *mut sys::conn_rec) -> bool {
+    // SAFETY: the caller's word.
+    !unsafe { (*connection).master }.is_null()
+}
+
+/// A stream's place among mod_http2's workers.
+pub(super) struct Place(());
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes a place for a request that came on a stream; the status that refuses it if that cannot be.
+pub(super) fn enter(r: Request<'_>) -> Result<Option<Place>, c_int> {
+    // SAFETY: the connection is the request's own (wrap::R1).
+    if !unsafe { is_stream(r.connection()) } {
+        return Ok(None);
+    }
+    // SAFETY: as above.
+    if let Err(error) = unsafe { descriptor(r.connection()) } {
+        let line = "WS0103: no WebSocket over this HTTP/2; it needs httpd 2.4.58 or newer:";
+        log::request(r, Level::Info, format_args!("{line} {error}"));
+        return Err(sys::HTTP_NOT_IMPLEMENTED as c_int);
+    }
+    let most = MOST.load(Ordering::Relaxed);
+    if OPEN.fetch_add(1, Ordering::Relaxed) >= most {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+        let line = "WS0108: refused: of H2MaxWorkers no thread is left for a WebSocket; open are";
+        log::request(r, Level::Info, format_args!("{line} {most}"));
+        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
+        return Err(sys::HTTP_SERVICE_UNAVAILABLE as c_int);
+    }
+    Ok(Some(Place(())))
+}
+
+/// The descriptor that shows a stream's input, a pipe of mod_http2's.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
+    type GetPollfd = unsafe extern "C" fn(
+        *mut sys::conn_rec,
+        *mut sys::apr_pollfd_t,
+        *mut sys::apr_interval_time_t,
+    ) -> sys::apr_status_t;
+    let name = c"ap_get_pollfd_from_conn";
+    // SAFETY: the name lives for the call. A link to the function would keep an httpd without it from loading us.
+    let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if function.is_null() {
+        return Err(io::Error::other("httpd has no ap_get_pollfd_from_conn"));
+    }
+    // SAFETY: http_core.h declares it with this type.
+    let get = unsafe { mem::transmute::<*mut core::ffi::c_void, GetPollfd>(function) };
+    // SAFETY: apr_pollfd_t is plain data for which all-zero is a valid value.
+    let mut poll: sys::apr_pollfd_t = unsafe { mem::zeroed() };
+    // SAFETY: the caller's word; the structure is live, and the timeout is optional.
+    let status = unsafe { get(connection, &raw mut poll, ptr::null_mut()) };
+    if status != sys::APR_SUCCESS as i32 {
+        return Err(io::Error::other("mod_http2 gives no descriptor to wait for its input"));
+    }
+    let mut descriptor = -1;
+    // SAFETY: the type says which of the descriptor's forms is there; it is live as long as the connection.
+    let status = match poll.desc_type {
+        sys::apr_datatype_e_APR_POLL_FILE => unsafe {
+            sys::apr_os_file_get(&raw mut descriptor, poll.desc.f)
+        },
+        sys::apr_datatype_e_APR_POLL_SOCKET => unsafe {
+            sys::apr_os_sock_get(&raw mut descriptor, poll.desc.s)
+        },
+        _ => return Err(io::Error::other("the stream's input has ended")),
+    };
+    if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
+}
+
+/// Finds out how many WebSockets each child can hold over HTTP/2, and warns if that is less than the configuration promises.
+///
+/// # Safety
+/// - `server` is the main server, while httpd runs its post_config hooks.
+pub(super) unsafe fn begin(server: *mut sys::server_rec) {
+    MOST.store(u32::MAX, Ordering::Relaxed);
+    OPEN.store(0, Ordering::Relaxed);
+    // SAFETY: the caller's word.
+    let Some(workers) = (unsafe { workers(server) }) else { return };
+    let most = workers.saturating_sub(1);
+    MOST.store(most, Ordering::Relaxed);
+    let mut configured = Configured::default();
+    // SAFETY: httpd's configuration tree is there while post_config hooks run, and nobody changes it.
+    unsafe { configured.read(sys::ap_conftree) };
+    let mut children = 0;
+    // SAFETY: the result is a live integer.
+    unsafe { sys::ap_mpm_query(sys::AP_MPMQ_MAX_DAEMONS as c_int, &raw mut children) };
+    let all = u64::from(most) * u64::from(children.unsigned_abs().max(1));
+    if configured.websockets && configured.promised > all {
+        let line = format_args!(
+            "WS0406: WebSocketMaxConnections promises {} connections, but over HTTP/2 there can be only {all}: each \
+             takes a thread of mod_http2's, of which {} child(ren) have {workers} each (H2MaxWorkers), one of them \
+             kept for other requests. Raise H2MaxWorkers",
+            configured.promised,
+            children.max(1),
+        );
+        // SAFETY: the caller's word.
+        unsafe { log::server(server, Level::Warn, line) };
+    }
+}
+
+/// mod_http2's `H2MaxWorkers`, set or not; `None` without mod_http2.
+///
+/// # Safety
+/// - `server` is live.
+unsafe fn workers(server: *mut sys::server_rec) -> Option<u32> {
+    type GetNumWorkers = unsafe extern "C" fn(*mut sys::server_rec, *mut c_int, *mut c_int);
+    // SAFETY: the name lives for the call.
+    let function = unsafe { sys::apr_dynamic_fn_retrieve(c"http2_get_num_workers".as_ptr()) }?;
+    // SAFETY: mod_http2.h declares the function with this type.
+    let get = unsafe { mem::transmute::<unsafe extern "C" fn(), GetNumWorkers>(function) };
+    let (mut least, mut most) = (0, 0);
+    // SAFETY: the caller's word; both integers are live.
+    unsafe { get(server, &raw mut least, &raw mut most) };
+    u32::try_from(most).ok()
+}
+
+/// What the configuration says of WebSockets and HTTP/2, which is spread over modules.
+#[derive(Default)]
+struct Configured {
+    /// `H2WebSockets On`, anywhere.
+    websockets: bool,
+    /// The largest `WebSocketMaxConnections`.
+    promised: u64,
+}
+
+impl Configured {
+    /// # Safety
+    /// - `first` is NULL or a live node of httpd's configuration tree, which nobody changes.
+    unsafe fn read(&mut self, first: *const sys::ap_directive_t) {
+        let mut node = first;
+        // SAFETY: the caller's word: a node's neighbours and children are live nodes, its strings live.
+        while let Some(directive) = unsafe { node.as_ref() } {
+            // SAFETY: as above.
+            let [name, words] = [directive.directive, directive.args].map(|string| {
+                if string.is_null() { c"" } else { unsafe { CStr::from_ptr(string) } }
+            });
+            let is = |other: &str| name.to_bytes().eq_ignore_ascii_case(other.as_bytes());
+            let words = words.to_str().unwrap_or_default().trim().trim_matches('"');
+            if is("H2WebSockets") {
+                self.websockets |= words.eq_ignore_ascii_case("on");
+            } else if is("WebSocketMaxConnections") {
+                self.promised = self.promised.max(words.parse().unwrap_or_default());
+            }
+            // SAFETY: as above.
+            unsafe { self.read(directive.first_child) };
+            node = directive.next;
+        }
+    }
+}
