@@ -11,9 +11,8 @@ import time
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RemoteSettingsChanged, ResponseReceived, StreamEnded, StreamReset
-from h2.events import ConnectionTerminated
 from h2.exceptions import StreamClosedError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 from ws_frame import Client, Refused, Response
 
 
@@ -24,8 +23,8 @@ class Connection:
     server may send on a stream before it is granted more."""
 
     def __init__(self, port, tls=None, timeout=10.0, window=None, rcvbuf=None):
-        self.port, self.timeout, self.streams, self.last_error = port, timeout, {}, None
-        self.ended, self.answers = False, {}
+        self.port, self.timeout, self.streams, self.goaway = port, timeout, {}, None
+        self.ended, self.unparsed = False, bytearray()
         self.sock = socket.socket()
         if rcvbuf:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
@@ -39,7 +38,8 @@ class Connection:
             assert self.sock.selected_alpn_protocol() == "h2"
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         if window is not None:
-            self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
+            initial = {SettingCodes.INITIAL_WINDOW_SIZE: window}
+            self.h2.local_settings = Settings(client=True, initial_values=initial)
         self.h2.initiate_connection()
         self.h2.increment_flow_control_window((1 << 30) - 65535)  # of the connection as a whole
         self.settled = False
@@ -78,11 +78,8 @@ class Connection:
         if not data:
             self.ended = True
             return
-        for event in self.h2.receive_data(data):
+        for event in self.h2.receive_data(self.without_goaway(data)):
             self.settled |= isinstance(event, RemoteSettingsChanged)
-            if isinstance(event, ConnectionTerminated):
-                self.last_error = event.error_code
-                continue
             stream = self.streams.get(getattr(event, "stream_id", None))
             if stream is None:
                 continue
@@ -97,6 +94,22 @@ class Connection:
             elif isinstance(event, StreamReset):
                 stream.ended, stream.reset_code = True, int(event.error_code)
         self.flush()
+
+    def without_goaway(self, data):
+        """Whole frames, but for a GOAWAY: the library drops all streams for it, while RFC 9113 §6.8
+        lets those that the server has begun live on."""
+        self.unparsed += data
+        frames = bytearray()
+        while len(self.unparsed) >= 9:
+            size = 9 + int.from_bytes(self.unparsed[:3], "big")
+            if len(self.unparsed) < size:
+                break
+            if self.unparsed[3] == 7:
+                self.goaway = int.from_bytes(self.unparsed[13:17], "big")
+            else:
+                frames += self.unparsed[:size]
+            del self.unparsed[:size]
+        return bytes(frames)
 
     def pump_until(self, condition, what, timeout=None):
         deadline = time.monotonic() + (timeout or self.timeout)

@@ -1,10 +1,11 @@
 //! The transport through httpd's connection filters, for TLS and whatever else sits there.
 //!
 //! It never blocks: the core output filter would if it were given more than it may hold back, or a flush, so it
-//! gets one portion at a time and is pushed until that has left. Only a stream of HTTP/2 may block in writing.
+//! gets one portion at a time and is pushed until that has left. A stream of HTTP/2 has mod_http2's filter there instead, which
+//! blocks likewise, and gets no more at a time than it has room for.
 
 use core::{ffi::CStr, ptr};
-use std::{io, os::fd::RawFd, sync::Arc};
+use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
 use super::{http2, sys};
 use crate::driver::{
@@ -26,8 +27,8 @@ pub(super) struct Filters {
     input: *mut sys::apr_bucket_brigade,
     output: *mut sys::apr_bucket_brigade,
     descriptor: RawFd,
-    /// The last output filter is not httpd's core but mod_http2's.
-    is_stream: bool,
+    /// What mod_http2 holds, if it has the last output filter instead of httpd's core.
+    stream: Option<http2::Held>,
     /// Read before the filters themselves.
     early: Vec<u8>,
 }
@@ -45,9 +46,9 @@ impl Filters {
             || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
-        let is_stream = unsafe { http2::is_stream(connection) };
+        let stream = unsafe { http2::is_stream(connection) }.then(http2::Held::default);
         let (input, output) = (brigade(), brigade());
-        Ok(Self { connection, input, output, descriptor, is_stream, early: Vec::new() })
+        Ok(Self { connection, input, output, descriptor, stream, early: Vec::new() })
     }
 
     /// The number of the connection's descriptor, which is httpd's.
@@ -97,10 +98,40 @@ impl Filters {
         }
     }
 
-    /// Whether the last filter, httpd's core, still holds output.
+    /// Whether the last filter, httpd's core, still holds output. What mod_http2 holds has left us.
     fn holds_output(&self) -> bool {
         // SAFETY: the connection is live and ours.
-        !self.is_stream && unsafe { (*self.connection).data_in_output_filters != 0 }
+        self.stream.is_none() && unsafe { (*self.connection).data_in_output_filters != 0 }
+    }
+
+    /// Gives a bucket to the output filters.
+    ///
+    /// # Safety
+    /// - `bucket` is live, of the connection's allocator, and in no brigade.
+    unsafe fn pass(&mut self, bucket: *mut sys::apr_bucket) -> io::Result<()> {
+        // SAFETY: connection and brigade are live and ours; the bucket is as the caller says.
+        let status = unsafe {
+            sys::brigade_insert_tail(self.output, bucket);
+            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
+            sys::apr_brigade_cleanup(self.output.cast());
+            status
+        };
+        if status == sys::APR_SUCCESS as i32 { Ok(()) } else { Err(Self::error(status)) }
+    }
+
+    /// How many bytes a stream may write now; 0 if it has to wait.
+    fn stream_room(&mut self, wanted: usize) -> io::Result<usize> {
+        // SAFETY: the connection is live and ours.
+        let list = unsafe { (*self.connection).bucket_alloc };
+        let Some(held) = &mut self.stream else { return Ok(PORTION) };
+        if let Some(room) = held.room(wanted) {
+            return Ok(room);
+        }
+        // mod_http2 lets go of what the client has taken when it is called, and not before.
+        // SAFETY: the bucket is new, and of the connection's allocator.
+        unsafe { self.pass(sys::apr_bucket_flush_create(list))? };
+        let room = self.stream.as_mut().and_then(|held| held.room(wanted));
+        Ok(room.unwrap_or_default())
     }
 
     pub(super) fn error(status: sys::apr_status_t) -> io::Error {
@@ -118,7 +149,7 @@ impl Transport for Filters {
             return Ok(take_front(&mut self.early, buffer));
         }
         let (mut status, mut len, mut eos) = self.take(buffer);
-        if eos && len == 0 && self.is_stream {
+        if eos && len == 0 && self.stream.is_some() {
             // mod_http2 ends the request, which has no body, and then begins with what the client sends. After the end
             // of the stream another read gives APR_EOF.
             (status, len, eos) = self.take(buffer);
@@ -137,22 +168,22 @@ impl Transport for Filters {
         if !self.flush()? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let portion = &bytes[..bytes.len().min(PORTION)];
-        // SAFETY: connection and brigade are live and ours. A transient bucket refers to `portion`; filters that keep
-        // data beyond the call have to copy it out of such buckets.
-        let status = unsafe {
-            let bucket = sys::apr_bucket_transient_create(
-                portion.as_ptr().cast(),
-                portion.len(),
-                (*self.connection).bucket_alloc,
-            );
-            sys::brigade_insert_tail(self.output, bucket);
-            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
-            sys::apr_brigade_cleanup(self.output.cast());
-            status
-        };
-        if status != sys::APR_SUCCESS as i32 {
-            return Err(Self::error(status));
+        let room = self.stream_room(bytes.len())?;
+        if room == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let portion = &bytes[..bytes.len().min(room)];
+        // SAFETY: the connection is live and ours, and so is its allocator. A transient bucket refers to `portion`;
+        // filters that keep data beyond the call have to copy it out of such buckets.
+        unsafe {
+            let list = (*self.connection).bucket_alloc;
+            let bucket = match &self.stream {
+                Some(held) => held.bucket(portion, list),
+                None => {
+                    sys::apr_bucket_transient_create(portion.as_ptr().cast(), portion.len(), list)
+                }
+            };
+            self.pass(bucket)?;
         }
         self.flush()?;
         Ok(portion.len())
@@ -188,6 +219,10 @@ impl Transport for Filters {
 
     fn descriptor(&self) -> RawFd {
         self.descriptor
+    }
+
+    fn retry(&self) -> Option<Duration> {
+        self.stream.as_ref().map(http2::Held::retry)
     }
 }
 

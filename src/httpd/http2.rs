@@ -2,15 +2,17 @@
 //!
 //! mod_http2 turns an extended CONNECT into a GET with `Upgrade: websocket` on a connection of its own, whose master is the
 //! client's, and the 101 into a 200. Such a connection has no socket: what httpd gives as one belongs to nobody, or to
-//! everybody. Its input can be waited for; its output goes to mod_http2, which takes no more than the client's window has
-//! room for and lets the writer wait. The stream holds one of mod_http2's worker threads (`H2MaxWorkers`) as long as it lives.
+//! everybody. Its input can be waited for. Its output goes to mod_http2, which keeps some of what the client has no room
+//! for yet, lets the writer wait with the rest, and cannot be asked how much that is: so it gets little at a time, and more
+//! when it has let go of that. The stream holds one of mod_http2's worker threads (`H2MaxWorkers`) as long as it lives.
 
 use core::{
-    ffi::{CStr, c_int},
+    ffi::{CStr, c_int, c_void},
     mem, ptr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    time::Duration,
 };
-use std::{io, os::fd::RawFd};
+use std::{io, os::fd::RawFd, sync::Arc};
 
 use super::{
     filters::Filters,
@@ -83,7 +85,7 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
         return Err(io::Error::other("httpd has no ap_get_pollfd_from_conn"));
     }
     // SAFETY: http_core.h declares it with this type.
-    let get = unsafe { mem::transmute::<*mut core::ffi::c_void, GetPollfd>(function) };
+    let get = unsafe { mem::transmute::<*mut c_void, GetPollfd>(function) };
     // SAFETY: apr_pollfd_t is plain data for which all-zero is a valid value.
     let mut poll: sys::apr_pollfd_t = unsafe { mem::zeroed() };
     // SAFETY: the caller's word; the structure is live, and the timeout is optional.
@@ -103,6 +105,76 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
         _ => return Err(io::Error::other("the stream's input has ended")),
     };
     if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
+}
+
+/// How much of a stream mod_http2 may hold: less than the 64 KiB (`H2StreamMaxMemSize`) at which it lets the writer wait.
+const MOST_HELD: usize = 48 * 1024;
+
+/// The bytes of a stream that mod_http2 has and the client has no room for.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    bytes: Arc<AtomicUsize>,
+    /// How often in a row there was no room.
+    refused: u32,
+}
+
+/// What stands before the bytes of a bucket that [`Held`] counts.
+struct Header {
+    held: Arc<AtomicUsize>,
+    size: usize,
+}
+
+impl Held {
+    /// How many of `wanted` bytes may be written now; `None` if that would be too few to be worth it.
+    pub(super) fn room(&mut self, wanted: usize) -> Option<usize> {
+        let room = MOST_HELD.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        let enough = room >= wanted.min(MOST_HELD / 2);
+        self.refused = if enough { 0 } else { self.refused.saturating_add(1) };
+        enough.then_some(room)
+    }
+
+    /// When to ask again: soon at first, since most clients have room all the time, and later for one that has none.
+    pub(super) fn retry(&self) -> Duration {
+        Duration::from_millis(1 << (self.refused / 2).min(5))
+    }
+
+    /// A bucket with a copy of `bytes`, counted as long as it or a part of it exists.
+    ///
+    /// # Safety
+    /// - `list` is a live bucket allocator, of this thread.
+    pub(super) unsafe fn bucket(
+        &self,
+        bytes: &[u8],
+        list: *mut sys::apr_bucket_alloc_t,
+    ) -> *mut sys::apr_bucket {
+        const HEADER: usize = size_of::<Header>();
+        // SAFETY: malloc has no preconditions.
+        let memory = unsafe { libc::malloc(HEADER + bytes.len()) }.cast::<u8>();
+        assert!(!memory.is_null(), "memory for a few bytes to write");
+        self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        let header = Header { held: self.bytes.clone(), size: bytes.len() };
+        // SAFETY: the memory is aligned for anything, and has room for the header and the bytes behind it. A bucket of
+        // the heap type takes the whole memory over and gives it to `release`; the part it shows is moved behind the header.
+        unsafe {
+            memory.cast::<Header>().write(header);
+            ptr::copy_nonoverlapping(bytes.as_ptr(), memory.add(HEADER), bytes.len());
+            let size = HEADER + bytes.len();
+            let bucket = sys::apr_bucket_heap_create(memory.cast(), size, Some(release), list);
+            (*bucket).start = HEADER as sys::apr_off_t;
+            (*bucket).length = bytes.len();
+            bucket
+        }
+    }
+}
+
+/// The last bucket with some of these bytes is gone; on any thread.
+unsafe extern "C" fn release(memory: *mut c_void) {
+    // SAFETY: `Held::bucket` made the memory, and a heap bucket gives it back once.
+    unsafe {
+        let Header { held, size } = memory.cast::<Header>().read();
+        held.fetch_sub(size, Ordering::Relaxed);
+        libc::free(memory);
+    }
 }
 
 /// Finds out how many WebSockets each child can hold over HTTP/2, and warns if that is less than the configuration promises.
