@@ -242,7 +242,8 @@ pub(super) unsafe fn set_timeout(
     }
 }
 
-/// Ends a stream of HTTP/2 in an orderly way; other connections end when httpd closes them.
+/// Tells the client of the end of a stream of HTTP/2, which mod_http2 would not; other connections end when httpd closes
+/// them.
 ///
 /// # Safety
 /// - `connection` is live and owned by this thread.

@@ -443,6 +443,7 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     let connection = r.connection();
     // SAFETY: the connection is live and ours (wrap::R1); the note's name and value are literals.
     unsafe {
+        filters::end_stream(connection);
         if lost {
             // httpd must not wait for the client, not even to get rid of what its filters still hold.
             (*connection).aborted = 1;
@@ -452,7 +453,6 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
         let (key, value) = (c"short-lingering-close".as_ptr(), c"1".as_ptr());
         sys::apr_table_setn((*connection).notes, key, value);
         filters::set_timeout(connection, (*r.server()).timeout);
-        filters::end_stream(connection);
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn enter(r: Request<'_>) -> Result<Option<Place>, c_int> {
     }
     // SAFETY: as above.
     if let Err(error) = unsafe { descriptor(r.connection()) } {
-        let line = "WS0103: no WebSocket over this HTTP/2; it needs httpd 2.4.58 or newer:";
+        let line = "WS0103: no WebSocket on this stream of HTTP/2:";
         log::request(r, Level::Info, format_args!("{line} {error}"));
         return Err(sys::HTTP_NOT_IMPLEMENTED as c_int);
     }
@@ -82,7 +82,7 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
     // SAFETY: the name lives for the call. A link to the function would keep an httpd without it from loading us.
     let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     if function.is_null() {
-        return Err(io::Error::other("httpd has no ap_get_pollfd_from_conn"));
+        return Err(io::Error::other("that needs httpd 2.4.58 or newer"));
     }
     // SAFETY: http_core.h declares it with this type.
     let get = unsafe { mem::transmute::<*mut c_void, GetPollfd>(function) };
@@ -91,7 +91,7 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
     // SAFETY: the caller's word; the structure is live, and the timeout is optional.
     let status = unsafe { get(connection, &raw mut poll, ptr::null_mut()) };
     if status != sys::APR_SUCCESS as i32 {
-        return Err(io::Error::other("mod_http2 gives no descriptor to wait for its input"));
+        return Err(io::Error::other("mod_http2 gives no descriptor to wait on"));
     }
     let mut descriptor = -1;
     // SAFETY: the type says which of the descriptor's forms is there; it is live as long as the connection.
@@ -102,13 +102,14 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
         sys::apr_datatype_e_APR_POLL_SOCKET => unsafe {
             sys::apr_os_sock_get(&raw mut descriptor, poll.desc.s)
         },
-        _ => return Err(io::Error::other("the stream's input has ended")),
+        _ => return Err(io::Error::other("the client has ended it already")),
     };
     if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
 }
 
-/// How much of a stream mod_http2 may hold: less than the 64 KiB (`H2StreamMaxMemSize`) at which it lets the writer wait.
-const MOST_HELD: usize = 48 * 1024;
+/// How much of a stream mod_http2 may hold: less than the 32 KiB at which it lets the writer wait. (Only where
+/// `H2StreamMaxMemSize` is set to less than this do writers wait, up to `Timeout`.)
+const MOST_HELD: usize = 24 * 1024;
 
 /// The bytes of a stream that mod_http2 has and the client has no room for.
 #[derive(Debug, Default)]
