@@ -136,7 +136,7 @@ impl Held {
 
     /// When to ask again: soon at first, since most clients have room all the time, and later for one that has none.
     pub(super) fn retry(&self) -> Duration {
-        Duration::from_micros(100 << self.refused.min(9))
+        Duration::from_micros(20 << self.refused.min(11))
     }
 
     /// A bucket with a copy of `bytes`, counted as long as it or a part of it exists.
