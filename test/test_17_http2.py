@@ -1,13 +1,12 @@
 """WebSockets over HTTP/2 (RFC 8441): streams of mod_http2's, over TLS and in clear text."""
 
 import os
-import shutil
-import socket
+import signal
 import time
 import zlib
 
 import pytest
-from httpd import MPM_SETTINGS, TIMED, TOP, debug, echo, location, wait_until
+from httpd import TIMED, debug, echo, location, wait_until
 from test_09_browser import devtools, page  # noqa: F401 (fixtures)
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Refused, close_frame, frame, random_text
 from ws_h2 import Connection, Stream
@@ -246,8 +245,7 @@ class TestEnds:
         trail = httpd.trail("h2")
         mark = f"?{how}-{h2.scheme}"
         stream, other = h2.websocket(f"/debug{mark}", [("X-Debug-Trail", str(trail))]), h2.websocket()
-        works_before = frame(TEXT, "version")
-        stream.send(works_before)
+        stream.send(frame(TEXT, "version"))
         stream.expect(TEXT, "1")
         h2.sock.close() if how == "eof" else getattr(stream, how)()
         wait_until(lambda: httpd.trail_lines(trail) == ["disconnect"], 5, "on_disconnect")
@@ -453,7 +451,7 @@ class TestWarning:
 
 @threaded
 class TestEndOfChild:
-    CONF = "Timeout 3\n" + SITE
+    CONF = "Timeout 3\nKeepAliveTimeout 1\n" + SITE
 
     def test_graceful_restart(self, httpd, connection):
         one, trail = connection(), httpd.trail("h2-graceful")
@@ -475,7 +473,7 @@ class TestEndOfChild:
         slow.upgrade("/debug", [("X-Debug-Trail", str(trail))])
         slow.send(frame(TEXT, "flood 1000 10000"))
         wait_until(lambda: httpd.trail_lines(trail) == ["sent=1000"], 5, "the flood")
-        httpd.tell(10)  # SIGUSR1
+        httpd.tell(signal.SIGUSR1)
         wait_until(lambda: len(httpd.trail_lines(trail)) == 2, 4, "on_disconnect")
         httpd.restarted()
         httpd.outlived(10)
@@ -486,10 +484,9 @@ class TestEndOfChild:
         slow = Stream(one, reading=False)
         slow.upgrade("/debug")
         slow.send(frame(TEXT, "flood 1000 10000"))
-        works_before = frame(TEXT, "version")
-        stream.send(works_before)
+        stream.send(frame(TEXT, "version"))
         stream.expect(TEXT, "1")
-        httpd.tell(1)  # SIGHUP
+        httpd.tell(signal.SIGHUP)
         httpd.renewed()
         assert httpd.trail_lines(trail) == ["disconnect"]
         works(connection().websocket())

@@ -46,6 +46,7 @@ impl Filters {
             || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
+        // SAFETY: as above.
         let stream = unsafe { http2::is_stream(connection) }.then(http2::Held::default);
         let (input, output) = (brigade(), brigade());
         Ok(Self { connection, input, output, descriptor, stream, early: Vec::new() })

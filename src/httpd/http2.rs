@@ -7,7 +7,7 @@
 //! when it has let go of that. The stream holds one of mod_http2's worker threads (`H2MaxWorkers`) as long as it lives.
 
 use core::{
-    ffi::{CStr, c_int, c_void},
+    ffi::{CStr, c_char, c_int, c_void},
     mem, ptr,
     sync::atomic::{AtomicU32, AtomicUsize, Ordering},
     time::Duration,
@@ -94,11 +94,12 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
         return Err(io::Error::other("mod_http2 gives no descriptor to wait on"));
     }
     let mut descriptor = -1;
-    // SAFETY: the type says which of the descriptor's forms is there; it is live as long as the connection.
     let status = match poll.desc_type {
+        // SAFETY: the type says that this is the form of the descriptor; it is live as long as the connection.
         sys::apr_datatype_e_APR_POLL_FILE => unsafe {
             sys::apr_os_file_get(&raw mut descriptor, poll.desc.f)
         },
+        // SAFETY: as above.
         sys::apr_datatype_e_APR_POLL_SOCKET => unsafe {
             sys::apr_os_sock_get(&raw mut descriptor, poll.desc.s)
         },
@@ -241,10 +242,11 @@ impl Configured {
         let mut node = first;
         // SAFETY: the caller's word: a node's neighbours and children are live nodes, its strings live.
         while let Some(directive) = unsafe { node.as_ref() } {
-            // SAFETY: as above.
-            let [name, words] = [directive.directive, directive.args].map(|string| {
-                if string.is_null() { c"" } else { unsafe { CStr::from_ptr(string) } }
-            });
+            let text = |string: *const c_char| {
+                // SAFETY: as above; what is not NULL is a live string.
+                (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) }).unwrap_or_default()
+            };
+            let (name, words) = (text(directive.directive), text(directive.args));
             let is = |other: &str| name.to_bytes().eq_ignore_ascii_case(other.as_bytes());
             let words = words.to_str().unwrap_or_default().trim().trim_matches('"');
             if is("H2WebSockets") {
