@@ -243,8 +243,11 @@ impl Configured {
         // SAFETY: the caller's word: a node's neighbours and children are live nodes, its strings live.
         while let Some(directive) = unsafe { node.as_ref() } {
             let text = |string: *const c_char| {
-                // SAFETY: as above; what is not NULL is a live string.
-                (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) }).unwrap_or_default()
+                if string.is_null() {
+                    return c"";
+                }
+                // SAFETY: as above.
+                unsafe { CStr::from_ptr(string) }
             };
             let (name, words) = (text(directive.directive), text(directive.args));
             let is = |other: &str| name.to_bytes().eq_ignore_ascii_case(other.as_bytes());
