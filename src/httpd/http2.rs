@@ -197,13 +197,16 @@ pub(super) unsafe fn begin(server: *mut sys::server_rec) {
     // SAFETY: the result is a live integer.
     unsafe { sys::ap_mpm_query(sys::AP_MPMQ_MAX_DAEMONS as c_int, &raw mut children) };
     let all = u64::from(most) * u64::from(children.unsigned_abs().max(1));
-    if configured.websockets && configured.promised > all {
+    // httpd reads the configuration twice when it starts; saying it once is enough.
+    // SAFETY: the call has no preconditions.
+    let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) };
+    let is_rehearsal = state == sys::AP_SQ_MS_CREATE_PRE_CONFIG as c_int;
+    if configured.websockets && configured.promised > all && !is_rehearsal {
         let line = format_args!(
             "WS0406: WebSocketMaxConnections promises {} connections, but over HTTP/2 there can be only {all}: each \
-             takes a thread of mod_http2's, of which {} child(ren) have {workers} each (H2MaxWorkers), one of them \
-             kept for other requests. Raise H2MaxWorkers",
+             takes one of mod_http2's {workers} threads in a child (H2MaxWorkers), the last of which is kept for other \
+             requests. Raise H2MaxWorkers, or set H2WebSockets Off",
             configured.promised,
-            children.max(1),
         );
         // SAFETY: the caller's word.
         unsafe { log::server(server, Level::Warn, line) };
