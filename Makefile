@@ -67,6 +67,11 @@ $(B)/plugins/%.so: test/plugins/%.c include/websocket_plugin.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -o $@ $<
 
+# The one that looks into httpd's request.
+$(B)/plugins/request.so: PLUGIN_FLAGS += -isystem $(shell $(APXS) -q INCLUDEDIR) \
+	$(patsubst -I%,-isystem %,$(shell $$($(APXS) -q APR_CONFIG) --includes --cppflags) \
+		$(shell $$($(APXS) -q APU_CONFIG) --includes))
+
 .PHONY: setup-demo setup-check
 setup-demo setup-check: setup-%:
 	@scripts/setup.sh $*

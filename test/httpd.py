@@ -213,6 +213,7 @@ class Httpd:
         if tls:
             self.certificate()
         wanted = [f"mpm_{self.mpm}", *MODULES, *(["socache_shmcb", "ssl"] if tls else []), *modules]
+        wanted += ["http2"] if "H2WebSockets" in conf else []
         lines = [
             f'ServerRoot "{self.root}"',
             "ServerName localhost",

@@ -151,11 +151,16 @@ fn turns<T: Transport>(
         // A signal handler can make a drain a stop, but wake nobody.
         let timeout = if due.is_some() { timeout.min(Some(HASTE)) } else { timeout };
         // A client that is never at a loss for bytes must not keep us from seeing what else there is.
-        let timeout = if again { Some(Duration::ZERO) } else { timeout };
+        let mut timeout = if again { Some(Duration::ZERO) } else { timeout };
+        let mut interest = Interest { read, write };
+        if write {
+            let (shown, retry) = lane.room();
+            interest.write = shown;
+            timeout = timeout.into_iter().chain(retry).min();
+        }
         // A pending signal stays pending: once seen, it must not end each further wait.
         let signals = signals.filter(|_| !stopping);
-        let ready =
-            wait(lane.descriptor(), Interest { read, write }, Some(waker), timeout, signals)?;
+        let ready = wait(lane.descriptor(), interest, Some(waker), timeout, signals)?;
         readable = ready.read;
         signalled = signalled.max(ready.ending);
     }

@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::RawFd,
     sync::{Arc, Mutex, MutexGuard},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -102,6 +102,12 @@ impl<T: Transport> Lane<T> {
         self.io.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// What to wait for before writing goes on: room that the descriptor shows, or that some time has passed.
+    pub(super) fn room(&self) -> (bool, Option<Duration>) {
+        let retry = self.io().transport.retry();
+        (retry.is_none(), retry)
+    }
+
     /// Reads what is there, and says whether the transport may hold more that its descriptor does not show.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
         let mut io = self.io();
@@ -134,8 +140,10 @@ impl<T: Transport> Lane<T> {
                 Err(_) => return self.outbox.end("writing failed"),
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let interest = Interest { read: false, write: true };
-            if left.is_zero() || wait(self.descriptor, interest, None, Some(left), None).is_err() {
+            let (write, retry) = self.room();
+            let interest = Interest { read: false, write };
+            let pause = Some(retry.map_or(left, |retry| retry.min(left)));
+            if left.is_zero() || wait(self.descriptor, interest, None, pause, None).is_err() {
                 return;
             }
         }

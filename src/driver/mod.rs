@@ -20,7 +20,7 @@
 //! | [`stop`] | telling every blocking connection that the child goes down |
 //! | [`wait`] | waiting for a descriptor, a wake-up or a deadline |
 
-use std::{io, os::fd::RawFd, sync::Arc};
+use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
 pub mod blocking;
 pub mod clocks;
@@ -53,6 +53,11 @@ pub trait Transport: Send {
 
     /// The descriptor to wait on.
     fn descriptor(&self) -> RawFd;
+
+    /// When to try again after `write` would have blocked, if the descriptor does not show that there is room.
+    fn retry(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Transport for Box<dyn Transport> {
@@ -78,5 +83,9 @@ impl Transport for Box<dyn Transport> {
 
     fn descriptor(&self) -> RawFd {
         (**self).descriptor()
+    }
+
+    fn retry(&self) -> Option<Duration> {
+        (**self).retry()
     }
 }

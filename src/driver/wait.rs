@@ -241,11 +241,14 @@ pub fn wait(
         entry(if events == 0 { -1 } else { descriptor }, events),
         entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
     ];
-    // Rounded up, or the last millisecond would be spent in a loop.
-    let timeout = timeout
-        .map_or(-1, |t| c_int::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX));
-    // SAFETY: the array is live and holds three entries.
-    if unsafe { libc::poll(fds.as_mut_ptr(), 3, timeout) } < 0 {
+    // Not poll, whose milliseconds are long for a transport that has to be asked for room.
+    let timeout = timeout.map(|t| libc::timespec {
+        tv_sec: t.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: the array is live and holds three entries; the timeout is NULL or live, and there is no mask.
+    if unsafe { libc::ppoll(fds.as_mut_ptr(), 3, timeout, ptr::null()) } < 0 {
         let error = io::Error::last_os_error();
         return match error.kind() {
             io::ErrorKind::Interrupted => Ok(Ready::default()),

@@ -9,7 +9,7 @@ use core::{
 };
 use std::borrow::Cow;
 
-use super::{ending::RESERVE, is_threaded, log, record, sys};
+use super::{ending::RESERVE, http2, is_threaded, log, record, sys};
 use crate::journal::Level;
 
 /// event's default of `AsyncRequestWorkerFactor`.
@@ -77,6 +77,20 @@ pub(super) unsafe fn warn(server: *const sys::server_rec) {
         warn(format_args!(
             "WS0408: with MaxConnectionsPerChild {requests} httpd ends children after so many connections, and closes \
              their WebSockets: set MaxConnectionsPerChild 0"
+        ));
+    }
+    let mut promised = 0;
+    let over_http2 = http2::most().map_or(0, u64::from) * children.max(1);
+    each_directive(&mut |name, args| {
+        if name.eq_ignore_ascii_case("WebSocketMaxConnections") {
+            promised = promised.max(args.trim().trim_matches('"').parse().unwrap_or_default());
+        }
+    });
+    if http2::most().is_some() && has(&["H2WebSockets On"]) && promised > over_http2 {
+        warn(format_args!(
+            "WS0411: WebSocketMaxConnections promises {promised} connections, but over HTTP/2 there can be only \
+             {over_http2}: each takes one of mod_http2's threads in a child (H2MaxWorkers), the last of which is kept for \
+             other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
         ));
     }
     if !record::is_possible() {

@@ -1,12 +1,13 @@
 //! The transport through httpd's connection filters, for TLS and whatever else sits there.
 //!
 //! It never blocks: the core output filter would if it were given more than it may hold back, or a flush, so it
-//! gets one portion at a time and is pushed until that has left.
+//! gets one portion at a time and is pushed until that has left. A stream of HTTP/2 has mod_http2's filter there instead, which
+//! blocks likewise, and gets no more at a time than it has room for.
 
 use core::{ffi::CStr, ptr};
-use std::{io, os::fd::RawFd, sync::Arc};
+use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
-use super::sys;
+use super::{http2, sys};
 use crate::driver::{
     Transport,
     socket::{Socket, take_front},
@@ -28,6 +29,8 @@ pub(super) struct Filters {
     descriptor: RawFd,
     /// How much the output filters take at a time.
     portion: usize,
+    /// What mod_http2 holds, if it has the last output filter instead of httpd's core.
+    stream: Option<http2::Held>,
     /// Read before the filters themselves.
     early: Vec<u8>,
 }
@@ -52,8 +55,10 @@ impl Filters {
             (*core.cast::<sys::core_server_config>()).flush_max_threshold
         };
         let portion = (threshold.min(64 << 10) * PORTION.0 / PORTION.1).max(1);
+        // SAFETY: the caller's word.
+        let stream = unsafe { http2::is_stream(connection) }.then(http2::Held::default);
         let (input, output) = (brigade(), brigade());
-        Ok(Self { connection, input, output, descriptor, portion, early: Vec::new() })
+        Ok(Self { connection, input, output, descriptor, portion, stream, early: Vec::new() })
     }
 
     /// The number of the connection's descriptor, which is httpd's.
@@ -97,26 +102,27 @@ impl Filters {
 
     /// Writes all of `bytes`, waiting for the client as long as httpd's `Timeout` allows. For the handshake.
     pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // SAFETY: connection and brigade are live and ours; the flush has nothing of `bytes` left when the call returns.
-        let status = unsafe {
-            let allocator = (*self.connection).bucket_alloc;
-            let data =
-                sys::apr_bucket_transient_create(bytes.as_ptr().cast(), bytes.len(), allocator);
+        // SAFETY: the connection is live and ours, and so is its allocator; the flush has nothing of `bytes` left when the
+        // call returns.
+        unsafe {
+            let list = (*self.connection).bucket_alloc;
+            let data = sys::apr_bucket_transient_create(bytes.as_ptr().cast(), bytes.len(), list);
             sys::brigade_insert_tail(self.output, data);
-            sys::brigade_insert_tail(self.output, sys::apr_bucket_flush_create(allocator));
-            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
-            sys::apr_brigade_cleanup(self.output.cast());
-            status
-        };
-        if status == sys::APR_SUCCESS as i32 { Ok(()) } else { Err(Self::error(status)) }
+            self.pass(sys::apr_bucket_flush_create(list))
+        }
     }
 
-    /// Reads what the filters have, and waits for it if they have nothing and are to block.
-    fn get(&mut self, buffer: &mut [u8], how: sys::apr_read_type_e) -> io::Result<usize> {
+    /// Reads what the filters have, and waits for it if they have nothing and are to block: the status, how many bytes, and
+    /// whether the end of the stream is among it.
+    fn take(
+        &mut self,
+        buffer: &mut [u8],
+        how: sys::apr_read_type_e,
+    ) -> (sys::apr_status_t, usize, bool) {
         let mut len = buffer.len();
         // SAFETY: connection and brigade are live and ours; the buffer holds `len` bytes. What ap_get_brigade returns
         // has at most as many, and the brigade is emptied before its bytes could become stale.
-        let (status, eos) = unsafe {
+        unsafe {
             let status = sys::ap_get_brigade(
                 (*self.connection).input_filters,
                 self.input,
@@ -127,8 +133,63 @@ impl Filters {
             let eos = sys::brigade_has_eos(self.input);
             sys::apr_brigade_flatten(self.input, buffer.as_mut_ptr().cast(), &raw mut len);
             sys::apr_brigade_cleanup(self.input.cast());
-            (status, eos)
+            (status, len, eos)
+        }
+    }
+
+    /// Whether the last filter, httpd's core, still holds output. What mod_http2 holds has left us.
+    fn holds_output(&self) -> bool {
+        // SAFETY: the connection is live and ours.
+        self.stream.is_none() && unsafe { (*self.connection).data_in_output_filters != 0 }
+    }
+
+    /// Gives what was put into the brigade, and a bucket behind it, to the output filters.
+    ///
+    /// # Safety
+    /// - `bucket` is live, of the connection's allocator, and in no brigade.
+    unsafe fn pass(&mut self, bucket: *mut sys::apr_bucket) -> io::Result<()> {
+        // SAFETY: connection and brigade are live and ours; the bucket is as the caller says.
+        let status = unsafe {
+            sys::brigade_insert_tail(self.output, bucket);
+            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
+            sys::apr_brigade_cleanup(self.output.cast());
+            status
         };
+        if status == sys::APR_SUCCESS as i32 { Ok(()) } else { Err(Self::error(status)) }
+    }
+
+    /// How many bytes a stream may write now; 0 if it has to wait.
+    fn stream_room(&mut self, wanted: usize) -> io::Result<usize> {
+        // SAFETY: the connection is live and ours.
+        let list = unsafe { (*self.connection).bucket_alloc };
+        let Some(held) = &mut self.stream else { return Ok(self.portion) };
+        if let Some(room) = held.room(wanted) {
+            return Ok(room);
+        }
+        // mod_http2 lets go of what the client has taken when it is called, and not before.
+        // SAFETY: the bucket is new, and of the connection's allocator.
+        unsafe { self.pass(sys::apr_bucket_flush_create(list))? };
+        let room = self.stream.as_mut().and_then(|held| held.room(wanted));
+        Ok(room.unwrap_or_default())
+    }
+
+    pub(super) fn error(status: sys::apr_status_t) -> io::Error {
+        match status {
+            s if s == sys::APR_EAGAIN as i32 => io::ErrorKind::WouldBlock.into(),
+            s if s == sys::APR_TIMEUP as i32 => io::ErrorKind::TimedOut.into(),
+            s if s > 0 && s < sys::APR_OS_START_ERROR as i32 => io::Error::from_raw_os_error(s),
+            s => io::Error::other(format!("APR status {s}")),
+        }
+    }
+
+    /// Reads what the filters have, and waits for it if they have nothing and are to block.
+    fn get(&mut self, buffer: &mut [u8], how: sys::apr_read_type_e) -> io::Result<usize> {
+        let (mut status, mut len, mut eos) = self.take(buffer, how);
+        if eos && len == 0 && self.stream.is_some() {
+            // mod_http2 ends the request, which has no body, and then begins with what the client sends. After the end
+            // of the stream another read gives APR_EOF.
+            (status, len, eos) = self.take(buffer, how);
+        }
         match status as u32 {
             sys::APR_SUCCESS if len > 0 => Ok(len),
             sys::APR_SUCCESS if eos => Ok(0),
@@ -136,21 +197,6 @@ impl Filters {
             sys::APR_SUCCESS => Err(io::ErrorKind::WouldBlock.into()),
             sys::APR_EOF => Ok(0),
             _ => Err(Self::error(status)),
-        }
-    }
-
-    /// Whether the last filter, httpd's core, still holds output.
-    fn holds_output(&self) -> bool {
-        // SAFETY: the connection is live and ours.
-        unsafe { (*self.connection).data_in_output_filters != 0 }
-    }
-
-    fn error(status: sys::apr_status_t) -> io::Error {
-        match status {
-            s if s == sys::APR_EAGAIN as i32 => io::ErrorKind::WouldBlock.into(),
-            s if s == sys::APR_TIMEUP as i32 => io::ErrorKind::TimedOut.into(),
-            s if s > 0 && s < sys::APR_OS_START_ERROR as i32 => io::Error::from_raw_os_error(s),
-            s => io::Error::other(format!("APR status {s}")),
         }
     }
 }
@@ -167,22 +213,22 @@ impl Transport for Filters {
         if !self.flush()? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let portion = &bytes[..bytes.len().min(self.portion)];
-        // SAFETY: connection and brigade are live and ours. A transient bucket refers to `portion`; filters that keep
-        // data beyond the call have to copy it out of such buckets.
-        let status = unsafe {
-            let bucket = sys::apr_bucket_transient_create(
-                portion.as_ptr().cast(),
-                portion.len(),
-                (*self.connection).bucket_alloc,
-            );
-            sys::brigade_insert_tail(self.output, bucket);
-            let status = sys::ap_pass_brigade((*self.connection).output_filters, self.output);
-            sys::apr_brigade_cleanup(self.output.cast());
-            status
-        };
-        if status != sys::APR_SUCCESS as i32 {
-            return Err(Self::error(status));
+        let room = self.stream_room(bytes.len())?;
+        if room == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let portion = &bytes[..bytes.len().min(room)];
+        // SAFETY: the connection is live and ours, and so is its allocator. A transient bucket refers to `portion`;
+        // filters that keep data beyond the call have to copy it out of such buckets.
+        unsafe {
+            let list = (*self.connection).bucket_alloc;
+            let bucket = match &self.stream {
+                Some(held) => held.bucket(portion, list),
+                None => {
+                    sys::apr_bucket_transient_create(portion.as_ptr().cast(), portion.len(), list)
+                }
+            };
+            self.pass(bucket)?;
         }
         self.flush()?;
         Ok(portion.len())
@@ -219,13 +265,55 @@ impl Transport for Filters {
     fn descriptor(&self) -> RawFd {
         self.descriptor
     }
+
+    fn retry(&self) -> Option<Duration> {
+        self.stream.as_ref().map(http2::Held::retry)
+    }
 }
 
-/// The descriptor of a connection's socket.
+/// Sets the timeout of a connection's socket, in microseconds. A stream of HTTP/2 has none of its own.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn set_timeout(
+    connection: *mut sys::conn_rec,
+    timeout: sys::apr_interval_time_t,
+) {
+    // SAFETY: the caller's word; the socket is the connection's own.
+    unsafe {
+        if !http2::is_stream(connection) {
+            sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), timeout);
+        }
+    }
+}
+
+/// Tells the client of the end of a stream of HTTP/2, which mod_http2 would not; other connections end when httpd closes
+/// them.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn end_stream(connection: *mut sys::conn_rec) {
+    // SAFETY: the caller's word; brigade and bucket are of the connection's pool. An error means that the client is gone.
+    unsafe {
+        if http2::is_stream(connection) {
+            let brigade = sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc);
+            let eos = sys::apr_bucket_eos_create((*connection).bucket_alloc);
+            sys::brigade_insert_tail(brigade, eos);
+            sys::ap_pass_brigade((*connection).output_filters, brigade);
+        }
+    }
+}
+
+/// The descriptor that shows what a connection receives: its socket, unless it is a stream.
 ///
 /// # Safety
 /// - `connection` is live.
 unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
+    // SAFETY: the caller's word.
+    if unsafe { http2::is_stream(connection) } {
+        // SAFETY: as above.
+        return unsafe { http2::descriptor(connection) };
+    }
     let mut descriptor = -1;
     // SAFETY: the caller's word; the socket is the connection's own.
     let status =
@@ -261,6 +349,10 @@ pub(super) unsafe fn remove_obstacles(connection: *mut sys::conn_rec) {
 /// # Safety
 /// - `connection` is live and owned by this thread.
 pub(super) unsafe fn foreign(connection: *mut sys::conn_rec) -> Option<String> {
+    // SAFETY: the caller's word.
+    if unsafe { http2::is_stream(connection) } {
+        return Some("HTTP/2".to_owned());
+    }
     // remoteip_input is done once it has read its header, which comes before the request; reqtimeout is removed.
     let own = [c"core", c"core_in", c"log_input_output", c"remoteip_input", c"reqtimeout"];
     let filters = [input_filters(connection), output_filters(connection)].concat();

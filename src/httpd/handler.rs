@@ -16,7 +16,7 @@ use std::{
 use super::{
     CONTEXTS, STOP, directives, draft, ending,
     filters::{self, Filters},
-    is_threaded, log,
+    http2, is_threaded, log,
     record::Record,
     shared,
     suspend::{self, Suspended},
@@ -57,7 +57,13 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     if r.handler() != Some(HANDLER) || !r.is_main() {
         return sys::DECLINED;
     }
+    // SAFETY: the connection is the request's own (wrap::R1).
+    let is_stream = unsafe { http2::is_stream(r.connection()) };
     let header = |name: &str| {
+        // mod_http2 sets this one itself while a stream has not ended, and lets no client send it.
+        if is_stream && name.eq_ignore_ascii_case("Transfer-Encoding") {
+            return None;
+        }
         let name = CString::new(name).ok()?;
         r.get(Table::HeadersIn, &name).map(CStr::to_bytes)
     };
@@ -93,12 +99,11 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     if !origin_is_allowed(r, &section.settings, &opening) {
         return refuse(r, Refusal::Origin);
     }
-    // SAFETY: the connection is the request's own (wrap::R1).
-    if !unsafe { (*r.connection()).master }.is_null() {
-        let line = "WS0103: WebSockets are not served over HTTP/2; use HTTP/1.1";
-        log::request(r, Level::Info, format_args!("{line}"));
-        return sys::HTTP_NOT_IMPLEMENTED as c_int;
-    }
+    // Streams of HTTP/2 are served before this function returns.
+    let _place = match http2::enter(r) {
+        Ok(place) => place,
+        Err(status) => return status,
+    };
     let counted = match count(r, &section.settings) {
         Ok(counted) => counted,
         Err(status) => return status,
@@ -452,7 +457,7 @@ fn take_early_bytes(
     leave_filters: bool,
 ) -> io::Result<Option<Vec<u8>>> {
     // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
-    unsafe { sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), 0) };
+    unsafe { filters::set_timeout(connection, 0) };
     if leave_filters { filters.drain() } else { Ok(None) }
 }
 
@@ -465,6 +470,7 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     let connection = r.connection();
     // SAFETY: the connection is live and ours (wrap::R1); the note's name and value are literals.
     unsafe {
+        filters::end_stream(connection);
         if lost {
             // httpd must not wait for the client, not even to get rid of what its filters still hold.
             (*connection).aborted = 1;
@@ -473,8 +479,7 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
         // This makes httpd wait two seconds at most for a client that does not close, instead of thirty.
         let (key, value) = (c"short-lingering-close".as_ptr(), c"1".as_ptr());
         sys::apr_table_setn((*connection).notes, key, value);
-        let timeout = (*r.server()).timeout;
-        sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), timeout);
+        filters::set_timeout(connection, (*r.server()).timeout);
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `shared.rs` | the memory that all children share |
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
+//! | `http2.rs` | what is different on a stream of HTTP/2 |
 //! | `log.rs` | the error log |
 //! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
 //! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
@@ -37,6 +38,7 @@ mod draft;
 mod ending;
 mod filters;
 mod handler;
+mod http2;
 mod log;
 mod record;
 mod shared;
@@ -125,6 +127,8 @@ unsafe extern "C" fn hook_post_config(
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
+        // SAFETY: as above.
+        unsafe { http2::begin(server) };
         // SAFETY: httpd answers this with a number.
         let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) } as u32;
         if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG {

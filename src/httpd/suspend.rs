@@ -8,7 +8,7 @@
 use core::ptr;
 use std::time::{Duration, Instant};
 
-use super::{Reserve, capacity, ending, handler::note_summary, module, sys, wrap::Request};
+use super::{Reserve, capacity, ending, handler::note_summary, http2, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
 /// How long event's worker may take from its first store to its last, which is the next but one instruction.
@@ -19,8 +19,8 @@ const SETTLED: Duration = Duration::from_millis(20);
 /// # Safety
 /// - `connection` is live.
 pub(super) unsafe fn is_possible(connection: *mut sys::conn_rec) -> bool {
-    // SAFETY: the caller's word.
-    capacity::is_async() && !unsafe { (*connection).cs }.is_null()
+    // SAFETY: the caller's word. A stream of HTTP/2 is mod_http2's and not the MPM's.
+    capacity::is_async() && unsafe { !http2::is_stream(connection) && !(*connection).cs.is_null() }
 }
 
 /// Leaves a connection's guest for the hook to find; the handler has to return `SUSPENDED`.

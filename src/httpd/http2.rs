@@ -1,0 +1,212 @@
+//! WebSockets over HTTP/2 (RFC 8441): what mod_http2 tells of its streams, and how many of its threads they may take.
+//!
+//! mod_http2 turns an extended CONNECT into a GET with `Upgrade: websocket` on a connection of its own, whose master is the
+//! client's, and the 101 into a 200. Such a connection has no socket: what httpd gives as one belongs to nobody, or to
+//! everybody. Its input can be waited for. Its output goes to mod_http2, which keeps some of what the client has no room
+//! for yet, lets the writer wait with the rest, and cannot be asked how much that is: so it gets little at a time, and more
+//! when it has let go of that. The stream holds one of mod_http2's worker threads (`H2MaxWorkers`) as long as it lives.
+
+use core::{
+    ffi::{c_int, c_void},
+    mem, ptr,
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    time::Duration,
+};
+use std::{io, os::fd::RawFd, sync::Arc};
+
+use super::{
+    filters::Filters,
+    log, sys,
+    wrap::{Request, Table},
+};
+use crate::journal::Level;
+
+/// How many streams may be WebSockets in each child.
+static MOST: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// How many are, in this one.
+static OPEN: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a connection is a stream of another one.
+///
+/// # Safety
+/// - `connection` is live.
+pub(super) unsafe fn is_stream(connection: *mut sys::conn_rec) -> bool {
+    // SAFETY: the caller's word.
+    !unsafe { (*connection).master }.is_null()
+}
+
+/// A stream's place among mod_http2's workers.
+pub(super) struct Place(());
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes a place for a request that came on a stream; the status that refuses it if that cannot be.
+pub(super) fn enter(r: Request<'_>) -> Result<Option<Place>, c_int> {
+    // SAFETY: the connection is the request's own (wrap::R1).
+    if !unsafe { is_stream(r.connection()) } {
+        return Ok(None);
+    }
+    // SAFETY: as above.
+    if let Err(error) = unsafe { descriptor(r.connection()) } {
+        let line = "WS0103: no WebSocket on this stream of HTTP/2:";
+        log::request(r, Level::Info, format_args!("{line} {error}"));
+        return Err(sys::HTTP_NOT_IMPLEMENTED as c_int);
+    }
+    let most = MOST.load(Ordering::Relaxed);
+    if OPEN.fetch_add(1, Ordering::Relaxed) >= most {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+        let line = "WS0108: refused: of H2MaxWorkers no thread is left for a WebSocket; open are";
+        log::request(r, Level::Info, format_args!("{line} {most}"));
+        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
+        return Err(sys::HTTP_SERVICE_UNAVAILABLE as c_int);
+    }
+    Ok(Some(Place(())))
+}
+
+/// The descriptor that shows a stream's input, a pipe of mod_http2's.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
+    type GetPollfd = unsafe extern "C" fn(
+        *mut sys::conn_rec,
+        *mut sys::apr_pollfd_t,
+        *mut sys::apr_interval_time_t,
+    ) -> sys::apr_status_t;
+    let name = c"ap_get_pollfd_from_conn";
+    // SAFETY: the name lives for the call. A link to the function would keep an httpd without it from loading us.
+    let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if function.is_null() {
+        return Err(io::Error::other("that needs httpd 2.4.58 or newer"));
+    }
+    // SAFETY: http_core.h declares it with this type.
+    let get = unsafe { mem::transmute::<*mut c_void, GetPollfd>(function) };
+    // SAFETY: apr_pollfd_t is plain data for which all-zero is a valid value.
+    let mut poll: sys::apr_pollfd_t = unsafe { mem::zeroed() };
+    // SAFETY: the caller's word; the structure is live, and the timeout is optional.
+    let status = unsafe { get(connection, &raw mut poll, ptr::null_mut()) };
+    if status != sys::APR_SUCCESS as i32 {
+        return Err(io::Error::other("mod_http2 gives no descriptor to wait on"));
+    }
+    let mut descriptor = -1;
+    let status = match poll.desc_type {
+        // SAFETY: the type says that this is the form of the descriptor; it is live as long as the connection.
+        sys::apr_datatype_e_APR_POLL_FILE => unsafe {
+            sys::apr_os_file_get(&raw mut descriptor, poll.desc.f)
+        },
+        // SAFETY: as above.
+        sys::apr_datatype_e_APR_POLL_SOCKET => unsafe {
+            sys::apr_os_sock_get(&raw mut descriptor, poll.desc.s)
+        },
+        _ => return Err(io::Error::other("the client has ended it already")),
+    };
+    if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
+}
+
+/// How much of a stream mod_http2 may hold: less than the 32 KiB at which it lets the writer wait. (Only where
+/// `H2StreamMaxMemSize` is set to less than this do writers wait, up to `Timeout`.)
+const MOST_HELD: usize = 24 * 1024;
+
+/// The bytes of a stream that mod_http2 has and the client has no room for.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    bytes: Arc<AtomicUsize>,
+    /// How often in a row there was no room.
+    refused: u32,
+}
+
+/// What stands before the bytes of a bucket that [`Held`] counts.
+struct Header {
+    held: Arc<AtomicUsize>,
+    size: usize,
+}
+
+impl Held {
+    /// How many of `wanted` bytes may be written now; `None` if that would be too few to be worth it.
+    pub(super) fn room(&mut self, wanted: usize) -> Option<usize> {
+        let room = MOST_HELD.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        let enough = room >= wanted.min(MOST_HELD / 2);
+        self.refused = if enough { 0 } else { self.refused.saturating_add(1) };
+        enough.then_some(room)
+    }
+
+    /// When to ask again: soon at first, since most clients have room all the time, and later for one that has none.
+    pub(super) fn retry(&self) -> Duration {
+        Duration::from_micros(20 << self.refused.min(11))
+    }
+
+    /// A bucket with a copy of `bytes`, counted as long as it or a part of it exists.
+    ///
+    /// # Safety
+    /// - `list` is a live bucket allocator, of this thread.
+    pub(super) unsafe fn bucket(
+        &self,
+        bytes: &[u8],
+        list: *mut sys::apr_bucket_alloc_t,
+    ) -> *mut sys::apr_bucket {
+        const HEADER: usize = size_of::<Header>();
+        // SAFETY: malloc has no preconditions.
+        let memory = unsafe { libc::malloc(HEADER + bytes.len()) }.cast::<u8>();
+        assert!(!memory.is_null(), "memory for a few bytes to write");
+        self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        let header = Header { held: self.bytes.clone(), size: bytes.len() };
+        // SAFETY: the memory is aligned for anything, and has room for the header and the bytes behind it. A bucket of
+        // the heap type takes the whole memory over and gives it to `release`; the part it shows is moved behind the header.
+        unsafe {
+            memory.cast::<Header>().write(header);
+            ptr::copy_nonoverlapping(bytes.as_ptr(), memory.add(HEADER), bytes.len());
+            let size = HEADER + bytes.len();
+            let bucket = sys::apr_bucket_heap_create(memory.cast(), size, Some(release), list);
+            (*bucket).start = HEADER as sys::apr_off_t;
+            (*bucket).length = bytes.len();
+            bucket
+        }
+    }
+}
+
+/// The last bucket with some of these bytes is gone; on any thread.
+unsafe extern "C" fn release(memory: *mut c_void) {
+    // SAFETY: `Held::bucket` made the memory, and a heap bucket gives it back once.
+    unsafe {
+        let Header { held, size } = memory.cast::<Header>().read();
+        held.fetch_sub(size, Ordering::Relaxed);
+        libc::free(memory);
+    }
+}
+
+/// Finds out how many WebSockets each child can hold over HTTP/2, leaving a worker to other requests.
+///
+/// # Safety
+/// - `server` is the main server, while httpd runs its post_config hooks.
+pub(super) unsafe fn begin(server: *mut sys::server_rec) {
+    // SAFETY: the caller's word.
+    let workers = unsafe { workers(server) };
+    MOST.store(workers.map_or(u32::MAX, |workers| workers.saturating_sub(1)), Ordering::Relaxed);
+    OPEN.store(0, Ordering::Relaxed);
+}
+
+/// How many WebSockets each child can hold over HTTP/2; `None` without mod_http2.
+pub(super) fn most() -> Option<u32> {
+    Some(MOST.load(Ordering::Relaxed)).filter(|&most| most < u32::MAX)
+}
+
+/// mod_http2's `H2MaxWorkers`, set or not; `None` without mod_http2.
+///
+/// # Safety
+/// - `server` is live.
+unsafe fn workers(server: *mut sys::server_rec) -> Option<u32> {
+    type GetNumWorkers = unsafe extern "C" fn(*mut sys::server_rec, *mut c_int, *mut c_int);
+    // SAFETY: the name lives for the call.
+    let function = unsafe { sys::apr_dynamic_fn_retrieve(c"http2_get_num_workers".as_ptr()) }?;
+    // SAFETY: mod_http2.h declares the function with this type.
+    let get = unsafe { mem::transmute::<unsafe extern "C" fn(), GetNumWorkers>(function) };
+    let (mut least, mut most) = (0, 0);
+    // SAFETY: the caller's word; both integers are live.
+    unsafe { get(server, &raw mut least, &raw mut most) };
+    u32::try_from(most).ok()
+}

@@ -1,0 +1,565 @@
+"""WebSockets over HTTP/2 (RFC 8441): streams of mod_http2's, over TLS and in clear text."""
+
+import os
+import signal
+import time
+import zlib
+
+import pytest
+from httpd import TIMED, debug, echo, location, wait_until
+from test_09_browser import devtools, page  # noqa: F401 (fixtures)
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Refused, close_frame, frame, random_text
+from ws_h2 import Connection, Stream
+
+PREFORK = os.environ.get("TEST_MPM") == "prefork"
+# mod_http2 says at its start that it does not support prefork; there is one test of what comes of it.
+threaded = pytest.mark.skipif(PREFORK, reason="mod_http2 does not support prefork")
+
+SITE = f"""
+    Protocols h2 h2c http/1.1
+    H2WebSockets On
+    SSLSessionCache shmcb:run/sessions(128000)
+    <VirtualHost *:${{TLS_PORT}}>
+        SSLEngine on
+        SSLCertificateFile tls/cert.pem
+        SSLCertificateKeyFile tls/key.pem
+    </VirtualHost>
+    {debug()}
+    {echo()}
+    {echo("/deflate", "WebSocketCompression On")}
+    {location("/threads", "${PLUGINS}/threads.so", "threads_init")}
+"""
+
+
+@pytest.fixture
+def connection(httpd):
+    """Opens HTTP/2 connections, over TLS unless told otherwise, and closes them."""
+    opened = []
+
+    def connected(tls=True, **kw):
+        port = httpd.tls_port if tls else httpd.port
+        opened.append(Connection(port, tls=httpd.tls_context() if tls else None, **kw))
+        return opened[-1]
+
+    yield connected
+    for one in opened:
+        one.sock.close()
+
+
+@pytest.fixture(params=["h2", "h2c"])
+def h2(request, connection):
+    """One connection, over TLS and in clear text."""
+    return connection(tls=request.param == "h2")
+
+
+def works(stream, text="works"):
+    stream.send(frame(TEXT, text))
+    stream.expect(TEXT, text)
+
+
+def settle(connection, streams=32):
+    """Has mod_http2 run `streams` streams of the connection at once. It begins with 6, and doubles
+    that with each request that ends well, but not more often than all 100 ms."""
+    limit = 6
+    while limit < streams:
+        time.sleep(0.11)
+        assert connection.get()[0] == 200
+        limit *= 2
+
+
+@threaded
+class TestHandshake:
+    CONF = SITE
+
+    def test_is_offered_and_answered_with_200(self, httpd, h2):
+        assert h2.offers_websockets
+        stream = Stream(h2)
+        response = stream.ask("/echo?shake")
+        assert response.status == 200
+        # These belong to HTTP/1.1 (RFC 8441 §5).
+        assert not {"upgrade", "connection", "sec-websocket-accept"} & set(response.headers)
+        works(stream)
+        stream.close()
+        entry = httpd.access("?shake")[-1]
+        assert entry.request == "GET /echo?shake HTTP/2.0"
+        assert (entry.status, entry.close_code, entry.messages_in) == (101, "1000", "1")
+
+    def test_headers_and_subprotocol(self, h2):
+        stream = Stream(h2)
+        headers = [
+            ("Sec-WebSocket-Protocol", "chat, superchat"),
+            ("X-Debug-Protocol", "superchat"),
+            ("X-Debug-Set", "X-Own: value"),
+        ]
+        response = stream.upgrade("/debug", headers)
+        assert response.headers["sec-websocket-protocol"] == "superchat"
+        assert response.headers["x-own"] == "value"
+
+    @pytest.mark.parametrize(
+        "path, headers, kw, status",
+        [
+            ("/echo", [], {"version": "12"}, 400),
+            ("/echo", [], {"version": None}, 400),
+            ("/echo", [("Origin", "https://elsewhere.example")], {}, 403),
+            ("/debug", [("X-Debug-Refuse", "1")], {}, 403),
+            ("/nowhere", [], {}, 404),
+        ],
+    )
+    def test_refused(self, h2, path, headers, kw, status):
+        response = Stream(h2).ask(path, headers, **kw)
+        assert response.status == status
+        if status == 400:
+            assert "13" in response.headers["sec-websocket-version"]
+        works(h2.websocket())
+
+    def test_own_origin(self, h2):
+        h2.websocket(headers=[("Origin", f"{h2.scheme}://localhost:{h2.port}")])
+
+    def test_stream_that_has_ended_already(self, httpd, h2):
+        httpd.expect_log("WS0103: .*the client has ended it already")
+        assert Stream(h2).ask(end=True).status == 501
+        works(h2.websocket())
+
+    def test_plain_requests_beside_it(self, h2):
+        stream = h2.websocket()
+        assert h2.get("/")[0] == 200
+        assert h2.get("/echo")[0] == 404
+        works(stream)
+
+    def test_frames_before_the_answer(self, h2):
+        stream = Stream(h2)
+        fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":path", "/echo")]
+        stream.start([*fields, ("sec-websocket-version", "13")])
+        stream.send(frame(TEXT, "early"), frame(PING, b"bird"))
+        stream.expect(TEXT, "early")
+        stream.expect(PONG, b"bird")
+        assert stream.answer[":status"] == "200"
+
+
+@threaded
+class TestMessages:
+    CONF = SITE
+
+    @pytest.mark.parametrize("size", [0, 1, 126, 16_384, 65_536, 3 << 20])
+    def test_sizes(self, h2, size):
+        stream, data = h2.websocket(), random_text(size)
+        stream.send(frame(BINARY, data))
+        stream.expect(BINARY, data)
+        stream.close()
+
+    def test_each_byte_in_a_frame_of_its_own(self, h2):
+        stream = h2.websocket()
+        for byte in frame(TEXT, "bit by bit") + frame(PING, b"?"):
+            stream.send(bytes([byte]))
+        stream.expect(TEXT, "bit by bit")
+        stream.expect(PONG, b"?")
+
+    def test_many_frames_in_one(self, h2):
+        stream = h2.websocket()
+        stream.send(*(frame(TEXT, f"{n}") for n in range(1500)))
+        for n in range(1500):
+            stream.expect(TEXT, f"{n}")
+
+    def test_megabytes_both_ways_at_once(self, h2):
+        stream, data = h2.websocket(), random_text(1 << 20)
+        stream.send(*[frame(BINARY, data)] * 8)
+        for _ in range(8):
+            stream.expect(BINARY, data)
+
+    def test_streams_at_once(self, connection):
+        one = connection()
+        settle(one)
+        streams = [one.websocket() for _ in range(20)]
+        for round_ in range(5):
+            for n, stream in enumerate(streams):
+                stream.send(frame(TEXT, f"{round_} {n} " + "x" * 1000 * n))
+            for n, stream in reversed(list(enumerate(streams))):
+                stream.expect(TEXT, f"{round_} {n} " + "x" * 1000 * n)
+        assert one.get()[0] == 200
+
+    def test_plugin_sends_first(self, h2):
+        stream = h2.websocket("/debug", [("X-Debug-Greet", "hello"), ("X-Debug-Greet-Thread", "there")])
+        stream.expect(TEXT, "hello")
+        stream.expect(TEXT, "there")
+
+    def test_plugin_sends_from_threads(self, h2):
+        stream = h2.websocket("/threads")
+        stream.send(frame(TEXT, "go 8 500 1000"), *[frame(BINARY, b"echo")] * 100)
+        per_thread, echoes = [0] * 8, 0
+        while echoes < 100 or per_thread != [500] * 8:
+            payload = stream.read_frame().payload
+            if payload == b"echo":
+                echoes += 1
+                continue
+            thread, number = int(payload[2:5]), int(payload[8:14])
+            assert number == per_thread[thread]
+            per_thread[thread] += 1
+
+    def test_compression(self, h2):
+        stream, text = Stream(h2), b"once more " * 50
+        offer = ("Sec-WebSocket-Extensions", "permessage-deflate; client_no_context_takeover")
+        answer = stream.upgrade("/deflate", [offer]).headers["sec-websocket-extensions"]
+        assert answer.startswith("permessage-deflate")
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+        packed = packer.compress(text) + packer.flush(zlib.Z_SYNC_FLUSH)
+        stream.send(frame(TEXT, packed[:-4], rsv=4))
+        first, size = stream.take(2, time.monotonic() + 5)
+        assert first == 0xC1 and size < 126
+        payload = stream.take(size, time.monotonic() + 5)
+        assert zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff") == text
+
+
+@threaded
+class TestEnds:
+    CONF = SITE
+
+    @pytest.mark.parametrize(
+        "data, code",
+        [
+            (close_frame(1000), 1000),
+            (close_frame(4321), 4321),
+            (close_frame(), 1005),
+            (frame(TEXT, rsv=4), 1002),
+            (frame(TEXT, b"\xff"), 1007),
+            (frame(TEXT, length=1 << 30), 1009),
+        ],
+        ids=lambda value: value if isinstance(value, int) else "frame",
+    )
+    def test_a_close_ends_the_stream_alone(self, h2, data, code):
+        stream, other = h2.websocket(), h2.websocket()
+        stream.send(data)
+        stream.expect_close(code, reply=False)
+        assert not stream.reset_code  # NO_ERROR is what a server says that needs no more input
+        works(other)
+        assert h2.get()[0] == 200
+        works(h2.websocket())
+
+    def test_plugin_closes(self, h2):
+        stream, other = h2.websocket("/debug"), h2.websocket()
+        stream.send(frame(TEXT, "close 3333 x"))
+        stream.expect_close(3333)
+        works(other)
+
+    @pytest.mark.parametrize("how", ["end", "reset", "eof"])
+    def test_client_vanishes(self, httpd, h2, how):
+        trail = httpd.trail("h2")
+        mark = f"?{how}-{h2.scheme}"
+        stream, other = h2.websocket(f"/debug{mark}", [("X-Debug-Trail", str(trail))]), h2.websocket()
+        stream.send(frame(TEXT, "version"))
+        stream.expect(TEXT, "1")
+        h2.sock.close() if how == "eof" else getattr(stream, how)()
+        wait_until(lambda: httpd.trail_lines(trail) == ["disconnect"], 5, "on_disconnect")
+        assert httpd.access(mark)[-1].close_code == "1006"
+        if how != "eof":
+            works(other)
+
+    def test_client_vanishes_under_fire(self, httpd, connection):
+        one = connection()
+        stream = one.websocket("/threads")
+        child = httpd.child_of(stream)
+        before = httpd.threads(child)
+        stream.send(frame(TEXT, "go 16 1000000 1000"))
+        for _ in range(100):
+            stream.read_frame()
+        stream.reset()
+        wait_until(lambda: httpd.threads(child) < before + 16, 5, "the end of the senders")
+        works(one.websocket())
+
+    def test_later_ones_after_a_thousand(self, connection):
+        """Nothing of the process is used up by streams: the predecessor closed a socket that all share."""
+        one = connection(tls=False)
+        for n in range(300):
+            stream = one.websocket()
+            works(stream, f"{n}")
+            stream.close()
+
+
+@threaded
+class TestIdle:
+    CONF = SITE
+
+    @TIMED
+    def test_idle_streams_cost_no_time(self, httpd, connection):
+        one = connection()
+        streams = [one.websocket() for _ in range(5)]
+        child = httpd.child_of(streams[0])
+        before = httpd.cpu(child)
+        time.sleep(2)
+        assert httpd.cpu(child) - before < 0.1
+        for stream in streams:
+            works(stream)
+
+
+@threaded
+class TestClocks:
+    CONF = (
+        "Timeout 2\n"
+        + SITE
+        + echo("/pinged", "WebSocketPingInterval 500ms")
+        + echo("/idle", "WebSocketPingInterval Off", "WebSocketIdleTimeout 500ms")
+        + debug("/close", "WebSocketCloseTimeout 500ms")
+        + echo("/quiet", "WebSocketPingInterval Off")
+    )
+
+    def test_ping(self, h2):
+        stream = h2.websocket("/pinged")
+        for _ in range(3):
+            ping = stream.read_frame()
+            assert ping.opcode == PING
+            stream.send(frame(PONG, ping.payload))
+        works(stream)
+
+    def test_silent_client_is_given_up(self, httpd, h2):
+        mark = f"?silent-{h2.scheme}"
+        stream, other = h2.websocket(f"/pinged{mark}"), h2.websocket()
+        assert stream.read_frame().opcode == PING
+        stream.expect_eof(3)
+        works(other)
+        assert httpd.access(mark)[-1].close_code == "1006"
+
+    def test_idle_stream_is_closed(self, h2):
+        stream, other = h2.websocket("/idle"), h2.websocket()
+        stream.expect_close(1001)
+        works(other)
+
+    def test_unanswered_close(self, h2):
+        stream, other = h2.websocket("/close"), h2.websocket()
+        stream.send(frame(TEXT, "close 3333 x"))
+        assert stream.read_frame().code == 3333
+        stream.expect_eof(3)
+        works(other)
+
+    def test_timeout_is_not_for_idle_streams(self, h2):
+        stream = h2.websocket("/quiet")
+        with pytest.raises(TimeoutError):
+            stream.read_frame(5)
+        works(stream)
+
+
+@threaded
+class TestSlowClients:
+    CONF = "Timeout 2\n" + SITE
+
+    def test_holds_up_nobody_and_is_given_up(self, httpd, connection):
+        """A client that grants no window keeps its own stream waiting, and that for `Timeout` only."""
+        trail, one, another = httpd.trail("h2-flood"), connection(window=1000), connection(window=1000)
+        slow = Stream(one, reading=False)
+        slow.upgrade("/debug", [("X-Debug-Trail", str(trail))])
+        slow.send(frame(TEXT, "flood 100000 10000"))
+        beside, elsewhere = one.websocket(), another.websocket()
+        child = httpd.child_of(slow)
+        before = httpd.cpu(child)
+
+        def given_up():
+            works(beside)
+            works(elsewhere)
+            return len(httpd.trail_lines(trail)) == 2
+
+        wait_until(given_up, 12, "the end of the slow client")
+        sent, disconnect = httpd.trail_lines(trail)
+        assert 0 < int(sent.split("=")[1]) < 100_000
+        assert disconnect == "disconnect"
+        assert httpd.cpu(child) >= before
+        works(elsewhere)
+
+    def test_waiting_for_room_costs_little(self, httpd, connection):
+        one = connection(window=1000)
+        slow = Stream(one, reading=False)
+        slow.upgrade("/debug")
+        slow.send(frame(TEXT, "flood 1000 10000"))
+        child = httpd.child_of(slow)
+        before = httpd.cpu(child)
+        time.sleep(1.5)
+        assert httpd.cpu(child) - before < 0.3
+
+    def test_reads_in_the_end(self, connection):
+        one = connection(window=1000)
+        slow = Stream(one, reading=False)
+        slow.upgrade("/debug")
+        slow.send(frame(TEXT, "flood 300 10000"))
+        time.sleep(0.5)
+        slow.read_on()
+        for _ in range(300):
+            assert len(slow.read_frame().payload) == 10_000
+        slow.expect(TEXT, "sent=300")
+
+
+FEW_WORKERS = """
+    H2MinWorkers 2
+    H2MaxWorkers 8
+    StartServers 1
+    ServerLimit 1
+    MaxRequestWorkers 64
+"""
+
+
+@threaded
+class TestWorkers:
+    CONF = FEW_WORKERS + SITE + echo("/few", "WebSocketMaxConnections 2")
+
+    def test_refused_before_the_last_worker_is_taken(self, httpd, connection):
+        one, another = connection(), connection(tls=False)
+        settle(one)
+        streams = [one.websocket() for _ in range(7)]
+        httpd.expect_log("WS0108: refused")
+        for here in (one, another):
+            start = time.monotonic()
+            response = Stream(here).ask()
+            assert response.status == 503
+            assert int(response.headers["retry-after"]) > 0
+            assert here.get()[0] == 200
+            assert time.monotonic() - start < 2
+        for stream in streams:
+            works(stream)
+        streams.pop().close()
+
+        def again():
+            try:
+                return another.websocket()
+            except Refused:
+                return None
+
+        works(wait_until(again, 5, "a free place"))
+
+    def test_limits_of_our_own(self, httpd, connection):
+        one = connection()
+        streams = [one.websocket("/few") for _ in range(2)]
+        response = Stream(one).ask("/few")
+        assert response.status == 503
+        for stream in streams:
+            works(stream)
+
+
+@threaded
+class TestWarning:
+    @pytest.mark.parametrize(
+        "directives, warned",
+        [
+            ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 8"), True),
+            ("<VirtualHost *:1>\nH2WebSockets On\n</VirtualHost>\nWebSocketMaxConnections 8", True),
+            ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 7"), False),
+            ("H2WebSockets On\nWebSocketMaxConnections Off", False),
+            ("H2WebSockets Off\n" + echo("/e", "WebSocketMaxConnections 8"), False),
+        ],
+    )
+    def test_promise_that_cannot_be_kept(self, httpd, directives, warned):
+        if warned:
+            httpd.expect_log("WS0411: WebSocketMaxConnections promises 8 .* only 7: .*Raise H2MaxWorkers")
+        with httpd.serve(FEW_WORKERS + directives):
+            pass
+
+
+@threaded
+class TestEndOfChild:
+    CONF = "Timeout 3\nKeepAliveTimeout 1\n" + SITE
+
+    def test_graceful_restart(self, httpd, connection):
+        one, trail = connection(), httpd.trail("h2-graceful")
+        streams = [one.websocket(), one.websocket("/debug", [("X-Debug-Trail", str(trail))])]
+        httpd.graceful()
+        for stream in streams:
+            got = stream.read_frame(3)
+            assert (got.opcode, got.code) == (CLOSE, 1001)
+            stream.send(close_frame(1001))
+            stream.expect_eof()
+        httpd.renewed()
+        assert httpd.trail_lines(trail) == ["disconnect"]
+        works(connection().websocket())
+
+    def test_graceful_with_a_client_that_grants_no_window(self, httpd, connection):
+        """Our part of it is over soon; mod_http2 keeps the connection for Timeout at most."""
+        one, trail = connection(window=1000), httpd.trail("h2-stuck")
+        slow = Stream(one, reading=False)
+        slow.upgrade("/debug", [("X-Debug-Trail", str(trail))])
+        slow.send(frame(TEXT, "flood 1000 10000"))
+        wait_until(lambda: httpd.trail_lines(trail) == ["sent=1000"], 5, "the flood")
+        httpd.tell(signal.SIGUSR1)
+        wait_until(lambda: len(httpd.trail_lines(trail)) == 2, 4, "on_disconnect")
+        httpd.restarted()
+        httpd.outlived(10)
+
+    def test_stop(self, httpd, connection):
+        one, trail = connection(window=1000), httpd.trail("h2-stop")
+        stream = one.websocket("/debug", [("X-Debug-Trail", str(trail))])
+        slow = Stream(one, reading=False)
+        slow.upgrade("/debug")
+        slow.send(frame(TEXT, "flood 1000 10000"))
+        stream.send(frame(TEXT, "version"))
+        stream.expect(TEXT, "1")
+        httpd.tell(signal.SIGHUP)
+        httpd.renewed()
+        assert httpd.trail_lines(trail) == ["disconnect"]
+        works(connection().websocket())
+
+
+class TestOff:
+    CONF = SITE.replace("H2WebSockets On", "H2WebSockets Off")
+
+    @threaded
+    def test_not_offered(self, h2):
+        assert not h2.offers_websockets
+
+    @threaded
+    def test_http_1_1_as_ever(self, httpd, ws):
+        works(ws())
+
+
+@pytest.mark.skipif(not PREFORK, reason="of prefork only")
+def test_prefork(httpd):
+    """It works there, as far as mod_http2 does: one stream after the other, four workers in a child."""
+    httpd.expect_log("AH10034: The mpm module .prefork.c. is not supported by mod_http2")
+    with httpd.serve(SITE), Connection(httpd.port) as one:
+        streams = [one.websocket() for _ in range(3)]
+        for stream in streams:
+            works(stream)
+        for stream in streams:
+            stream.close()
+        # A child that is stopped while it serves HTTP/2 dies of mod_http2's own faults there.
+        one.sock.close()
+        httpd.settle()
+        time.sleep(0.2)
+
+
+@threaded
+@pytest.mark.once
+class TestBrowser:
+    CONF = SITE
+
+    def test_chromium_takes_it(self, httpd, page):  # noqa: F811
+        page.call("Security.enable")
+        page.call("Security.setIgnoreCertificateErrors", ignore=True)
+        page.open(f"https://localhost:{httpd.tls_port}/client.html")
+        result = page.run(
+            """new Promise((resolve) => {
+                const sent = new Uint8Array(3 << 20).map((_, index) => index * 7);
+                const socket = new WebSocket("wss://" + location.host + "/echo?chromium");
+                socket.binaryType = "arraybuffer";
+                socket.onopen = () => socket.send(sent);
+                socket.onerror = () => resolve("error");
+                socket.onmessage = (event) => {
+                    const back = new Uint8Array(event.data);
+                    const same = back.length === sent.length && back.every((b, i) => b === sent[i]);
+                    socket.onclose = (closed) => resolve(`${same} ${closed.code}`);
+                    socket.close(3001);
+                };
+            })"""
+        )
+        assert result == "true 3001"
+        entry = httpd.access("?chromium")[-1]
+        assert entry.request == "GET /echo?chromium HTTP/2.0"
+        assert entry.close_code == "3001"
+
+    def test_several_at_once(self, httpd, page):  # noqa: F811
+        page.call("Security.enable")
+        page.call("Security.setIgnoreCertificateErrors", ignore=True)
+        page.open(f"https://localhost:{httpd.tls_port}/client.html")
+        result = page.run(
+            """Promise.all([1, 2, 3, 4].map((n) => new Promise((resolve) => {
+                const socket = new WebSocket("wss://" + location.host + "/echo?several");
+                socket.onopen = () => socket.send("socket " + n);
+                socket.onerror = () => resolve("error");
+                socket.onmessage = (event) => { resolve(event.data); socket.close(); };
+            })))"""
+        )
+        assert result == [f"socket {n}" for n in (1, 2, 3, 4)]
+        assert {e.request for e in httpd.access("?several", 4)} == {"GET /echo?several HTTP/2.0"}
