@@ -436,7 +436,7 @@ class TestWarning:
         "directives, warned",
         [
             ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 8"), True),
-            ("<VirtualHost *:1>\nH2WebSockets On\n</VirtualHost>\nWebSocketMaxConnections 8", True),
+            ("<VirtualHost *:1>\nH2WebSockets On\n</VirtualHost>\nWebSocketMaxConnections 8\n" + echo(), True),
             ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 7"), False),
             ("H2WebSockets On\nWebSocketMaxConnections Off", False),
             ("H2WebSockets Off\n" + echo("/e", "WebSocketMaxConnections 8"), False),
