@@ -20,7 +20,7 @@
 //! | [`socket`] | the peer's socket |
 #![deny(unsafe_code)]
 
-use crate::proto::Kind;
+use crate::proto::{Kind, utf8};
 
 pub mod address;
 pub mod connect;
@@ -52,17 +52,22 @@ pub trait Framing: Send {
     /// a message or a discard it is called again with what is left, if anything is.
     fn next(&mut self, data: &mut [u8], fresh: usize) -> Piece;
 
-    /// The peer has ended its stream: what becomes of the rest. Called until nothing is left or it says to wait, which
-    /// drops the rest.
+    /// The peer has ended its stream: what becomes of the rest, with a NUL behind it as above. Called until nothing is
+    /// left or it says to wait, which drops the rest.
     fn finish(&mut self, data: &mut [u8]) -> Piece {
-        let rest = data.len() - 1;
-        let kind = if simdutf8::basic::from_utf8(&data[..rest]).is_ok() {
-            Kind::Text
-        } else {
-            Kind::Binary
-        };
-        Piece::Message(kind, rest)
+        let rest = &data[..data.len() - 1];
+        Piece::Message(kind(rest), rest.len())
     }
+
+    /// What kind of message a datagram is, which needs no cutting.
+    fn datagram(&self, data: &[u8]) -> Kind {
+        kind(data)
+    }
+}
+
+/// Text if that is what the bytes are.
+pub fn kind(bytes: &[u8]) -> Kind {
+    if utf8::whole(bytes).is_some() { Kind::Text } else { Kind::Binary }
 }
 
 /// Where to connect a request to, and how: what the directives or a backend say.

@@ -267,20 +267,15 @@ impl Relay {
             _ => Ok(0),
         };
         let buffer = match len {
-            Ok(len) if len >= buffer.len() => {
-                large.resize(len + 1, 0);
+            Ok(len) if len > buffer.len() => {
+                large.resize(len, 0);
                 &mut large[..]
             }
             _ => buffer,
         };
-        let room = buffer.len() - 1;
-        match len.and_then(|_| self.socket.read(&mut buffer[..room])) {
+        match len.and_then(|_| self.socket.read(buffer)) {
             Ok(n) => {
-                buffer[n] = 0;
-                let kind = match inbound.framing.next(&mut buffer[..=n], n) {
-                    Piece::Message(kind, _) if n > 0 => kind,
-                    _ => Kind::Binary,
-                };
+                let kind = inbound.framing.datagram(&buffer[..n]);
                 if self.outbox.has_room(n, CROWDED) {
                     let _ = self.outbox.send_message(kind, &buffer[..n]);
                 } else {

@@ -238,7 +238,7 @@ pub fn wait_for_two(
         entry(waker.map_or(-1, |w| w.0.as_raw_fd()), libc::POLLIN),
         interested(first),
         entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
-        second.map_or(entry(-1, 0), interested),
+        interested(second.unwrap_or((-1, Interest { read: false, write: false }))),
     ];
     // Rounded up, or the last millisecond would be spent in a loop.
     let timeout = timeout
@@ -263,6 +263,6 @@ pub fn wait_for_two(
         }
     };
     let Readiness { read, write, .. } = readiness(&fds[1], first.1);
-    let second = second.map_or(Readiness::default(), |(_, i)| readiness(&fds[3], i));
+    let second = second.map(|(_, interest)| readiness(&fds[3], interest)).unwrap_or_default();
     Ok(Ready { read, write, second, stop: fds[2].revents != 0 })
 }

@@ -23,4 +23,8 @@ impl Framing for Binary {
     fn finish(&mut self, data: &mut [u8]) -> Piece {
         self.next(data, 0)
     }
+
+    fn datagram(&self, _data: &[u8]) -> Kind {
+        Kind::Binary
+    }
 }
