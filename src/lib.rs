@@ -23,6 +23,7 @@
 //!
 //! The feature `httpd` (on by default) guards the last one. A build without it proves that nothing else needs httpd.
 
+pub mod bridge;
 pub mod config;
 pub mod driver;
 pub mod endpoint;

@@ -1,0 +1,1 @@
+//! websocksy's configuration files.
