@@ -172,7 +172,9 @@ pub(super) fn make_registered(
         _ => match CString::new(config) {
             Ok(config) => Some(config),
             Err(_) => {
-                return Some(Err(format!("the configuration of the framing {name} has a NUL byte")));
+                return Some(Err(format!(
+                    "the configuration of the framing {name} has a NUL byte"
+                )));
             }
         },
     };
@@ -418,12 +420,11 @@ mod tests {
 
     #[test]
     fn registering_checks_its_arguments() {
-        // SAFETY: NULL is allowed, and so is a string that is not UTF-8.
-        unsafe {
-            assert_eq!(core_register_framing(ptr::null_mut(), Some(pairs)), 1);
-            assert_eq!(core_register_framing(name(c"nothing"), None), 1);
-            assert_eq!(core_register_framing(name(c"\xff"), Some(pairs)), 1);
-        }
+        // SAFETY: NULL or a string, which need not be UTF-8.
+        let register = |name, function| unsafe { core_register_framing(name, function) };
+        assert_eq!(register(ptr::null_mut(), Some(pairs)), 1);
+        assert_eq!(register(name(c"nothing"), None), 1);
+        assert_eq!(register(name(c"\xff"), Some(pairs)), 1);
         assert!(make("nothing", "").is_err());
     }
 
