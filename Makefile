@@ -63,7 +63,7 @@ $(RUST_EXAMPLE): examples/echo.rs src/plugin/abi.rs
 .PHONY: plugins
 plugins: $(PLUGINS)
 
-$(B)/plugins/%.so: test/plugins/%.c include/websocket_plugin.h
+$(B)/plugins/%.so: test/plugins/%.c include/websocket_plugin.h include/websocket_bridge.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -o $@ $<
 
@@ -77,9 +77,10 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 	@$(SERVER) run
 
 .PHONY: install
-install: $(MODULE) ## install the module, its header and its configuration (DESTDIR is honoured)
+install: $(MODULE) ## install the module, its headers and its configuration (DESTDIR is honoured)
 	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
-	install -D -m 644 include/websocket_plugin.h $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/websocket_plugin.h
+	for header in include/*.h; do \
+	  install -D -m 644 $$header $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/$${header##*/} || exit 1; done
 	@if [ -d '$(MODS_AVAILABLE)' ]; then \
 	  for file in websocket.load websocket.conf; do \
 	    if [ -e '$(DESTDIR)$(MODS_AVAILABLE)'/$$file ]; then echo "kept: $(MODS_AVAILABLE)/$$file"; \
@@ -123,9 +124,10 @@ check-code: ## formatting, lints and documentation, with and without httpd
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items
-	for std in c89 c99 c11; do \
-	  $(CC) -std=$$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c include/websocket_plugin.h || exit 1; done
-	$(CXX) -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ include/websocket_plugin.h
+	for header in include/*.h; do \
+	  for std in c89 c99 c11; do \
+	    $(CC) -std=$$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c $$header || exit 1; done; \
+	  $(CXX) -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ $$header || exit 1; done
 
 .PHONY: check-core
 check-core: ## unit and property tests of the core, and each fuzz target for a few seconds

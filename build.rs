@@ -4,6 +4,8 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    // Libraries that a test program loads find in it what they find in the module.
+    println!("cargo:rustc-link-arg-tests=-rdynamic");
     #[cfg(feature = "httpd")]
     httpd::generate();
 }
