@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use crate::proto::{deflate::Policy, handshake::OriginCheck};
+use crate::{
+    bridge::settings::Settings as Bridge,
+    proto::{deflate::Policy, handshake::OriginCheck},
+};
 
 /// The default of `WebSocketMaxMessageSize`: 32 MiB.
 pub const MAX_MESSAGE: usize = 32 << 20;
@@ -48,6 +51,8 @@ pub struct Settings {
     pub close_timeout: Option<Option<Duration>>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
+    /// What the `WebSocketBridge…` directives set.
+    pub bridge: Bridge,
 }
 
 /// How many connections a section allows.
@@ -134,6 +139,7 @@ impl Settings {
                 window_bits: inner_c.window_bits.or(outer_c.window_bits),
                 takeover: inner_c.takeover.or(outer_c.takeover),
             },
+            bridge: self.bridge.merge(&inner.bridge),
         }
     }
 

@@ -1,11 +1,42 @@
-//! The bridge: what connects a WebSocket with a peer's socket.
+//! The bridge: an endpoint that relays a WebSocket to a TCP, UDP or Unix-socket peer.
+//!
+//! What a client sends goes to the peer as it is: into its stream, or as one datagram per message. What the peer sends is
+//! cut into messages by a *framing*, since a stream has no boundaries of its own.
+//!
+//! ```text
+//! client ◀─▶ driver ◀─▶ session, outbox ◀─▶ relay ◀─▶ peer's socket
+//!                                            └─ framing: bytes → messages
+//! ```
+//!
+//! | file | owns |
+//! |---|---|
+//! | this one | what a framing and a target are |
+//! | [`abi`] | the C interface of framings and backends |
+//! | [`address`] | peer addresses, and which of them are allowed |
+//! | [`backend`] | where a connection goes, decided from its request |
+//! | [`connect`] | looking names up and connecting, before the client is answered |
+//! | [`framing`] | the framings, by name |
+//! | [`proxy`] | the header of the PROXY protocol |
+//! | [`relay`] | one bridged connection |
+//! | [`settings`] | what the directives of a section set |
+//! | [`socket`] | the peer's socket |
+//! | [`websocksy`] | websocksy's configuration files |
+#![deny(unsafe_code)]
 
 use crate::proto::{Kind, utf8};
 
 pub mod abi;
+pub mod address;
 pub mod backend;
+pub mod connect;
 pub mod framing;
+pub mod proxy;
+pub mod relay;
+pub mod settings;
+pub mod socket;
 pub mod websocksy;
+
+pub use address::Address;
 
 /// What a framing makes of the bytes at the front of a buffer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -22,27 +53,38 @@ pub enum Piece {
 
 /// Cuts a peer's byte stream into messages; one value per connection.
 pub trait Framing: Send {
-    /// What the front of the buffer is. `data` is everything buffered and one trailing NUL byte that is not part of
-    /// it (framings written in C rely on it); `fresh` says how many bytes at its end no earlier call has seen.
+    /// Looks at everything that is buffered. `data` has one byte more, a NUL that is not part of it, which framings
+    /// written in C rely on. `fresh` is how many bytes at the end of the data came with the latest read from the peer; after
+    /// a message or a discard it is called again with what is left, if anything is.
     fn next(&mut self, data: &mut [u8], fresh: usize) -> Piece;
 
-    /// The peer has ended its stream: what becomes of the rest, with a trailing NUL byte as above.
+    /// The peer has ended its stream: what becomes of the rest, with a NUL behind it as above. Called until nothing is
+    /// left or it says to wait, which drops the rest.
     fn finish(&mut self, data: &mut [u8]) -> Piece {
         let rest = &data[..data.len() - 1];
-        let text = utf8::whole(rest).is_some();
-        Piece::Message(if text { Kind::Text } else { Kind::Binary }, rest.len())
+        Piece::Message(kind(rest), rest.len())
+    }
+
+    /// What kind of message a datagram is, which needs no cutting.
+    fn datagram(&self, data: &[u8]) -> Kind {
+        kind(data)
     }
 }
 
-/// Where a backend sends a connection.
+/// Text if that is what the bytes are.
+pub fn kind(bytes: &[u8]) -> Kind {
+    if utf8::whole(bytes).is_some() { Kind::Text } else { Kind::Binary }
+}
+
+/// Where to connect a request to, and how: what the directives or a backend say.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Target {
-    /// The peer's address, as `WebSocketBridge` takes it.
-    pub peer: String,
+    /// The peer.
+    pub peer: Address,
     /// The framing's name.
     pub framing: String,
-    /// Its configuration; empty if there is none.
+    /// What the framing is configured with; empty if with nothing.
     pub framing_config: String,
-    /// The subprotocol to announce: a position in the client's list.
+    /// Which of the offered subprotocols to announce, if any.
     pub protocol: Option<usize>,
 }

@@ -7,10 +7,16 @@ use core::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr,
 };
-use std::{borrow::Cow, ffi::CString, sync::Arc, time::Duration};
+use std::{borrow::Cow, ffi::CString, path::Path, sync::Arc, time::Duration};
 
-use super::{boundary, log, module, sys, wrap::Request};
+use super::{
+    boundary,
+    bridge::{Expression, Source},
+    log, module, sys,
+    wrap::Request,
+};
 use crate::{
+    bridge::{Address, address::Pattern, framing, settings::Protocol},
     config::{self, Detach, Limit, Settings},
     journal::Level,
     plugin::Plugin,
@@ -151,6 +157,48 @@ pub(super) static COMMANDS: Commands = Commands([
         GLOBAL,
         c"how much memory a child may spend on kept compression contexts, in bytes",
     ),
+    take1(
+        c"WebSocketBridge",
+        &(bridge as Setter),
+        ADMIN,
+        c"the peer that messages are relayed to, such as tcp://127.0.0.1:5900 or unix:///run/service.sock",
+    ),
+    iterate(
+        c"WebSocketBridgeAllow",
+        &(bridge_allow as Setter),
+        ADMIN,
+        c"the peers that an expression in WebSocketBridge may lead to",
+    ),
+    take12(
+        c"WebSocketBridgeFraming",
+        &(bridge_framing as Setter),
+        ADMIN,
+        c"how a peer's stream is cut into messages: a framing's name, and its configuration",
+    ),
+    take1(
+        c"WebSocketBridgeProtocol",
+        &(bridge_protocol as Setter),
+        ADMIN,
+        c"the subprotocol to announce if the client offers it, * for the first one offered, or none",
+    ),
+    take1(
+        c"WebSocketBridgeConnectTimeout",
+        &(bridge_connect_timeout as Setter),
+        ADMIN,
+        c"how long connecting to a peer may take, the look-up of its name included",
+    ),
+    take1(
+        c"WebSocketBridgeProxyProtocol",
+        &(bridge_proxy_protocol as Setter),
+        ADMIN,
+        c"v2 to tell stream peers the client's address by the PROXY protocol; or Off",
+    ),
+    take1(
+        c"WebSocketBridgeMaxPieceSize",
+        &(bridge_max_piece as Setter),
+        ADMIN,
+        c"the largest message that a framing may make of a peer's stream, in bytes",
+    ),
     // httpd knows the end of the table by its name of NULL.
     sys::command_rec {
         name: ptr::null(),
@@ -171,6 +219,15 @@ fn handler(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<()
         format!("cannot use function '{init}' of library {}: {e}", path.to_string_lossy())
     })?;
     section.plugin = Some(plugin);
+    one_endpoint(section)
+}
+
+/// A section's own endpoint is a plugin or the bridge.
+fn one_endpoint(section: &Section) -> Result<(), String> {
+    if section.plugin.is_some() && section.bridge.is_some() {
+        let both = "the same section has a WebSocketHandler and a WebSocketBridge: remove one";
+        return Err(both.into());
+    }
     Ok(())
 }
 
@@ -325,6 +382,76 @@ fn compression_memory(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Resu
     Ok(())
 }
 
+fn bridge(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    section.bridge = Some(if word.contains("%{") {
+        parms.note_expression(section);
+        // SAFETY: httpd reads a directive, whose pool is that of the configuration (R4).
+        Source::Expression(unsafe { Expression::parse(parms.0, word) }?)
+    } else {
+        Source::Fixed(parms.absolute(Address::parse(word)?)?)
+    });
+    one_endpoint(section)
+}
+
+fn bridge_allow(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    for word in words {
+        let pattern = Pattern::parse(word)?;
+        section.settings.bridge.allow.get_or_insert_default().push(pattern);
+    }
+    Ok(())
+}
+
+fn bridge_framing(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let name = words.first().ok_or(ARGUMENTS)?;
+    let config = words.get(1).copied().unwrap_or_default();
+    framing::make(name, config)?;
+    section.settings.bridge.framing = Some(((*name).to_owned(), config.to_owned()));
+    Ok(())
+}
+
+fn bridge_protocol(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.bridge.protocol = Some(match *words.first().ok_or(ARGUMENTS)? {
+        "*" => Protocol::First,
+        word if word.eq_ignore_ascii_case("none") => Protocol::None,
+        word if is_token(word) => Protocol::Named(word.to_owned()),
+        word => return Err(format!("'{word}' is no subprotocol, nor * or none")),
+    });
+    Ok(())
+}
+
+/// A token of HTTP (RFC 9110 §5.6.2), which the name of a subprotocol is.
+fn is_token(word: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !word.is_empty() && word.bytes().all(legal)
+}
+
+fn bridge_connect_timeout(
+    _: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let time = config::duration(word).filter(|time| !time.is_zero());
+    let time = time.ok_or_else(|| format!("'{word}' is not {}", config::DURATION))?;
+    section.settings.bridge.connect_timeout = Some(time);
+    Ok(())
+}
+
+fn bridge_proxy_protocol(
+    _: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    section.settings.bridge.proxy_protocol = Some(choice(words, &[("Off", false), ("v2", true)])?);
+    Ok(())
+}
+
+fn bridge_max_piece(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.bridge.max_piece = Some(size(words)?);
+    Ok(())
+}
+
 /// What a setter says if httpd ever passed the wrong number of words.
 const ARGUMENTS: &str = "wrong number of arguments";
 
@@ -373,6 +500,8 @@ fn choice<T: Copy>(words: &[&str], choices: &[(&str, T)]) -> Result<T, String> {
 pub(super) struct Section {
     pub(super) settings: Settings,
     pub(super) plugin: Option<Arc<Plugin>>,
+    /// Where the bridge's peers come from. A section has one of the two at most.
+    pub(super) bridge: Option<Source>,
 }
 
 /// What the main server's configuration sets for each child process.
@@ -384,6 +513,8 @@ pub(super) struct Server {
     pub(super) drain_time: Option<Duration>,
     /// `WebSocketThreads`.
     pub(super) threads: Option<u16>,
+    /// The sections with an expression in `WebSocketBridge`, and where that stands.
+    expressions: Vec<(*const Section, String)>,
 }
 
 /// A directive's own part: takes its words and changes the section, or says what is wrong with them.
@@ -391,7 +522,7 @@ type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
 
 /// A table that httpd reads; it never changes.
 #[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 22]);
+pub(super) struct Commands([sys::command_rec; 29]);
 
 // SAFETY: httpd only reads the table, and nothing in it changes.
 unsafe impl Sync for Commands {}
@@ -494,6 +625,34 @@ impl Parms<'_> {
             let (file, path) = (text(server.defn_name), text(self.0.path));
             let (file, path) = (file.unwrap_or_default(), path.unwrap_or_default());
             format!("{file}:{} {path}", server.defn_line_number)
+        }
+    }
+
+    /// An address whose path may be relative to ServerRoot.
+    fn absolute(self, address: Address) -> Result<Address, String> {
+        let resolve = |path: &Path| {
+            let path = self.server_root_relative(&path.to_string_lossy());
+            let path = path.and_then(|path| path.into_string().ok());
+            path.ok_or_else(|| "the path cannot be resolved".to_owned())
+        };
+        match &address {
+            Address::Unix(path) => Address::parse(&format!("unix://{}", resolve(path)?)),
+            Address::UnixDatagram(path) => {
+                Address::parse(&format!("unix-dgram://{}", resolve(path)?))
+            }
+            Address::Tcp(..) | Address::Udp(..) => Ok(address),
+        }
+    }
+
+    /// Remembers a section with an expression, for [`check`].
+    fn note_expression(self, section: &Section) {
+        // SAFETY: the server being configured has this module's settings, which one thread at a time uses (R4); the
+        // directive being read and the name of its file are live.
+        unsafe {
+            let directive = &*self.0.directive;
+            let file = CStr::from_ptr(directive.filename).to_string_lossy();
+            let place = format!("line {} of {file}", directive.line_num);
+            (*server(self.0.server)).expressions.push((ptr::from_ref(section), place));
         }
     }
 
@@ -604,8 +763,9 @@ pub(super) unsafe extern "C" fn merge_dir(
         // SAFETY: httpd passes sections that create_dir or merge_dir made; while sections are merged nobody writes
         // to them (R4).
         let (outer, inner) = unsafe { (&*outer.cast::<Section>(), &*inner.cast::<Section>()) };
-        let plugin = inner.plugin.as_ref().or(outer.plugin.as_ref()).cloned();
-        register(pool, Section { settings: outer.settings.merge(&inner.settings), plugin })
+        let has_endpoint = inner.plugin.is_some() || inner.bridge.is_some();
+        let Section { plugin, bridge, .. } = if has_endpoint { inner } else { outer }.clone();
+        register(pool, Section { settings: outer.settings.merge(&inner.settings), plugin, bridge })
     })
 }
 
@@ -615,6 +775,34 @@ pub(super) unsafe extern "C" fn create_server(
     _server: *mut sys::server_rec,
 ) -> *mut c_void {
     boundary(ptr::null_mut(), || register(pool, Server::default()))
+}
+
+/// Checks what the directives mean together: an expression needs a list of what it may lead to.
+///
+/// # Safety
+/// - `main` is the main server, after the whole configuration was read.
+pub(super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
+    // SAFETY: the caller's word: the vectors have sections of this module, made by create_dir or merge_dir.
+    let defaults = |server: *const sys::server_rec| unsafe {
+        &*sys::ap_get_module_config((*server).lookup_defaults, module()).cast::<Section>()
+    };
+    let mut next = main;
+    while !next.is_null() {
+        // SAFETY: the caller's word; the settings were made by create_server.
+        for (section, place) in unsafe { &(*server(next)).expressions } {
+            // SAFETY: the section was being read when it was noted, and lives as long as the configuration.
+            let sections = [unsafe { &**section }, defaults(next), defaults(main)];
+            if sections.iter().all(|section| section.settings.bridge.allow.is_none()) {
+                return Err(format!(
+                    "WebSocketBridge on {place} has an expression: name the peers that it may lead to with \
+                     WebSocketBridgeAllow in the same section or for the whole server"
+                ));
+            }
+        }
+        // SAFETY: the caller's word: each server's `next` is another one or NULL.
+        next = unsafe { (*next).next };
+    }
+    Ok(())
 }
 
 /// The section that applies to a request.

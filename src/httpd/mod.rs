@@ -5,6 +5,7 @@
 //! | this one | the module structure and the hooks |
 //! | `directives.rs` | the directives and the settings of a section |
 //! | `handler.rs` | the upgrade of a request |
+//! | `bridge.rs` | which peer a request leads to |
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `record.rs` | the access log's line for the end of a detached connection |
 //! | `suspend.rs` | connections that stay httpd's but hold no thread |
@@ -29,6 +30,7 @@ use std::{
 
 use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
 
+mod bridge;
 mod directives;
 mod ending;
 mod filters;
@@ -95,6 +97,7 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
     unsafe {
         let (none, first) = (ptr::null(), sys::APR_HOOK_FIRST as c_int - 1);
         let middle = sys::APR_HOOK_MIDDLE as c_int;
+        sys::ap_hook_check_config(Some(hook_check_config), none, none, middle);
         sys::ap_hook_post_config(Some(hook_post_config), none, none, middle);
         sys::ap_hook_handler(Some(hook_handler), none, none, first);
         sys::ap_hook_child_init(Some(hook_child_init), none, none, middle);
@@ -105,6 +108,26 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         sys::ap_hook_suspend_connection(Some(hook_suspend), none, none, middle);
         status::register();
     }
+}
+
+/// The configuration has been read: refuses what no single directive could.
+unsafe extern "C" fn hook_check_config(
+    _config: *mut sys::apr_pool_t,
+    _log: *mut sys::apr_pool_t,
+    _temporary: *mut sys::apr_pool_t,
+    server: *mut sys::server_rec,
+) -> c_int {
+    boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
+        // SAFETY: httpd passes the main server, when its configuration and that of all others is complete.
+        match unsafe { directives::check(server) } {
+            Ok(()) => sys::HOOK_OK,
+            Err(line) => {
+                // SAFETY: as above.
+                unsafe { log::server(server, Level::Error, format_args!("{line}")) };
+                sys::HTTP_INTERNAL_SERVER_ERROR as c_int
+            }
+        }
+    })
 }
 
 unsafe extern "C" fn hook_post_config(

@@ -11,8 +11,8 @@
 //! A framing keeps how far it has looked, so a byte is looked at once however the stream is split over reads. Only its
 //! own messages move the front of the buffer: between two of them the bytes that it has seen stay where they are.
 
-use super::{Framing, Piece};
-use crate::proto::{Kind, utf8};
+use super::{Framing, Piece, kind};
+use crate::proto::Kind;
 
 pub mod json;
 pub mod length;
@@ -46,11 +46,6 @@ pub fn make(name: &str, config: &str) -> Result<Box<dyn Framing>, String> {
 /// The buffer without the NUL byte behind it.
 fn bytes(data: &[u8]) -> &[u8] {
     data.split_last().map_or(&[], |(_, bytes)| bytes)
-}
-
-/// Text if that is what the bytes are.
-fn kind(bytes: &[u8]) -> Kind {
-    if utf8::whole(bytes).is_some() { Kind::Text } else { Kind::Binary }
 }
 
 /// All of the buffer as one binary message.

@@ -58,6 +58,10 @@ impl Framing for Binary {
     fn finish(&mut self, data: &mut [u8]) -> Piece {
         all_binary(data)
     }
+
+    fn datagram(&self, _data: &[u8]) -> Kind {
+        Kind::Binary
+    }
 }
 
 #[cfg(test)]
