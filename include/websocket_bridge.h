@@ -128,6 +128,7 @@ typedef struct {
 /**
  * A framing. Called when the peer has sent something, and again at once as long as it takes bytes
  * and some are left. When the peer has ended its stream, what is left then is one binary message.
+ * No framing is called for datagrams: each is a message, text if it is valid UTF-8.
  * @param data What the peer has sent and no call has taken: length bytes, which may be changed, and
  *        a NUL byte behind them. Do not keep the pointer. NULL in the last call for a connection.
  * @param length The number of bytes.
@@ -174,7 +175,7 @@ ws_framing core_framing(char *name);
 typedef struct {
     peer_transport transport;
     char *host;           /* name, address or path; NULL refuses the connection */
-    char *port;           /* number or service name; NULL if host has one or needs none */
+    char *port;           /* a number; NULL if host has one or needs none */
     ws_framing framing;   /* NULL stands for auto */
     char *framing_config; /* the framing's configuration; NULL if it needs none */
     size_t protocol;      /* index of the subprotocol to announce; too large for none */

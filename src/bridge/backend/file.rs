@@ -21,6 +21,8 @@ const LARGEST: u64 = 1 << 20;
 /// The backend as its options describe it.
 #[derive(Debug)]
 pub struct File {
+    /// Where relative paths of Unix sockets start.
+    root: PathBuf,
     path: PathBuf,
     expressions: Vec<Expression>,
 }
@@ -48,7 +50,8 @@ impl File {
     /// The options are `path`, the folder of the files (`root` if there is none), and any number of `expression`, each a
     /// file name in which `%endpoint%`, `%cookie:NAME%` and `%header:NAME%` stand for the request's.
     pub fn new(options: &[(String, String)], root: &Path) -> Result<Self, String> {
-        let mut file = Self { path: root.to_owned(), expressions: Vec::new() };
+        let mut file =
+            Self { root: root.to_owned(), path: root.to_owned(), expressions: Vec::new() };
         for (key, value) in options {
             match key.as_str() {
                 "path" => file.path = root.join(value.strip_suffix('/').unwrap_or(value)),
@@ -81,7 +84,8 @@ impl Backend for File {
                 continue;
             }
             let Some(text) = read(Path::new(&path)) else { continue };
-            let found = text.split(|byte| *byte == b'\n').find_map(|line| suits(line, query));
+            let found =
+                text.split(|byte| *byte == b'\n').find_map(|line| suits(line, query, &self.root));
             if let Some(line) = found {
                 return line.map(Some).map_err(|e| format!("{}: {e}", Path::new(&path).display()));
             }
@@ -102,10 +106,10 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 }
 
 /// The target of a line, if it is one for this request.
-fn suits(line: &[u8], query: &Query<'_>) -> Option<Result<Target, &'static str>> {
+fn suits(line: &[u8], query: &Query<'_>, root: &Path) -> Option<Result<Target, String>> {
     let end = line.iter().rposition(|byte| !byte.is_ascii_control())? + 1;
     let Ok(line) = core::str::from_utf8(&line[..end]) else {
-        return Some(Err(r"a line is not UTF-8; separators may say \xHH"));
+        return Some(Err(r"a line is not UTF-8; separators may say \xHH".into()));
     };
     let mut words = line.splitn(4, ' ');
     let (peer, wanted) = (words.next()?, words.next()?);
@@ -114,8 +118,8 @@ fn suits(line: &[u8], query: &Query<'_>) -> Option<Result<Target, &'static str>>
         return None;
     }
     let framing = words.next().filter(|name| !name.is_empty()).unwrap_or(framing::DEFAULT);
-    Some(Ok(Target {
-        peer: address(peer, None),
+    Some(address(peer, None, root).map(|peer| Target {
+        peer,
         framing: framing.to_owned(),
         framing_config: words.next().unwrap_or_default().to_owned(),
         protocol,
@@ -234,7 +238,7 @@ mod tests {
     }
 
     fn peer(file: &File, endpoint: &str, headers: &[(&str, &str)]) -> Option<String> {
-        ask(file, endpoint, &[], headers).map(|target| target.peer)
+        ask(file, endpoint, &[], headers).map(|target| target.peer.to_string())
     }
 
     #[test]
@@ -292,17 +296,18 @@ mod tests {
         let folder = Folder::new("protocols", &files);
         let file = folder.backend(&["1", "missing", "2"]);
         let target = |protocols: &[&str]| ask(&file, "/", protocols, &[]).unwrap();
+        let place = |target: &Target| target.peer.to_string();
         // Who offers none gets the first line.
-        assert_eq!((target(&[]).peer.as_str(), target(&[]).protocol), ("tcp://one:1", None));
+        assert_eq!((place(&target(&[])), target(&[]).protocol), ("tcp://one:1".into(), None));
         let two = target(&["x", "b"]);
-        assert_eq!((two.peer.as_str(), two.protocol), ("tcp://two:1", Some(1)));
+        assert_eq!((place(&two), two.protocol), ("tcp://two:1".into(), Some(1)));
         assert_eq!((two.framing.as_str(), two.framing_config.as_str()), ("newline", "lf"));
         // Lines, not offers, come first.
-        assert_eq!(target(&["c", "a"]).peer, "tcp://one:1");
+        assert_eq!(place(&target(&["c", "a"])), "tcp://one:1");
         let four = target(&["d"]);
         assert_eq!((four.framing.as_str(), four.framing_config.as_str()), ("separator", " a b "));
         let any = target(&["A", "B"]);
-        assert_eq!((any.peer.as_str(), any.protocol), ("tcp://any:1", Some(0)));
+        assert_eq!((place(&any), any.protocol), ("tcp://any:1".into(), Some(0)));
         assert_eq!((any.framing.as_str(), any.framing_config.as_str()), ("auto", ""));
         let file = folder.backend(&["1"]);
         assert_eq!(ask(&file, "/", &["d"], &[]), None);

@@ -1,6 +1,8 @@
 //! `defaultpeer`: one peer for every connection, websocksy's default backend.
 #![deny(unsafe_code)]
 
+use std::path::Path;
+
 use super::{Backend, Query, address, choose, split_port};
 use crate::bridge::{Target, framing};
 
@@ -15,7 +17,7 @@ pub struct Fixed {
 impl Fixed {
     /// The options are `host` (`tcp://localhost`), `port` (the host's, or else 5900), `framing` (`auto`),
     /// `framing-config` and `protocol`; the last one of a name counts.
-    pub fn new(options: &[(String, String)]) -> Result<Self, String> {
+    pub fn new(options: &[(String, String)], root: &Path) -> Result<Self, String> {
         let mut host = "tcp://localhost";
         let (mut port, mut protocol) = (None, None);
         let (mut framing, mut framing_config) = (framing::DEFAULT, "");
@@ -38,7 +40,7 @@ impl Fixed {
         let bare = host.split_once("://").map_or(host, |(_, rest)| rest);
         let port = port.or_else(|| split_port(bare).1.is_none().then_some("5900"));
         let target = Target {
-            peer: address(host, port),
+            peer: address(host, port, root)?,
             framing: framing.to_owned(),
             framing_config: framing_config.to_owned(),
             protocol: None,
@@ -66,7 +68,7 @@ mod tests {
     fn fixed(options: &[(&str, &str)]) -> Result<Fixed, String> {
         let options: Vec<_> =
             options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Fixed::new(&options)
+        Fixed::new(&options, Path::new("/"))
     }
 
     fn target(options: &[(&str, &str)], protocols: &[&str]) -> Option<Target> {
@@ -77,12 +79,10 @@ mod tests {
     #[test]
     fn the_options_say_where_connections_go() {
         let nothing = target(&[], &[]).unwrap();
-        assert_eq!(
-            (nothing.peer.as_str(), nothing.framing.as_str()),
-            ("tcp://localhost:5900", "auto")
-        );
+        assert_eq!(nothing.peer.to_string(), "tcp://localhost:5900");
+        assert_eq!(nothing.framing, "auto");
         assert_eq!((nothing.framing_config.as_str(), nothing.protocol), ("", None));
-        let peer = |options: &[_]| target(options, &[]).unwrap().peer;
+        let peer = |options: &[_]| target(options, &[]).unwrap().peer.to_string();
         assert_eq!(peer(&[("host", "tcp://h:80")]), "tcp://h:80");
         assert_eq!(peer(&[("port", "81"), ("host", "tcp://h:80")]), "tcp://h:81");
         assert_eq!(peer(&[("host", "h"), ("port", "1"), ("port", "2")]), "tcp://h:2");
@@ -105,6 +105,7 @@ mod tests {
     #[test]
     fn wrong_options_are_refused() {
         assert!(fixed(&[("hots", "x")]).unwrap_err().contains("no option 'hots'"));
+        assert!(fixed(&[("host", "h:x")]).unwrap_err().contains("no valid port"));
         assert!(fixed(&[("framing", "x")]).unwrap_err().contains("no framing 'x'"));
         assert!(fixed(&[("framing", "newline")]).unwrap_err().contains("one of crlf"));
     }

@@ -4,6 +4,8 @@
 //! the same options, and refused with others. When the configuration goes away, `cleanup` is called and the library closed,
 //! so that the next `init` finds it as new. One that has registered framings stays mapped, however.
 
+#![allow(unsafe_code)]
+
 use core::{
     ffi::{CStr, c_char, c_void},
     mem, ptr,
@@ -35,6 +37,8 @@ const HIDDEN: [&str; 5] = [
 /// A library that is loaded and configured.
 pub struct Library {
     path: PathBuf,
+    /// Where relative paths of Unix sockets start.
+    root: PathBuf,
     query: abi::ws_backend_query,
     cleanup: Option<abi::ws_backend_cleanup>,
     /// Held during each query, unless the administrator says that the library needs no such care.
@@ -63,6 +67,7 @@ impl Library {
     pub fn open(
         path: &Path,
         options: &[(String, String)],
+        root: &Path,
         parallel: bool,
     ) -> Result<Arc<Self>, String> {
         let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
@@ -92,7 +97,7 @@ impl Library {
             }
         }
         let library =
-            Arc::new(Self::set_up(path, handle, options, parallel).map_err(|e| wrong(&e))?);
+            Arc::new(Self::set_up(path, handle, options, root, parallel).map_err(|e| wrong(&e))?);
         let options = options.to_vec();
         loaded.push(Loaded { handle: raw, options, parallel, library: Arc::downgrade(&library) });
         Ok(library)
@@ -102,6 +107,7 @@ impl Library {
         path: &Path,
         handle: Handle,
         options: &[(String, String)],
+        root: &Path,
         parallel: bool,
     ) -> Result<Self, String> {
         // SAFETY: the administrator vouches for the types of these functions by naming the library as a backend; so too
@@ -125,7 +131,14 @@ impl Library {
         }
         // From here on its end calls cleanup.
         let turn = (!parallel).then(|| Mutex::new(()));
-        let library = Self { path: path.to_owned(), query, cleanup, turn, _handle: handle };
+        let library = Self {
+            path: path.to_owned(),
+            root: root.to_owned(),
+            query,
+            cleanup,
+            turn,
+            _handle: handle,
+        };
         for (key, value) in options {
             let configure =
                 configure.ok_or("it takes no options: it exports no function configure")?;
@@ -282,7 +295,7 @@ impl Backend for Library {
         };
         let protocol = Some(result.protocol).filter(|index| *index < query.protocols.len());
         Ok(Some(Target {
-            peer: address(&host, port),
+            peer: address(&host, port, &self.root).map_err(wrong)?,
             framing: result.framing.map_or_else(|| framing::DEFAULT.to_owned(), registry::name_of),
             framing_config: config
                 .text("framing_config")

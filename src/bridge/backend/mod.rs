@@ -10,7 +10,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::Target;
+use super::{Address, Target};
 
 pub mod file;
 pub mod fixed;
@@ -44,9 +44,9 @@ pub fn open(
     parallel: bool,
 ) -> Result<Arc<dyn Backend>, String> {
     Ok(match name {
-        "defaultpeer" => Arc::new(fixed::Fixed::new(options)?),
+        "defaultpeer" => Arc::new(fixed::Fixed::new(options, root)?),
         "file" => Arc::new(file::File::new(options, root)?),
-        _ => library::Library::open(&root.join(name), options, parallel)?,
+        _ => library::Library::open(&root.join(name), options, root, parallel)?,
     })
 }
 
@@ -56,19 +56,20 @@ fn choose(offered: &[&str], wanted: &str, same: fn(&str, &str) -> bool) -> Optio
 }
 
 /// The address of a peer of which host and port may be given apart: a port that stands alone takes precedence over one
-/// in the host, and sockets in the file system have none.
-fn address(host: &str, port: Option<&str>) -> String {
+/// in the host. Without a scheme it is TCP, and a relative path starts at `root`.
+fn address(host: &str, port: Option<&str>, root: &Path) -> Result<Address, String> {
     let (scheme, rest) = host.split_once("://").unwrap_or(("tcp", host));
     if !matches!(scheme, "tcp" | "udp") {
-        return host.to_owned();
+        return Ok(match Address::parse(host)? {
+            Address::Unix(path) => Address::Unix(root.join(path)),
+            Address::UnixDatagram(path) => Address::UnixDatagram(root.join(path)),
+            other => other,
+        });
     }
     let (name, own) = split_port(rest);
     let port = port.or(own).map_or_else(String::new, |port| format!(":{port}"));
-    if name.contains(':') {
-        format!("{scheme}://[{name}]{port}")
-    } else {
-        format!("{scheme}://{name}{port}")
-    }
+    let brackets = if name.contains(':') { ["[", "]"] } else { ["", ""] };
+    Address::parse(&format!("{scheme}://{}{name}{}{port}", brackets[0], brackets[1]))
 }
 
 /// `host`, `host:port`, `[v6]` or `[v6]:port`; what has several colons and no brackets is an IPv6 address.
@@ -92,17 +93,23 @@ mod tests {
             ("tcp://h:80", None, "tcp://h:80"),
             ("tcp://h:80", Some("81"), "tcp://h:81"),
             ("tcp://h", Some("81"), "tcp://h:81"),
-            ("tcp://h", None, "tcp://h"),
             ("h", Some("81"), "tcp://h:81"),
             ("udp://10.0.0.1", Some("53"), "udp://10.0.0.1:53"),
             ("tcp://[::1]:80", None, "tcp://[::1]:80"),
             ("tcp://[::1]", Some("81"), "tcp://[::1]:81"),
             ("tcp://::1", Some("81"), "tcp://[::1]:81"),
             ("unix:///run/a:b", Some("81"), "unix:///run/a:b"),
+            ("unix://a", None, "unix:///root/a"),
             ("unix-dgram:///run/a", None, "unix-dgram:///run/a"),
         ];
         for (host, port, expected) in table {
-            assert_eq!(address(host, port), expected, "{host} {port:?}");
+            let address = address(host, port, Path::new("/root")).unwrap();
+            assert_eq!(address.to_string(), expected, "{host} {port:?}");
+        }
+        for (host, port) in
+            [("tcp://h", None), ("fifotx:///x", None), ("h", Some("x")), ("", Some("1"))]
+        {
+            assert!(address(host, port, Path::new("/")).is_err(), "{host} {port:?}");
         }
     }
 }

@@ -83,6 +83,10 @@ impl Framing for Fixed {
     fn finish(&mut self, data: &mut [u8]) -> Piece {
         all_binary(data)
     }
+
+    fn datagram(&self, _data: &[u8]) -> Kind {
+        Kind::Binary
+    }
 }
 
 impl Framing for Dynamic {
@@ -104,6 +108,10 @@ impl Framing for Dynamic {
 
     fn finish(&mut self, data: &mut [u8]) -> Piece {
         all_binary(data)
+    }
+
+    fn datagram(&self, _data: &[u8]) -> Kind {
+        Kind::Binary
     }
 }
 

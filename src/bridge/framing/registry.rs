@@ -4,6 +4,8 @@
 //! httpd, however, unmaps what its configuration loaded and maps it anew at every restart. So the library and this module,
 //! which has the list, stay mapped from the first registration to the end of the process, and the list stays right.
 
+#![allow(unsafe_code)]
+
 use core::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr, slice,

@@ -109,6 +109,10 @@ impl Framing for Separator {
     fn finish(&mut self, data: &mut [u8]) -> Piece {
         all_binary(data)
     }
+
+    fn datagram(&self, _data: &[u8]) -> Kind {
+        Kind::Binary
+    }
 }
 
 impl Framing for Newline {
