@@ -525,7 +525,7 @@ class TestPatience:
     def test_a_peer_that_takes_nothing(self, httpd, listen, ws, path):
         peer = listen()
         client = ws(f"{path}?{peer.port}")
-        peer.accept(rcvbuf=4096)
+        connection = peer.accept(rcvbuf=4096)
         client.sock.settimeout(1)
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -537,6 +537,7 @@ class TestPatience:
             pass
         assert (got.opcode, got.code) == (CLOSE, 1011)
         assert 2 <= time.monotonic() - begun < 8
+        connection.close()
         assert "WS0504: closing with 1011: the peer took nothing for 2s" in httpd.new_log()
 
     @pytest.mark.parametrize("path", ["/tcp", "/off"])
@@ -858,6 +859,7 @@ class TestResources:
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", full.port))
             fillers.append(filler)
+        httpd.expect_log(f"WS0501: no connection to tcp://127.0.0.1:{full.port}")
         waiting = connect()
         waiting.send(waiting.request(f"/tcp?{full.port}"))
         time.sleep(0.1)
@@ -870,6 +872,8 @@ class TestResources:
         assert time.monotonic() - begun < 1
         for filler in fillers:
             filler.close()
+        full.sock.close()
+        assert waiting.read_response().status in (502, 504)
 
 
 class TestChildEnds:

@@ -11,9 +11,9 @@
 //! | file | owns |
 //! |---|---|
 //! | this one | what a framing and a target are |
-//! | [`abi`] | the C interface of framings and backends |
+//! | [`abi`] | the C types of `include/websocket_bridge.h` |
 //! | [`address`] | peer addresses, and which of them are allowed |
-//! | [`backend`] | where a connection goes, decided from its request |
+//! | [`backend`] | what finds a request's peer |
 //! | [`connect`] | looking names up and connecting, before the client is answered |
 //! | [`framing`] | the framings, by name |
 //! | [`proxy`] | the header of the PROXY protocol |
@@ -21,7 +21,6 @@
 //! | [`settings`] | what the directives of a section set |
 //! | [`socket`] | the peer's socket |
 //! | [`websocksy`] | websocksy's configuration files |
-#![deny(unsafe_code)]
 
 use crate::proto::{Kind, utf8};
 
@@ -76,11 +75,11 @@ pub fn kind(bytes: &[u8]) -> Kind {
     if utf8::whole(bytes).is_some() { Kind::Text } else { Kind::Binary }
 }
 
-/// Where to connect a request to, and how: what the directives or a backend say.
+/// Where a backend sends a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Target {
-    /// The peer.
-    pub peer: Address,
+    /// The peer's address, as `WebSocketBridge` takes it.
+    pub peer: String,
     /// The framing's name.
     pub framing: String,
     /// What the framing is configured with; empty if with nothing.

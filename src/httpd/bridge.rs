@@ -7,12 +7,21 @@ use core::{
     ffi::{CStr, c_int},
     ptr,
 };
-use std::{ffi::CString, os::fd::BorrowedFd, sync::Arc};
+use std::{
+    ffi::CString,
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
+};
 
-use super::{handler, log, sys, wrap::Request};
+use super::{
+    handler, log, sys,
+    wrap::{Request, Table},
+};
 use crate::{
     bridge::{
         Address, Framing, Target,
+        backend::{self, Backend, Query},
         connect::{ConnectError, connect},
         framing, proxy,
         relay::Relay,
@@ -30,6 +39,69 @@ pub(super) enum Source {
     Fixed(Address),
     /// From what the configuration makes of the request.
     Expression(Expression),
+    /// From what a backend says.
+    Backend(Arc<Discovery>),
+}
+
+/// A backend with its options, which is opened when the whole configuration has been read.
+pub(super) struct Discovery {
+    name: String,
+    /// Keys and values, in their order.
+    options: Mutex<Vec<(String, String)>>,
+    /// What relative paths are relative to.
+    root: PathBuf,
+    /// Several threads may ask it at once.
+    parallel: bool,
+    backend: OnceLock<Arc<dyn Backend>>,
+}
+
+impl Discovery {
+    pub(super) fn new(name: String, root: PathBuf, parallel: bool) -> Arc<Self> {
+        let (options, backend) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { name, options, root, parallel, backend })
+    }
+
+    /// One more option.
+    pub(super) fn add(&self, key: &str, value: &str) {
+        self.options().push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Loads and configures the backend.
+    pub(super) fn open(&self) -> Result<(), String> {
+        let backend = backend::open(&self.name, &self.options(), &self.root, self.parallel)?;
+        let _ = self.backend.set(backend);
+        Ok(())
+    }
+
+    fn options(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.options.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Asks the backend for a request's peer; an error is a status and a line for the log.
+    fn ask(&self, r: Request<'_>, protocols: &[&str]) -> Result<Target, (u32, String)> {
+        let failed = |e: &str| {
+            let line = format!("WS0508: the backend {} gives no peer: {e}", self.name);
+            (sys::HTTP_INTERNAL_SERVER_ERROR, line)
+        };
+        // A backend is given text; what is none stays out.
+        let fields = r.fields(Table::HeadersIn);
+        let text = |&(name, value): &(&'_ CStr, &'_ CStr)| {
+            Some((name.to_str().ok()?.to_owned(), value.to_str().ok()?.to_owned()))
+        };
+        let headers: Vec<_> = fields.iter().filter_map(text).collect();
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let endpoint = r.unparsed_uri().to_string_lossy();
+        let query = Query { endpoint: &endpoint, protocols, headers: &headers };
+        let backend = self.backend.get().ok_or_else(|| failed("it is not open"))?;
+        match backend.query(&query) {
+            Ok(Some(target)) => Ok(target),
+            Ok(None) => {
+                let line = format!("WS0509: the backend {} refuses the request", self.name);
+                Err((sys::HTTP_FORBIDDEN, line))
+            }
+            Err(e) => Err(failed(&e)),
+        }
+    }
 }
 
 /// An expression with `%{…}` that gives a string.
@@ -99,9 +171,12 @@ impl Bridge {
             log::request(r, level, line);
             status as c_int
         };
-        let Target { peer, framing, framing_config, protocol } =
-            target(r, source, settings, offered)
-                .map_err(|(status, line)| refuse(status, Level::Info, format_args!("{line}")))?;
+        let Goal { peer, framing, framing_config, protocol } = goal(r, source, settings, offered)
+            .map_err(|(status, line)| {
+            let ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
+            let level = if ours { Level::Error } else { Level::Info };
+            refuse(status, level, format_args!("{line}"))
+        })?;
         let framing = framing::make(&framing, &framing_config).map_err(|e| {
             let line = format_args!("WS0507: no framing for {peer}: {e}");
             refuse(sys::HTTP_INTERNAL_SERVER_ERROR, Level::Error, line)
@@ -131,13 +206,21 @@ impl Bridge {
     }
 }
 
-/// The peer of a request, or a status and a line that says why there is none.
-fn target(
+/// Where a request leads to.
+struct Goal {
+    peer: Address,
+    framing: String,
+    framing_config: String,
+    protocol: Option<usize>,
+}
+
+/// Where a request leads to, or a status and a line that says why it leads nowhere.
+fn goal(
     r: Request<'_>,
     source: &Source,
     settings: &Settings,
     offered: &[&str],
-) -> Result<Target, (u32, String)> {
+) -> Result<Goal, (u32, String)> {
     let peer = match source {
         Source::Fixed(address) => address.clone(),
         Source::Expression(expression) => {
@@ -145,21 +228,33 @@ fn target(
                 let line = format!("WS0508: WebSocketBridge cannot be evaluated: {e}");
                 (sys::HTTP_INTERNAL_SERVER_ERROR, line)
             })?;
-            let address = Address::parse(&value);
-            let address =
-                address.map_err(|e| (sys::HTTP_FORBIDDEN, format!("WS0502: refused: {e}")))?;
-            if !settings.allows(&address) {
-                let line = format!("WS0502: refused: WebSocketBridgeAllow does not list {address}");
-                return Err((sys::HTTP_FORBIDDEN, line));
-            }
-            address
+            allowed(&value, settings, true)?
+        }
+        Source::Backend(discovery) => {
+            let Target { peer, framing, framing_config, protocol } = discovery.ask(r, offered)?;
+            let peer = allowed(&peer, settings, false)?;
+            return Ok(Goal { peer, framing, framing_config, protocol });
         }
     };
     let (framing, framing_config) = settings.framing();
-    Ok(Target {
+    Ok(Goal {
         peer,
         framing: framing.into(),
         framing_config: framing_config.into(),
         protocol: settings.choose(offered),
     })
+}
+
+/// An address that was made for a request, if WebSocketBridgeAllow lists it. Without a list nothing is allowed if there
+/// has to be one; otherwise everything.
+fn allowed(text: &str, settings: &Settings, has_to: bool) -> Result<Address, (u32, String)> {
+    let refused = |why: &str| (sys::HTTP_FORBIDDEN, format!("WS0502: refused: {why}"));
+    let address = Address::parse(text).map_err(|e| refused(&e))?;
+    if matches!(&address, Address::Unix(path) | Address::UnixDatagram(path) if path.is_relative()) {
+        return Err(refused(&format!("the path of {address} does not begin with /")));
+    }
+    if (has_to || settings.allow.is_some()) && !settings.allows(&address) {
+        return Err(refused(&format!("WebSocketBridgeAllow does not list {address}")));
+    }
+    Ok(address)
 }

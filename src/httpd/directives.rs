@@ -7,16 +7,22 @@ use core::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr,
 };
-use std::{borrow::Cow, ffi::CString, path::Path, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    ffi::CString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     boundary,
-    bridge::{Expression, Source},
+    bridge::{Discovery, Expression, Source},
     log, module, sys,
     wrap::Request,
 };
 use crate::{
-    bridge::{Address, address::Pattern, framing, settings::Protocol},
+    bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
     config::{self, Detach, Limit, Settings},
     journal::Level,
     plugin::Plugin,
@@ -174,6 +180,24 @@ pub(super) static COMMANDS: Commands = Commands([
         &(bridge_framing as Setter),
         ADMIN,
         c"how a peer's stream is cut into messages: a framing's name, and its configuration",
+    ),
+    take12(
+        c"WebSocketBridgeBackend",
+        &(bridge_backend as Setter),
+        ADMIN,
+        c"what finds a request's peer: defaultpeer, file or a library's path; Parallel if threads may share it",
+    ),
+    take2(
+        c"WebSocketBridgeOption",
+        &(bridge_option as Setter),
+        ADMIN,
+        c"an option of the section's WebSocketBridgeBackend: its name and its value",
+    ),
+    take12(
+        c"WebSocketBridgeConfig",
+        &(bridge_config as Setter),
+        ADMIN,
+        c"a configuration file of websocksy's, and the folder of its backends",
     ),
     take1(
         c"WebSocketBridgeProtocol",
@@ -384,14 +408,69 @@ fn compression_memory(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Resu
 
 fn bridge(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     let word = words.first().ok_or(ARGUMENTS)?;
-    section.bridge = Some(if word.contains("%{") {
-        parms.note_expression(section);
+    let source = if word.contains("%{") {
+        let (section, place) = (ptr::from_ref(section), parms.place());
+        parms.server().expressions.push((section, place));
         // SAFETY: httpd reads a directive, whose pool is that of the configuration (R4).
         Source::Expression(unsafe { Expression::parse(parms.0, word) }?)
     } else {
         Source::Fixed(parms.absolute(Address::parse(word)?)?)
-    });
+    };
+    set_source(section, source)
+}
+
+/// A section's peers come from one place.
+fn set_source(section: &mut Section, source: Source) -> Result<(), String> {
+    if section.bridge.replace(source).is_some() {
+        let both = "the same section says already where its peers are: remove one";
+        return Err(both.into());
+    }
     one_endpoint(section)
+}
+
+fn bridge_backend(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let name = words.first().ok_or(ARGUMENTS)?;
+    let parallel = match words.get(1) {
+        Some(word) => choice(&[word], &[("Serial", false), ("Parallel", true)])?,
+        None => false,
+    };
+    let discovery = Discovery::new((*name).to_owned(), parms.server_root()?, parallel);
+    parms.server().discoveries.push((discovery.clone(), parms.place()));
+    set_source(section, Source::Backend(discovery))
+}
+
+fn bridge_option(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let [key, value] = words else { return Err(ARGUMENTS.into()) };
+    let Some(Source::Backend(discovery)) = &section.bridge else {
+        return Err("the option belongs to no backend: name it before, in the same section, with \
+                    WebSocketBridgeBackend"
+            .into());
+    };
+    discovery.add(key, value);
+    Ok(())
+}
+
+fn bridge_config(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let name = words.first().ok_or(ARGUMENTS)?;
+    let path = parms.server_root()?.join(name);
+    let text =
+        std::fs::read(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+    let text = String::from_utf8(text).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    let config = websocksy::parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    for warning in &config.warnings {
+        parms.warn_once(&format!("WS0510: {}: {warning}", path.display()));
+    }
+    if let Some(seconds) = config.ping {
+        let interval = Duration::from_secs(seconds.into());
+        section.settings.ping_interval = Some((seconds > 0).then_some(interval));
+    }
+    let plugins = words.get(1).copied().unwrap_or("plugins");
+    let backend = websocksy::backend(config.backend.as_deref(), plugins);
+    bridge_backend(parms, section, &[&backend])?;
+    for (key, value) in &config.options {
+        bridge_option(parms, section, &[key, value])?;
+    }
+    Ok(())
 }
 
 fn bridge_allow(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
@@ -515,6 +594,8 @@ pub(super) struct Server {
     pub(super) threads: Option<u16>,
     /// The sections with an expression in `WebSocketBridge`, and where that stands.
     expressions: Vec<(*const Section, String)>,
+    /// The backends, and where each is named.
+    discoveries: Vec<(Arc<Discovery>, String)>,
 }
 
 /// A directive's own part: takes its words and changes the section, or says what is wrong with them.
@@ -522,7 +603,7 @@ type Setter = fn(Parms<'_>, &mut Section, &[&str]) -> Result<(), String>;
 
 /// A table that httpd reads; it never changes.
 #[repr(transparent)]
-pub(super) struct Commands([sys::command_rec; 29]);
+pub(super) struct Commands([sys::command_rec; 32]);
 
 // SAFETY: httpd only reads the table, and nothing in it changes.
 unsafe impl Sync for Commands {}
@@ -644,16 +725,27 @@ impl Parms<'_> {
         }
     }
 
-    /// Remembers a section with an expression, for [`check`].
-    fn note_expression(self, section: &Section) {
-        // SAFETY: the server being configured has this module's settings, which one thread at a time uses (R4); the
-        // directive being read and the name of its file are live.
+    /// ServerRoot.
+    fn server_root(self) -> Result<PathBuf, String> {
+        let root = self.server_root_relative("").and_then(|root| root.into_string().ok());
+        root.map(PathBuf::from).ok_or_else(|| "ServerRoot is no path that can be used".into())
+    }
+
+    /// Where the directive stands.
+    fn place(self) -> String {
+        // SAFETY: the directive being read, its name and that of its file are live (R4).
         unsafe {
             let directive = &*self.0.directive;
+            let name = CStr::from_ptr(directive.directive).to_string_lossy();
             let file = CStr::from_ptr(directive.filename).to_string_lossy();
-            let place = format!("line {} of {file}", directive.line_num);
-            (*server(self.0.server)).expressions.push((ptr::from_ref(section), place));
+            format!("{name} on line {} of {file}", directive.line_num)
         }
+    }
+
+    /// The settings of the server being configured.
+    fn server(self) -> &'static mut Server {
+        // SAFETY: it has this module's settings, which one thread at a time uses (R4), and for the length of a call only.
+        unsafe { &mut *server(self.0.server) }
     }
 
     /// The settings for the child processes, where they may be set.
@@ -777,7 +869,8 @@ pub(super) unsafe extern "C" fn create_server(
     boundary(ptr::null_mut(), || register(pool, Server::default()))
 }
 
-/// Checks what the directives mean together: an expression needs a list of what it may lead to.
+/// Checks what the directives mean together: an expression needs a list of what it may lead to, and a backend has to take
+/// its options.
 ///
 /// # Safety
 /// - `main` is the main server, after the whole configuration was read.
@@ -794,10 +887,14 @@ pub(super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
             let sections = [unsafe { &**section }, defaults(next), defaults(main)];
             if sections.iter().all(|section| section.settings.bridge.allow.is_none()) {
                 return Err(format!(
-                    "WebSocketBridge on {place} has an expression: name the peers that it may lead to with \
+                    "{place} has an expression: name the peers that it may lead to with \
                      WebSocketBridgeAllow in the same section or for the whole server"
                 ));
             }
+        }
+        // SAFETY: as above.
+        for (discovery, place) in unsafe { &(*server(next)).discoveries } {
+            discovery.open().map_err(|e| format!("{place}: {e}"))?;
         }
         // SAFETY: the caller's word: each server's `next` is another one or NULL.
         next = unsafe { (*next).next };

@@ -108,6 +108,11 @@ impl<'r> Request<'r> {
         string(self.rec().uri).unwrap_or(c"?")
     }
 
+    /// The request's target as the client sent it.
+    pub(super) fn unparsed_uri(self) -> &'r CStr {
+        string(self.rec().unparsed_uri).unwrap_or(c"")
+    }
+
     pub(super) fn is_get(self) -> bool {
         self.rec().method_number == sys::M_GET as c_int && self.rec().header_only == 0
     }
