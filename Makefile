@@ -8,6 +8,7 @@ APACHECTL ?= $(or $(call in_bindir,apachectl apache2ctl),$(shell command -v apac
 TEST_MPM ?= event
 DEBUGGER ?= gdb --args
 DESTDIR ?=
+PREFIX ?= /usr/local
 CC = cc
 CARGO ?= cargo
 PYTHON ?= python3
@@ -93,6 +94,13 @@ install: $(MODULE) ## install the module, its headers and its configuration (DES
 install-examples: $(EXAMPLES) $(RUST_EXAMPLE) ## install the example plugins beside the module
 	for file in $(EXAMPLES) $(RUST_EXAMPLE); do \
 	  install -D -m 644 $$file $(INSTALL_DIR)/$${file##*/} || exit 1; done
+
+.PHONY: install-websocksy
+install-websocksy: ## install bin/websocksy, which runs the bridge with websocksy's command line (PREFIX=/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	sed -e 's|@HTTPD@|$(HTTPD)|' -e 's|@MODULES@|$(shell $(APXS) -q LIBEXECDIR)|' \
+	  -e 's|@MODULE@|$(shell $(APXS) -q LIBEXECDIR)/mod_websocket.so|' scripts/websocksy >$(DESTDIR)$(PREFIX)/bin/websocksy
+	chmod 755 $(DESTDIR)$(PREFIX)/bin/websocksy
 
 .PHONY: start stop restart
 start stop restart: ## start, stop or restart the system's httpd through apachectl

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mod_websocket::bridge::{
-    Address, Piece, Target,
+    Piece, Target,
     backend::{Backend, Query, open},
     framing::{self, registry},
 };
@@ -110,7 +110,7 @@ fn a_library_is_set_up_asked_and_cleaned_up() {
     assert_eq!(
         target,
         Target {
-            peer: Address::parse("tcp://h:7").unwrap(),
+            peer: "tcp://h:7".into(),
             framing: "newline".into(),
             framing_config: "lf".into(),
             protocol: Some(1),
@@ -168,12 +168,12 @@ fn one_library_has_one_set_of_options() {
         assert!(error.contains("in use with other options"), "{error}");
     }
     drop(first);
-    assert_eq!(ask(&*second, "/").unwrap().unwrap().peer.to_string(), "tcp://a:1");
+    assert_eq!(ask(&*second, "/").unwrap().unwrap().peer, "tcp://a:1");
     bench.trail();
     drop(second);
     assert_eq!(bench.trail(), ["cleanup"]);
     let third = load(&library, &[("host", "b:1")], false).unwrap();
-    assert_eq!(ask(&*third, "/").unwrap().unwrap().peer.to_string(), "tcp://b:1");
+    assert_eq!(ask(&*third, "/").unwrap().unwrap().peer, "tcp://b:1");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_function_that_nobody_has_registered_can_be_a_framing() {
     let library = compile("backend_debug", "backend_own");
     let backend = load(&library, &[("host", "unix:///x")], false).unwrap();
     let target = ask(&*backend, "/own").unwrap().unwrap();
-    assert_eq!(target.peer.to_string(), "unix:///x");
+    assert_eq!(target.peer, "unix:///x");
     let mut framing = framing::make(&target.framing, &target.framing_config).unwrap();
     assert_eq!(framing.next(&mut b"abc\0".to_owned(), 3), Piece::Message(Kind::Text, 3));
     // The function stays when the backend goes.
@@ -232,7 +232,7 @@ fn a_binary_of_websocksys_time_works() {
     assert_eq!(
         target,
         Target {
-            peer: Address::parse("tcp://127.0.0.1:7001").unwrap(),
+            peer: "tcp://127.0.0.1:7001".into(),
             framing: "old".into(),
             framing_config: ";".into(),
             protocol: None,

@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn peer(file: &File, endpoint: &str, headers: &[(&str, &str)]) -> Option<String> {
-        ask(file, endpoint, &[], headers).map(|target| target.peer.to_string())
+        ask(file, endpoint, &[], headers).map(|target| target.peer)
     }
 
     #[test]
@@ -296,7 +296,7 @@ mod tests {
         let folder = Folder::new("protocols", &files);
         let file = folder.backend(&["1", "missing", "2"]);
         let target = |protocols: &[&str]| ask(&file, "/", protocols, &[]).unwrap();
-        let place = |target: &Target| target.peer.to_string();
+        let place = |target: &Target| target.peer;
         // Who offers none gets the first line.
         assert_eq!((place(&target(&[])), target(&[]).protocol), ("tcp://one:1".into(), None));
         let two = target(&["x", "b"]);

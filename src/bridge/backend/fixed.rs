@@ -79,10 +79,10 @@ mod tests {
     #[test]
     fn the_options_say_where_connections_go() {
         let nothing = target(&[], &[]).unwrap();
-        assert_eq!(nothing.peer.to_string(), "tcp://localhost:5900");
+        assert_eq!(nothing.peer, "tcp://localhost:5900");
         assert_eq!(nothing.framing, "auto");
         assert_eq!((nothing.framing_config.as_str(), nothing.protocol), ("", None));
-        let peer = |options: &[_]| target(options, &[]).unwrap().peer.to_string();
+        let peer = |options: &[_]| target(options, &[]).unwrap().peer;
         assert_eq!(peer(&[("host", "tcp://h:80")]), "tcp://h:80");
         assert_eq!(peer(&[("port", "81"), ("host", "tcp://h:80")]), "tcp://h:81");
         assert_eq!(peer(&[("host", "h"), ("port", "1"), ("port", "2")]), "tcp://h:2");

@@ -57,19 +57,21 @@ fn choose(offered: &[&str], wanted: &str, same: fn(&str, &str) -> bool) -> Optio
 
 /// The address of a peer of which host and port may be given apart: a port that stands alone takes precedence over one
 /// in the host. Without a scheme it is TCP, and a relative path starts at `root`.
-fn address(host: &str, port: Option<&str>, root: &Path) -> Result<Address, String> {
+fn address(host: &str, port: Option<&str>, root: &Path) -> Result<String, String> {
     let (scheme, rest) = host.split_once("://").unwrap_or(("tcp", host));
     if !matches!(scheme, "tcp" | "udp") {
         return Ok(match Address::parse(host)? {
             Address::Unix(path) => Address::Unix(root.join(path)),
             Address::UnixDatagram(path) => Address::UnixDatagram(root.join(path)),
             other => other,
-        });
+        }
+        .to_string());
     }
     let (name, own) = split_port(rest);
     let port = port.or(own).map_or_else(String::new, |port| format!(":{port}"));
     let brackets = if name.contains(':') { ["[", "]"] } else { ["", ""] };
     Address::parse(&format!("{scheme}://{}{name}{}{port}", brackets[0], brackets[1]))
+        .map(|address| address.to_string())
 }
 
 /// `host`, `host:port`, `[v6]` or `[v6]:port`; what has several colons and no brackets is an IPv6 address.
@@ -104,7 +106,7 @@ mod tests {
         ];
         for (host, port, expected) in table {
             let address = address(host, port, Path::new("/root")).unwrap();
-            assert_eq!(address.to_string(), expected, "{host} {port:?}");
+            assert_eq!(address, expected, "{host} {port:?}");
         }
         for (host, port) in
             [("tcp://h", None), ("fifotx:///x", None), ("h", Some("x")), ("", Some("1"))]
