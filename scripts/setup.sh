@@ -19,9 +19,9 @@ need "'$APXS' -q INCLUDEDIR" apache2 apache2-dev
 need "test -x \"\$('$APXS' -q SBINDIR)/\$('$APXS' -q PROGNAME)\"" apache2
 need "ls /usr/lib/llvm*/lib/libclang*.so* /usr/lib/*/libclang*.so* | grep ." libclang-dev
 need "command -v openssl" openssl
+need "command -v python3" python3
 if [ "$what" = check ]; then
     need "command -v g++" g++
-    need "command -v python3" python3
     need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
     need "command -v chromium" chromium
     need "command -v curl" curl

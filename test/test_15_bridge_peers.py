@@ -35,6 +35,7 @@ CONF = (
     bridge("/redis", "unix://${ROOT}/trail/redis", "WebSocketBridgeFraming newline crlf")
     + bridge("/mqtt", f"tcp://127.0.0.1:{MQTT}", "WebSocketBridgeFraming binary", "WebSocketBridgeProtocol mqtt")
     + bridge("/dns", f"udp://127.0.0.1:{DNS}", "WebSocketBridgeFraming binary")
+    + 'IncludeOptional "${ROOT}/conf/lines.conf"\n'
     + bridge("/vnc", f"tcp://127.0.0.1:{VNC}", "WebSocketBridgeFraming binary", "WebSocketBridgeProtocol binary")
 )
 
@@ -157,6 +158,50 @@ class TestDns:
         client.close()
 
 
+class TestDemo:
+    """The example page and its service, as `make demo` has them."""
+
+    def test_page(self, httpd, devtools, tmp_path):  # noqa: F811
+        port_file = tmp_path / "port"
+        script = [TOP / "examples/line_service.py", port_file]
+        with server("python3", *script, ready=port_file.exists, folder=tmp_path):
+            port = port_file.read_text().strip()
+            shutil.copy(TOP / "examples/bridge.html", httpd.root / "htdocs")
+            (httpd.root / "htdocs/bridge.html").chmod(0o644)
+            (httpd.root / "conf/lines.conf").write_text(
+                bridge("/lines", f"tcp://127.0.0.1:{port}", "WebSocketBridgeFraming newline crlf")
+            )
+            httpd.graceful()
+            with tab(devtools) as page:
+                page.open(f"http://localhost:{httpd.port}/bridge.html")
+                page.click("connect")
+                page.wait_text("log", "← Hello, guest 1.")
+                page.click("send")
+                page.wait_text("log", "← HELLO, WORLD")
+                for line, answer in (("count 3", "← 1\n← 2\n← 3\n"), ("say grüße", "← somebody says: grüße")):
+                    page.run(f"document.getElementById('line').value = {json.dumps(line)}")
+                    page.click("send")
+                    page.wait_text("log", answer)
+                page.run("document.getElementById('line').value = 'quit'")
+                page.click("send")
+                page.wait_text("log", "← Bye.\nclose: 1000")
+                page.wait_text("status", "closed")
+
+
+@contextlib.contextmanager
+def tab(devtools):  # noqa: F811
+    """A tab of the browser."""
+    url = f"http://127.0.0.1:{devtools}/json/new?about:blank"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(urllib.request.Request(url, method="PUT"), timeout=20) as answer:
+        made = json.load(answer)
+    with dial(made["webSocketDebuggerUrl"], max_size=None, proxy=None) as connection:
+        page = Page(connection)
+        yield page
+        assert not page.faults, page.faults
+    direct.open(f"http://127.0.0.1:{devtools}/json/close/{made['id']}", timeout=20).close()
+
+
 PAGE = """<!doctype html>
 <title>VNC</title>
 <style>body { margin: 0 } #screen { width: 640px; height: 480px }</style>
@@ -228,15 +273,8 @@ class TestVnc:
         with (httpd.root / "conf/mime.types").open("a") as types:
             types.write("text/javascript js\n")
         httpd.graceful()
-        url = f"http://127.0.0.1:{devtools}/json/new?about:blank"
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(urllib.request.Request(url, method="PUT"), timeout=20) as answer:
-            tab = json.load(answer)
-        with dial(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as connection:
-            page = Page(connection)
+        with tab(devtools) as page:
             yield page
-            assert not page.faults, page.faults
-            direct.open(f"http://127.0.0.1:{devtools}/json/close/{tab['id']}", timeout=20).close()
 
     def colours(self, page):
         """What a screenshot shows around the middle of the screen, away from the pointer."""

@@ -8,7 +8,7 @@ else than to read and write: the client's masked frames are made beforehand, and
 to header. Relays take turns, ROUNDS (5) times; printed are medians in MiB/s, and ratios to the bridge.
 
 The environment is that of the tests: HTTPD, APXS, TEST_MPM, WS_MODULE, WS_TEST_ROOT. It needs socat, and websockify beside
-the Python that runs it (test/bench/requirements.txt).
+the Python that runs it (test/bench/requirements.txt). A relay's processor time is printed too: on a busy machine it says more.
 """
 
 import contextlib
@@ -141,7 +141,7 @@ def started(command, port):
     try:
         # Nothing but the kernel's table is asked: each connection would be relayed.
         wait_until(lambda: is_listening(port), 20, command[0])
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(10)
@@ -154,6 +154,20 @@ def is_listening(port):
         if fields[1].endswith(wanted) and fields[3] == "0A":
             return True
     return False
+
+
+def cpu_of(pid):
+    """Seconds that a process, its children and those it has reaped have run."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text().rpartition(")")
+            fields, own = rest.split(), int(name.split()[0])
+            if own == pid:
+                total += sum(map(int, fields[11:15]))
+            elif int(fields[1]) == pid:
+                total += sum(map(int, fields[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def main():
@@ -176,36 +190,36 @@ def main():
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(httpd.serve(conf))
-        relays = {"the bridge": (httpd.port, True)}
+        relays = {"the bridge": (httpd.port, True, httpd.process.pid)}
         websockify = Path(sys.executable).parent / "websockify"
         if websockify.exists():
             port = free_port()
             command = [str(websockify), f"127.0.0.1:{port}", f"127.0.0.1:{target}"]
-            stack.enter_context(started(command, port))
-            relays["websockify"] = (port, True)
-        if shutil.which("socat"):
-            port = free_port()
-            command = ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", f"TCP:127.0.0.1:{target}"]
-            stack.enter_context(started(command, port))
-            relays["socat (plain TCP)"] = (port, False)
-            port = free_port()
-            command = ["socat", "-b65536", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", f"TCP:127.0.0.1:{target}"]
-            stack.enter_context(started(command, port))
-            relays["socat -b65536"] = (port, False)
-        results = {(name, way): [] for name in relays for way in ("down", "up")}
+            relays["websockify"] = (port, True, stack.enter_context(started(command, port)))
+        for name, options in (("socat", []), ("socat -b65536", ["-b65536"])):
+            if shutil.which("socat"):
+                port = free_port()
+                ends = [f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", f"TCP:127.0.0.1:{target}"]
+                relays[name] = (port, False, stack.enter_context(started(["socat", *options, *ends], port)))
+        speeds = {(name, way): [] for name in relays for way in ("down", "up")}
+        loads = {(name, way): [] for name in relays for way in ("down", "up")}
         for _ in range(rounds):
             for way in ("down", "up"):
-                for name, (port, is_ws) in relays.items():
-                    results[name, way].append(run(port, is_ws, way, size, orders))
+                for name, (port, is_ws, pid) in relays.items():
+                    before = cpu_of(pid)
+                    speeds[name, way].append(run(port, is_ws, way, size, orders))
+                    time.sleep(0.1)
+                    loads[name, way].append((cpu_of(pid) - before) * (1 << 30) / size)
     orders.send(None)
     process.join(5)
-    print(f"{size >> 20} MiB, median of {rounds}: MiB/s, and the bridge's ratio to it")
+    print(f"{size >> 20} MiB, median of {rounds}: MiB/s, the bridge's ratio to it, seconds of processor time per GiB")
     for name in relays:
         cells = []
         for way in ("down", "up"):
-            own, bridge = (statistics.median(results[n, way]) for n in (name, "the bridge"))
-            cells.append(f"{way} {own:7.0f} ({bridge / own:5.2f}×)")
-        print(f"{name:20} {'   '.join(cells)}")
+            own, bridge = (statistics.median(speeds[n, way]) for n in (name, "the bridge"))
+            load = statistics.median(loads[name, way])
+            cells.append(f"{way:4} {own:7.0f} {bridge / own:6.2f}× {load:6.2f} s")
+        print(f"{name:15} {'   '.join(cells)}")
 
 
 if __name__ == "__main__":
