@@ -55,6 +55,14 @@ def peer():
         yield server
 
 
+def offer(protocols):
+    return [("Sec-WebSocket-Protocol", protocols)]
+
+
+def chosen(response):
+    return response.headers.get("sec-websocket-protocol")
+
+
 def received(client, count):
     """The next messages: t or b, and the bytes."""
     frames = [client.read_frame() for _ in range(count)]
@@ -177,7 +185,7 @@ class TestFramings:
     REFUSED = [
         ("xml", "no framing 'xml'"),
         ("separator", "needs the separator"),
-        (r"separator \q", r"no escape \q"),
+        (r"separator \q", "no escape 'q'"),
         (r"separator \x1", "two hexadecimal digits"),
         ("newline", "one of crlf, lfcr, lf and cr"),
         ("newline CRLF", "not 'CRLF'"),
@@ -262,7 +270,7 @@ class TestRestarts:
     def use(self, httpd, peer):
         for path, headers, sent, expected in (
             (f"/words?{peer.port}", [], b"a b ", [("t", b"a "), ("t", b"b ")]),
-            (f"/old/{peer.port}", ["X-End: ;"], b"a;b;", [("t", b"a;"), ("b", b"b;")]),
+            (f"/old/{peer.port}", [("X-End", ";")], b"a;b;", [("t", b"a;"), ("b", b"b;")]),
         ):
             with Client(httpd.port) as client:
                 client.upgrade(path, headers)
@@ -317,9 +325,9 @@ class TestBackendLibrary:
         httpd.start(self.CONF.replace("port 1", f"port {peer.port}"))
         return peer
 
-    def test_a_connection(self, httpd, ws, debug):
-        client = ws("/debug/x?y", ["Sec-WebSocket-Protocol: one, two", "Cookie: c=d"])
-        assert client.response.header("Sec-WebSocket-Protocol") == "two"
+    def test_a_connection(self, httpd, connect, debug):
+        client = connect()
+        assert chosen(client.upgrade("/debug/x?y", [*offer("one, two"), ("Cookie", "c=d")])) == "two"
         with debug.accept() as sock:
             client.send(frame(TEXT, b"to the peer"))
             assert sock.recv(100) == b"to the peer"
@@ -365,10 +373,10 @@ class TestBackendLibrary:
     def test_refusals(self, httpd, ws, debug):
         with pytest.raises(Refused) as refused:
             ws("/debug/none")
-        assert refused.value.status == 403
+        assert refused.value.response.status == 403
         with pytest.raises(Refused) as refused:
             ws("/debug/fifo")
-        assert refused.value.status == 500
+        assert refused.value.response.status == 500
         httpd.expect_log(r"backend_debug.so: the transport 3")
 
     @pytest.mark.once
@@ -410,32 +418,34 @@ class TestFileBackend:
         for path in folder.iterdir():
             path.unlink()
 
-    def reaches(self, ws, peer, path, headers=()):
-        client = ws(path, list(headers))
+    def reaches(self, connect, peer, path, headers=()):
+        """Talks to the peer; the subprotocol that was chosen."""
+        client = connect()
+        response = client.upgrade(path, headers)
         with peer.accept() as sock:
             client.send(frame(BINARY, b"hello"))
             assert sock.recv(10) == b"hello"
-        return client.response.header("Sec-WebSocket-Protocol")
+        return chosen(response)
 
-    def test_variables(self, ws, peer, files):
+    def test_variables(self, connect, peer, files):
         files("file_a.txt", f"tcp://127.0.0.1:{peer.port} *\n")
-        self.reaches(ws, peer, "/file/a")
-        self.reaches(ws, peer, "/file/a/")
+        self.reaches(connect, peer, "/file/a")
+        self.reaches(connect, peer, "/file/a/")
         files("cookie-s1", f"tcp://127.0.0.1:{peer.port} *")
-        self.reaches(ws, peer, "/file/b", ["Cookie: x=y; session=s1"])
+        self.reaches(connect, peer, "/file/b", [("Cookie", "x=y; session=s1")])
         files("header-h1", f"tcp://127.0.0.1:{peer.port} *")
-        self.reaches(ws, peer, "/file/b", ["x-peer: h1"])
+        self.reaches(connect, peer, "/file/b", [("x-peer", "h1")])
         files("default", f"tcp://127.0.0.1:{peer.port} *")
-        self.reaches(ws, peer, "/file/b", ["X-Peer: none"])
+        self.reaches(connect, peer, "/file/b", [("X-Peer", "none")])
 
-    def test_subprotocols(self, ws, peer, files):
+    def test_subprotocols(self, connect, peer, files):
         port = peer.port
         files("default", f"tcp://127.0.0.1:1 x\ntcp://127.0.0.1:{port} chat newline lf\r\ntcp://127.0.0.1:{port} *\n")
-        assert self.reaches(ws, peer, "/file", ["Sec-WebSocket-Protocol: other, chat"]) == "chat"
-        assert self.reaches(ws, peer, "/file", ["Sec-WebSocket-Protocol: one, two"]) == "one"
+        assert self.reaches(connect, peer, "/file", offer("other, chat")) == "chat"
+        assert self.reaches(connect, peer, "/file", offer("one, two")) == "one"
         # Without an offer the first line is it.
         files("default", f"tcp://127.0.0.1:{port} x")
-        assert self.reaches(ws, peer, "/file") is None
+        assert self.reaches(connect, peer, "/file") is None
 
     def test_framing_and_its_configuration(self, ws, peer, files):
         files("default", f"tcp://127.0.0.1:{peer.port} * separator  a \\x2e")
@@ -448,12 +458,12 @@ class TestFileBackend:
         for text in ("tcp://127.0.0.1:1 x", "", "nonsense"):
             files("default", text)
             with pytest.raises(Refused) as refused:
-                ws("/file", ["Sec-WebSocket-Protocol: y"])
-            assert refused.value.status == 403
+                ws("/file", offer("y"))
+            assert refused.value.response.status == 403
         files("default", "tcp://127.0.0.1:1 x nothing")
         with pytest.raises(Refused) as refused:
             ws("/file")
-        assert refused.value.status == 500
+        assert refused.value.response.status == 500
         httpd.expect_log("no framing 'nothing'")
 
     def test_no_request_leads_out_of_the_folder(self, httpd, ws, peer, files):
@@ -461,13 +471,13 @@ class TestFileBackend:
         secret.write_text(f"tcp://127.0.0.1:{peer.port} *")
         for path, headers in (
             ("/file/../../outside", []),
-            ("/file", ["Cookie: session=/../../outside.txt"]),
-            ("/file", ["X-Peer: /../../outside.txt"]),
-            ("/file", ["X-Peer: x/../../outside.txt"]),
+            ("/file", [("Cookie", "session=/../../outside.txt")]),
+            ("/file", [("X-Peer", "/../../outside.txt")]),
+            ("/file", [("X-Peer", "x/../../outside.txt")]),
         ):
             with pytest.raises(Refused) as refused:
                 ws(path, headers)
-            assert refused.value.status in (400, 403, 404)
+            assert refused.value.response.status in (400, 403, 404)
 
 
 class TestConfigurationFile:
@@ -496,14 +506,14 @@ class TestConfigurationFile:
     def _class_conf(self, _module_conf):
         yield
 
-    def test_the_default_backend(self, httpd, ws, peer, configured):
+    def test_the_default_backend(self, httpd, connect, peer, configured):
         text = (
             f"[core]\nport = 8001\nlisten = ::\nping = 1\n[backend]\nhost = tcp://127.0.0.1\nport = {peer.port}\n"
             "protocol = *\nframing = newline\nframing-config = crlf\n"
         )
         with configured(text):
-            client = ws("/any/path", ["Sec-WebSocket-Protocol: a, b"])
-            assert client.response.header("Sec-WebSocket-Protocol") == "a"
+            client = connect()
+            assert chosen(client.upgrade("/any/path", offer("a, b"))) == "a"
             with peer.accept() as sock:
                 sock.sendall(b"a\nb\r\n")
                 assert received(client, 1) == [("t", b"a\nb\r\n")]
@@ -516,7 +526,7 @@ class TestConfigurationFile:
             ws("/")
             peer.accept().close()
             with pytest.raises(Refused):
-                ws("/", ["Sec-WebSocket-Protocol: a"])
+                ws("/", offer("a"))
 
     def test_the_file_backend(self, httpd, ws, peer, configured):
         (httpd.root / "websocksy-default.txt").write_text(f"tcp://127.0.0.1:{peer.port} *\n")
@@ -578,16 +588,12 @@ class TestCommand:
                 process.wait(10)
             process.stderr.close()
 
-    def connect(self, process, path="/", headers=()):
-        client = Client(process.port)
-        client.upgrade(path, list(headers))
-        return client
-
     def test_options(self, run, peer):
         options = ["-c", "host=tcp://127.0.0.1", "-c", f"port={peer.port}", "-c", "framing=separator"]
         process = run("-p", "PORT", "-l", "127.0.0.1", "-k", "1", *options, "-c", r"framing-config=\x3b", "-c", "protocol=*")
-        with self.connect(process, "/x", ["Sec-WebSocket-Protocol: a", "Origin: https://elsewhere.example"]) as client:
-            assert client.response.header("Sec-WebSocket-Protocol") == "a"
+        with Client(process.port) as client:
+            response = client.upgrade("/x", [*offer("a"), ("Origin", "https://elsewhere.example")])
+            assert chosen(response) == "a"
             with peer.accept() as sock:
                 client.send(frame(TEXT, b"hello"))
                 assert sock.recv(10) == b"hello"
@@ -610,7 +616,9 @@ class TestCommand:
             f"[core]\nport = {port}\nlisten = 127.0.0.1\nbackend = file\n[backend]\npath = peers/\nexpression = default\n"
         )
         process = run("w.conf", port=port)
-        with self.connect(process) as client, peer.accept() as sock:
+        with Client(process.port) as client:
+            client.upgrade("/")
+            sock = peer.accept()
             sock.sendall(b"a\n")
             assert received(client, 1) == [("t", b"a\n")]
 
@@ -619,7 +627,9 @@ class TestCommand:
         options = ["-c", f"host=tcp://127.0.0.1:{peer.port}", "-c", "framing=words"]
         # The second -b forgets the options of the first.
         process = run("-p", "PORT", "-b", "old", "-c", "x=y", "-b", "debug", *options, environment=environment)
-        with self.connect(process) as client, peer.accept() as sock:
+        with Client(process.port) as client:
+            client.upgrade("/")
+            sock = peer.accept()
             sock.sendall(b"a b")
             assert received(client, 1) == [("t", b"a ")]
 
