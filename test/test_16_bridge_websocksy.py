@@ -7,6 +7,7 @@ arguments", "Default backend". The peers are plain sockets of the test's own.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,6 +68,15 @@ def received(client, count):
     """The next messages: t or b, and the bytes."""
     frames = [client.read_frame() for _ in range(count)]
     return [({TEXT: "t", BINARY: "b"}[f.opcode], f.payload) for f in frames]
+
+
+@pytest.fixture
+def trail(httpd):
+    """What the libraries write from now on, the children's too."""
+    httpd.plugin_trail.unlink(missing_ok=True)
+    httpd.plugin_trail.touch()
+    httpd.plugin_trail.chmod(0o666)
+    return lambda: httpd.trail_lines(httpd.plugin_trail)
 
 
 def pause():
@@ -223,8 +233,7 @@ class TestFramingLibrary:
             assert received(client, 4) == expected
         assert received(client, 1) == [("b", b"rest")]
 
-    def test_data_of_a_connection(self, httpd, ws, peer):
-        httpd.plugin_trail.unlink(missing_ok=True)
+    def test_data_of_a_connection(self, ws, peer, trail):
         clients = [ws(f"/count?{peer.port}") for _ in range(2)]
         socks = [peer.accept() for _ in clients]
         for sock, client, words in zip(socks, clients, (3, 5)):
@@ -233,7 +242,7 @@ class TestFramingLibrary:
         for sock in socks:
             sock.close()
         # Each one's data is freed by a last call.
-        wait_until(lambda: sorted(httpd.trail_lines(httpd.plugin_trail)) == ["words 3", "words 5"])
+        wait_until(lambda: {"words 3", "words 5"} <= set(trail()))
 
     def test_a_framing_that_fails_ends_the_connection(self, httpd, ws, peer):
         client = ws(f"/words?{peer.port}")
@@ -318,14 +327,13 @@ class TestBackendLibrary:
     )
 
     @pytest.fixture
-    def debug(self, httpd, peer):
+    def debug(self, httpd, peer, trail):
         """A server whose backend leads to the test's peer."""
-        httpd.plugin_trail.unlink(missing_ok=True)
         httpd.stop()
         httpd.start(self.CONF.replace("port 1", f"port {peer.port}"))
         return peer
 
-    def test_a_connection(self, httpd, connect, debug):
+    def test_a_connection(self, connect, debug, trail):
         client = connect()
         assert chosen(client.upgrade("/debug/x?y", [*offer("one, two"), ("Cookie", "c=d")])) == "two"
         with debug.accept() as sock:
@@ -335,15 +343,14 @@ class TestBackendLibrary:
             assert received(client, 2) == [("t", b"a\n"), ("t", b"b\n")]
             sock.sendall(b"\xff\n")
             assert received(client, 1) == [("b", b"\xff\n")]
-        trail = httpd.trail_lines(httpd.plugin_trail)
-        start = trail.index("query /debug/x?y")
-        assert trail[start + 1 : start + 3] == ["protocol one", "protocol two"]
-        headers = [line for line in trail if line.startswith("header ")]
+        lines = trail()
+        start = lines.index("query /debug/x?y")
+        assert lines[start + 1 : start + 3] == ["protocol one", "protocol two"]
+        headers = [line for line in lines if line.startswith("header ")]
         assert "header Cookie=c=d" in headers
         assert not [h for h in headers if "Sec-WebSocket" in h or "Upgrade" in h]
-        assert "now 0" in trail
-        # A start reads the configuration twice, and each time goes through the library's whole life.
-        configure = [line for line in trail[:start] if line.startswith("configure")]
+        assert "now 0" in lines
+        configure = [line for line in lines[:start] if line.startswith("configure")]
         assert configure[-4:] == [
             "configure host=tcp://127.0.0.1",
             f"configure port={debug.port}",
@@ -351,14 +358,14 @@ class TestBackendLibrary:
             "configure framing-config=lf",
         ]
 
-    def test_restarts_clean_up_and_set_up(self, httpd, ws, debug):
+    def test_restarts_clean_up_and_set_up(self, httpd, ws, debug, trail):
         for restart in (httpd.graceful, httpd.restart):
-            httpd.plugin_trail.unlink(missing_ok=True)
+            before = len(trail())
             restart()
             httpd.outlived()
-            trail = [line.split()[0] for line in httpd.trail_lines(httpd.plugin_trail)]
-            assert trail.count("cleanup") == trail.count("init") >= 1
-            assert trail[0] == "cleanup" and trail[-1] == "configure"
+            lines = [line.split()[0] for line in trail()[before:]]
+            assert lines.count("cleanup") == lines.count("init") >= 1
+            assert lines[0] == "cleanup" and lines[-1] == "configure"
             client = ws("/debug")
             with debug.accept() as sock:
                 sock.sendall(b"x\n")
@@ -477,7 +484,8 @@ class TestFileBackend:
         ):
             with pytest.raises(Refused) as refused:
                 ws(path, headers)
-            assert refused.value.response.status in (400, 403, 404)
+            assert refused.value.response.status in (400, 403)
+        httpd.expect_log("AH10244")
 
 
 class TestConfigurationFile:
@@ -550,7 +558,15 @@ class TestCommand:
     """Command line arguments: bin/websocksy, which runs an httpd of its own."""
 
     @pytest.fixture
-    def run(self, httpd, tmp_path):
+    def folder(self, httpd):
+        """Where it is started: within reach of the user that httpd's children run as."""
+        path = httpd.root / "websocksy"
+        path.mkdir()
+        yield path
+        shutil.rmtree(path)
+
+    @pytest.fixture
+    def run(self, httpd, folder):
         """Starts the command and waits for its port; stops what the test leaves running."""
         started = []
 
@@ -558,17 +574,17 @@ class TestCommand:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = port or probe.getsockname()[1]
-            folder = tmp_path / "tmp"
-            folder.mkdir(exist_ok=True)
+            temporary = folder / "tmp"
+            temporary.mkdir(exist_ok=True)
             process = subprocess.Popen(
                 [TOP / "scripts/websocksy", *(str(port) if a == "PORT" else a for a in arguments)],
                 env={
                     **os.environ, "HTTPD": httpd.binary, "MODULES": str(httpd.modules), "MODULE": str(httpd.module),
-                    "TMPDIR": str(folder), **dict(environment),
+                    "TMPDIR": str(temporary), **dict(environment),
                 },
-                cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
             )
-            process.port, process.folder = port, folder
+            process.port, process.temporary = port, temporary
             started.append(process)
 
             def up():
@@ -580,7 +596,6 @@ class TestCommand:
                 wait_until(up, 15, "websocksy's start")
             return process
 
-        tmp_path.chmod(0o755)
         yield start
         for process in started:
             if process.poll() is None:
@@ -600,19 +615,19 @@ class TestCommand:
                 sock.sendall(b"a;b")
                 assert received(client, 1) == [("b", b"a;")]
                 assert client.read_frame().opcode == PING
-        for folder in process.folder.iterdir():
-            assert folder.stat().st_mode & 0o777 == 0o700
+        conf = next(process.temporary.glob("*/httpd.conf"))
+        assert conf.parent.stat().st_mode & 0o777 == 0o700
         process.send_signal(signal.SIGINT)
         process.wait(10)
-        assert list(process.folder.iterdir()) == []
+        assert list(process.temporary.iterdir()) == []
 
-    def test_a_configuration_file(self, run, peer, tmp_path):
-        (tmp_path / "peers").mkdir()
-        (tmp_path / "peers/default").write_text(f"tcp://127.0.0.1:{peer.port} * newline lf\n")
+    def test_a_configuration_file(self, run, peer, folder):
+        (folder / "peers").mkdir()
+        (folder / "peers/default").write_text(f"tcp://127.0.0.1:{peer.port} * newline lf\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        (tmp_path / "w.conf").write_text(
+        (folder / "w.conf").write_text(
             f"[core]\nport = {port}\nlisten = 127.0.0.1\nbackend = file\n[backend]\npath = peers/\nexpression = default\n"
         )
         process = run("w.conf", port=port)
@@ -622,7 +637,7 @@ class TestCommand:
             sock.sendall(b"a\n")
             assert received(client, 1) == [("t", b"a\n")]
 
-    def test_plugins(self, httpd, run, peer, tmp_path):
+    def test_plugins(self, httpd, run, peer, folder):
         environment = {"PLUGINPATH": str(httpd.plugins)}
         options = ["-c", f"host=tcp://127.0.0.1:{peer.port}", "-c", "framing=words"]
         # The second -b forgets the options of the first.
@@ -651,4 +666,4 @@ class TestCommand:
         process = run(*arguments, answers=False)
         said = process.communicate(timeout=15)[1]
         assert process.returncode == 1 and words in said
-        assert list(process.folder.iterdir()) == []
+        assert list(process.temporary.iterdir()) == []
