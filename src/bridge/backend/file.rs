@@ -109,7 +109,9 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 fn suits(line: &[u8], query: &Query<'_>, root: &Path) -> Option<Result<Target, String>> {
     let end = line.iter().rposition(|byte| !byte.is_ascii_control())? + 1;
     let Ok(line) = core::str::from_utf8(&line[..end]) else {
-        return Some(Err(r"a line is not UTF-8; separators may say \xHH".into()));
+        return Some(Err(
+            "a line is not UTF-8; a separator can have its bytes in hexadecimal".into()
+        ));
     };
     let mut words = line.splitn(4, ' ');
     let (peer, wanted) = (words.next()?, words.next()?);
@@ -296,7 +298,7 @@ mod tests {
         let folder = Folder::new("protocols", &files);
         let file = folder.backend(&["1", "missing", "2"]);
         let target = |protocols: &[&str]| ask(&file, "/", protocols, &[]).unwrap();
-        let place = |target: &Target| target.peer;
+        let place = |target: &Target| target.peer.clone();
         // Who offers none gets the first line.
         assert_eq!((place(&target(&[])), target(&[]).protocol), ("tcp://one:1".into(), None));
         let two = target(&["x", "b"]);

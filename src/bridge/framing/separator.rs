@@ -44,7 +44,7 @@ struct Newline(Search);
 pub(super) fn separator(config: &str) -> Result<Box<dyn Framing>, String> {
     let sequence = unescape(config)?;
     if sequence.is_empty() {
-        return Err(r"the framing separator needs the separator, such as \r\n".into());
+        return Err("the framing separator needs the separator".into());
     }
     Ok(Box::new(Separator(Search::new(sequence))))
 }
@@ -84,17 +84,18 @@ fn unescape(config: &str) -> Result<Vec<u8>, String> {
             Some('x') => {
                 let digits = rest.get(..2).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
                 let Some(digits) = digits else {
-                    return Err(r"\x in a separator takes two hexadecimal digits".into());
+                    return Err("a backslash and x in a separator take two hexadecimal digits".into());
                 };
                 rest = &rest[2..];
                 u8::from_str_radix(digits, 16).map_err(|e| e.to_string())?
             }
             Some(other) => {
                 return Err(format!(
-                    r"a separator has no escape \{other}: it knows \r \t \n \0 \f \\ and \xHH"
+                    "a separator has no escape '{other}': behind a backslash there is one of r, t, n, 0, f, x with two \
+                     hexadecimal digits, or another backslash"
                 ));
             }
-            None => return Err(r"a separator must not end in a single \: write \\ for one".into()),
+            None => return Err("a separator ends in a single backslash: two stand for one".into()),
         });
     }
     bytes.extend_from_slice(rest.as_bytes());
@@ -182,9 +183,9 @@ mod tests {
     #[test]
     fn separator_refuses_what_it_does_not_know() {
         refused("separator", "", "needs the separator");
-        refused("separator", r"a\q", r"no escape \q");
-        refused("separator", r"\ä", r"no escape \ä");
-        refused("separator", r"a\", r"single \");
+        refused("separator", r"a\q", "no escape 'q'");
+        refused("separator", r"\ä", "no escape 'ä'");
+        refused("separator", r"a\", "single backslash");
         for config in [r"\x", r"\x1", r"\x1g", r"\x+1", r"\xä", r"\x1ä"] {
             refused("separator", config, "two hexadecimal digits");
         }
