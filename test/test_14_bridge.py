@@ -617,6 +617,12 @@ class TestExpressions:
         + bridge("/header", "tcp://%{HTTP:X-Host}:%{HTTP:X-Port}")
         + bridge("/socket", "unix://${ROOT}/trail/below/%{QUERY_STRING}")
         + bridge("/narrow", f"tcp://127.0.0.1:{PORT}", "WebSocketBridgeAllow tcp://127.0.0.1:1")
+        + """
+        <LocationMatch "^/match/(?<port>\\d+)$">
+            SetHandler websocket-handler
+            WebSocketBridge "tcp://127.0.0.1:%{env:MATCH_PORT}"
+        </LocationMatch>
+        """
         + bridge("/broken", "tcp://127.0.0.1:%{unescape:%{QUERY_STRING}}")
     )
 
@@ -626,6 +632,7 @@ class TestExpressions:
             (f"/any?tcp://127.0.0.1:{peer.port}", []),
             (f"/any?tcp://[::ffff:127.0.0.1]:{peer.port}", []),
             ("/header", [("X-Host", "127.0.0.1"), ("X-Port", str(peer.port))]),
+            (f"/match/{peer.port}", []),
         ):
             client = ws(path, headers)
             connection = peer.accept()
