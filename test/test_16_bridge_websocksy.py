@@ -239,8 +239,8 @@ class TestFramingLibrary:
         for sock, client, words in zip(socks, clients, (3, 5)):
             sock.sendall(b"x " * words)
             assert received(client, words) == [("t", b"%d " % n) for n in range(1, words + 1)]
-        for sock in socks:
-            sock.close()
+        for end in (*socks, *(client.sock for client in clients)):
+            end.close()
         # Each one's data is freed by a last call.
         wait_until(lambda: {"words 3", "words 5"} <= set(trail()))
 
@@ -526,13 +526,15 @@ class TestConfigurationFile:
                 sock.sendall(b"a\nb\r\n")
                 assert received(client, 1) == [("t", b"a\nb\r\n")]
                 assert client.read_frame().opcode == PING
+            client.sock.close()
         httpd.expect_log("'port' has no effect")
         httpd.expect_log("'listen' has no effect")
 
     def test_the_port_may_be_in_the_host(self, ws, peer, configured):
         with configured(f"[backend]\nhost = tcp://127.0.0.1:{peer.port}\n"):
-            ws("/")
+            client = ws("/")
             peer.accept().close()
+            client.sock.close()
             with pytest.raises(Refused):
                 ws("/", offer("a"))
 
@@ -540,8 +542,9 @@ class TestConfigurationFile:
         (httpd.root / "websocksy-default.txt").write_text(f"tcp://127.0.0.1:{peer.port} *\n")
         text = f"[core]\nbackend = file\n[backend]\npath = {httpd.root}\nexpression = %endpoint%\n"
         with configured(text + "expression = websocksy-default.txt\n"):
-            ws("/none")
+            client = ws("/none")
             peer.accept().close()
+            client.sock.close()
 
     @pytest.mark.once
     def test_mistakes_are_found_by_configtest(self, httpd):
