@@ -8,6 +8,7 @@ APACHECTL ?= $(or $(call in_bindir,apachectl apache2ctl),$(shell command -v apac
 TEST_MPM ?= event
 DEBUGGER ?= gdb --args
 DESTDIR ?=
+PREFIX ?= /usr/local
 CC = cc
 CARGO ?= cargo
 PYTHON ?= python3
@@ -63,7 +64,7 @@ $(RUST_EXAMPLE): examples/echo.rs src/plugin/abi.rs
 .PHONY: plugins
 plugins: $(PLUGINS)
 
-$(B)/plugins/%.so: test/plugins/%.c include/websocket_plugin.h
+$(B)/plugins/%.so: test/plugins/%.c include/websocket_plugin.h include/websocket_bridge.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -o $@ $<
 
@@ -82,10 +83,11 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 	@$(SERVER) run
 
 .PHONY: install
-install: $(MODULE) ## install the module, its header and its configuration (DESTDIR is honoured)
+install: $(MODULE) ## install the module, its headers and its configuration (DESTDIR is honoured)
 	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
 	ln -sf mod_websocket.so $(INSTALL_DIR)/mod_websocket_draft76.so
-	install -D -m 644 include/websocket_plugin.h $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/websocket_plugin.h
+	for header in include/*.h; do \
+	  install -D -m 644 $$header $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/$${header##*/} || exit 1; done
 	@if [ -d '$(MODS_AVAILABLE)' ]; then \
 	  for file in websocket.load websocket.conf websocket_draft76.load; do \
 	    if [ -e '$(DESTDIR)$(MODS_AVAILABLE)'/$$file ]; then echo "kept: $(MODS_AVAILABLE)/$$file"; \
@@ -98,6 +100,13 @@ install: $(MODULE) ## install the module, its header and its configuration (DEST
 install-examples: $(EXAMPLES) $(RUST_EXAMPLE) ## install the example plugins beside the module
 	for file in $(EXAMPLES) $(RUST_EXAMPLE); do \
 	  install -D -m 644 $$file $(INSTALL_DIR)/$${file##*/} || exit 1; done
+
+.PHONY: install-websocksy
+install-websocksy: ## install bin/websocksy, which runs the bridge with websocksy's command line (PREFIX=/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	sed -e 's|@HTTPD@|$(HTTPD)|' -e 's|@MODULES@|$(shell $(APXS) -q LIBEXECDIR)|' \
+	  -e 's|@MODULE@|$(shell $(APXS) -q LIBEXECDIR)/mod_websocket.so|' scripts/websocksy >$(DESTDIR)$(PREFIX)/bin/websocksy
+	chmod 755 $(DESTDIR)$(PREFIX)/bin/websocksy
 
 .PHONY: start stop restart
 start stop restart: ## start, stop or restart the system's httpd through apachectl
@@ -118,6 +127,13 @@ $(VENV)/.done: test/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r test/requirements.txt
 	@touch $@
 
+# JavaScript that tests run in the browser.
+$(B)/node/.done: test/package.json
+	@mkdir -p $(@D)
+	cp $< $(@D)
+	npm install --prefix $(@D) --silent --no-audit --no-fund
+	@touch $@
+
 .PHONY: check
 check: setup-check ## install what is missing and run every test
 	@$(MAKE) --no-print-directory check-code check-core check-server check-autobahn
@@ -129,9 +145,10 @@ check-code: ## formatting, lints and documentation, with and without httpd
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items
-	for std in c89 c99 c11; do \
-	  $(CC) -std=$$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c include/websocket_plugin.h || exit 1; done
-	$(CXX) -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ include/websocket_plugin.h
+	for header in include/*.h; do \
+	  for std in c89 c99 c11; do \
+	    $(CC) -std=$$std -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c $$header || exit 1; done; \
+	  $(CXX) -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ $$header || exit 1; done
 
 .PHONY: check-core
 check-core: ## unit and property tests of the core, and each fuzz target for a few seconds
@@ -141,7 +158,7 @@ check-core: ## unit and property tests of the core, and each fuzz target for a f
 	scripts/fuzz.sh 10
 
 .PHONY: check-server
-check-server: all plugins $(VENV)/.done ## the tests against a real httpd, on event, worker and prefork
+check-server: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real httpd, on event, worker and prefork
 	@scripts/exports.sh $(MODULE)
 	TEST_MPM=event $(PYTEST)
 	TEST_MPM=worker $(PYTEST) -m 'not once'
@@ -167,6 +184,11 @@ check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 1
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
+
+.PHONY: bench-bridge
+bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside websockify and socat
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r test/bench/requirements.txt
+	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)

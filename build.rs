@@ -4,6 +4,10 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    // Libraries that a test program loads find in it what they find in the module.
+    for name in ["core_framing", "core_register_framing"] {
+        println!("cargo:rustc-link-arg-tests=-Wl,--export-dynamic-symbol={name}");
+    }
     #[cfg(feature = "httpd")]
     httpd::generate();
 }

@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use crate::proto::{deflate::Policy, handshake::OriginCheck};
+use crate::{
+    bridge::settings::Settings as Bridge,
+    proto::{deflate::Policy, handshake::OriginCheck},
+};
 
 /// The default of `WebSocketMaxMessageSize`: 32 MiB.
 pub const MAX_MESSAGE: usize = 32 << 20;
@@ -52,6 +55,8 @@ pub struct Settings {
     pub compression: Compression,
     /// `SupportDraft75`.
     pub draft75: Option<bool>,
+    /// What the `WebSocketBridge…` directives set.
+    pub bridge: Bridge,
 }
 
 /// How many connections a section allows.
@@ -149,6 +154,7 @@ impl Settings {
                 takeover: inner_c.takeover.or(outer_c.takeover),
             },
             draft75: inner.draft75.or(self.draft75),
+            bridge: self.bridge.merge(&inner.bridge),
         }
     }
 

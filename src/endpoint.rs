@@ -1,9 +1,11 @@
 //! What a connection's messages are for: the other side of a driver.
 #![deny(unsafe_code)]
 
+use std::{os::fd::RawFd, time::Duration};
+
 use crate::proto::Kind;
 
-/// The receiver of one connection's messages: a plugin today.
+/// The receiver of one connection's messages: a plugin, or the bridge.
 ///
 /// A driver never calls it from two threads at once, though not always from the same thread. It answers
 /// through the connection's [`Outbox`](crate::outbox::Outbox).
@@ -13,4 +15,63 @@ pub trait Endpoint: Send + Sync {
 
     /// The connection is over: called once, last, when sends already answer that it is closing.
     fn closed(&self);
+
+    /// httpd's request, which the connection outlives, is about to go.
+    fn forget_request(&self) {}
+
+    /// The far side, if messages are relayed to one.
+    fn peer(&self) -> Option<&dyn Peer> {
+        None
+    }
+}
+
+/// The far side of a relay: a second descriptor, which the driver waits for together with the client's.
+///
+/// Its calls are the driver's, as those of [`Endpoint`]; all but [`check`](Self::check) come from the thread at work on
+/// the connection. None of them blocks.
+pub trait Peer: Send + Sync {
+    /// The descriptor to wait on, until the endpoint is dropped.
+    fn descriptor(&self) -> RawFd;
+
+    /// Takes note of what the descriptor is ready for.
+    fn note(&self, ready: Readiness);
+
+    /// Moves what can be moved in both directions. `buffer` is for the bytes on their way, at least two.
+    fn relay(&self, buffer: &mut [u8]) -> Relayed;
+
+    /// Whether reading from the client should pause, because too much waits for the peer.
+    fn is_crowded(&self) -> bool;
+
+    /// Whether to wait until the descriptor can be read from, and written to.
+    fn interest(&self) -> (bool, bool);
+
+    /// Asks the clock, about once a second; `now` is the time since some fixed moment. If the peer has taken nothing of
+    /// what waits for it for `patience`, that is dropped and the client told; `true` if so.
+    fn check(&self, now: Duration, patience: Duration) -> bool;
+
+    /// After `closed`: throws away what the peer still sends. `true` when it has got everything, so that the descriptor may
+    /// be closed: before that, the kernel would take back what it has not passed on.
+    fn farewell(&self, buffer: &mut [u8]) -> bool;
+}
+
+/// What a peer's descriptor is ready for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Readiness {
+    /// There is something to read, or the end, or an error.
+    pub read: bool,
+    /// There is room to write.
+    pub write: bool,
+    /// The end of the stream, or an error, is there or behind what can be read.
+    pub to_the_end: bool,
+}
+
+/// What a peer's turn came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Relayed {
+    /// There is more to read, but others should have their turn first.
+    pub again: bool,
+    /// There may be more to read when the client has taken what waits for it.
+    pub paused: bool,
+    /// Nothing waits for the peer.
+    pub settled: bool,
 }

@@ -1,10 +1,10 @@
 //! mod_websocket: WebSockets (RFC 6455) for the Apache HTTP Server.
 //!
-//! httpd takes the request; this module takes the connection and drives a plugin, a shared library written against
-//! `include/websocket_plugin.h`.
+//! httpd takes the request; this module takes the connection and drives an endpoint: a plugin, a shared library written
+//! against `include/websocket_plugin.h`, or the bridge, which relays to another server.
 //!
 //! ```text
-//! bytes in ─▶ driver ─▶ session (frames → messages) ─▶ endpoint (plugin)
+//! bytes in ─▶ driver ─▶ session (frames → messages) ─▶ endpoint (plugin, bridge)
 //! bytes out ◀─ driver ◀─ outbox (messages → frames) ◀─── send, close
 //! ```
 //!
@@ -15,14 +15,16 @@
 //! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal` |
 //! | [`endpoint`] | what receives messages | `proto` |
 //! | [`journal`] | where log lines go | nothing here |
-//! | [`config`] | the settings of a Location | `proto` |
+//! | [`config`] | the settings of a Location | `proto`, the bridge's settings |
 //! | [`limits`] | how many connections there are, across processes | nothing here |
 //! | [`driver`] | sockets, waiting, the child's end | all of the above |
 //! | [`plugin`] | the plugin ABI: loading, calling, being called | all above but `driver` |
+//! | [`bridge`] | relaying to a TCP, UDP or Unix-socket peer | all above but `plugin` |
 //! | `httpd` | everything that names a type of httpd | everything |
 //!
 //! The feature `httpd` (on by default) guards the last one. A build without it proves that nothing else needs httpd.
 
+pub mod bridge;
 pub mod config;
 pub mod driver;
 pub mod endpoint;

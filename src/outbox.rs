@@ -364,6 +364,13 @@ impl Outbox {
         self.push(opcode, compressed, if compressed { &packed } else { payload })
     }
 
+    /// Whether a message of `len` bytes can be sent without waiting, and with at most `bound` bytes waiting then. A
+    /// larger one fits an empty queue.
+    pub fn has_room(&self, len: usize, bound: usize) -> bool {
+        let unsent = self.lock().unsent();
+        unsent == 0 || unsent + len <= bound.min(self.bounds.queue)
+    }
+
     /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped.
     pub fn send_control(&self, opcode: Opcode, payload: &[u8]) -> Result<(), Refused> {
         if payload.len() > CONTROL_MAX {

@@ -1,52 +1,64 @@
-//! The Rust mirror of `include/websocket_plugin.h` against what a C compiler makes of the header.
+//! The Rust mirrors of `include/*.h` against what a C compiler makes of the headers.
 //!
-//! `test/abi.c` prints the layout one fact a line. Both lists must be the same set: a line that only one side has is a
-//! failure, so a member cannot be added to the header, the program or the mirror alone.
+//! `test/abi.c` and `test/bridge_abi.c` print the layouts one fact a line. Both lists must be the same set: a line that
+//! only one side has is a failure, so a member cannot be added to a header, its program or its mirror alone.
 
 use core::mem::{offset_of, size_of};
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 #[path = "../src/plugin/abi.rs"]
 mod abi;
+#[path = "../src/bridge/abi.rs"]
+mod bridge_abi;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The size and the offsets of a structure.
+macro_rules! layout {
+    ($facts:ident, $abi:ident::$type:ident { $($member:ident),* $(,)? }) => {
+        // Names each member, so that a new one fails to compile until it is listed.
+        let _ = |$abi::$type { $($member: _),* }: $abi::$type| {};
+        $facts.insert(format!("sizeof {} {}", stringify!($type), size_of::<$abi::$type>()));
+        $($facts.insert(format!(
+            "offsetof {} {} {}",
+            stringify!($type),
+            stringify!($member),
+            offset_of!($abi::$type, $member)
+        ));)*
+    };
+}
+
+/// The values of constants.
+macro_rules! values {
+    ($facts:ident, $abi:ident::{ $($name:ident),* $(,)? }) => {
+        $($facts.insert(format!("value {} {}", stringify!($name), $abi::$name));)*
+    };
+}
 
 /// The facts that `test/abi.c` prints, as the mirror has them.
 fn mirror() -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
-    macro_rules! layout {
-        ($type:ident { $($member:ident),* $(,)? }) => {
-            // Names each member, so that a new one fails to compile until it is listed.
-            let _ = |abi::$type { $($member: _),* }: abi::$type| {};
-            facts.insert(format!("sizeof {} {}", stringify!($type), size_of::<abi::$type>()));
-            $(facts.insert(format!(
-                "offsetof {} {} {}",
-                stringify!($type),
-                stringify!($member),
-                offset_of!(abi::$type, $member)
-            ));)*
-        };
-    }
-    macro_rules! values {
-        ($($name:ident),* $(,)?) => {
-            $(facts.insert(format!("value {} {}", stringify!($name), abi::$name));)*
-        };
-    }
-    layout!(WebSocketServer {
-        size,
-        version,
-        state,
-        request,
-        header_get,
-        header_set,
-        protocol_count,
-        protocol_index,
-        protocol_set,
-        send,
-        close,
-    });
-    layout!(WebSocketPlugin { size, version, destroy, on_connect, on_message, on_disconnect });
-    values!(
+    layout!(
+        facts,
+        abi::WebSocketServer {
+            size,
+            version,
+            state,
+            request,
+            header_get,
+            header_set,
+            protocol_count,
+            protocol_index,
+            protocol_set,
+            send,
+            close,
+        }
+    );
+    layout!(
+        facts,
+        abi::WebSocketPlugin { size, version, destroy, on_connect, on_message, on_disconnect }
+    );
+    values!(facts, abi::{
         MESSAGE_TYPE_INVALID,
         MESSAGE_TYPE_TEXT,
         MESSAGE_TYPE_BINARY,
@@ -55,7 +67,69 @@ fn mirror() -> BTreeSet<String> {
         MESSAGE_TYPE_PONG,
         WEBSOCKET_SERVER_VERSION_1,
         WEBSOCKET_PLUGIN_VERSION_0,
+    });
+    facts
+}
+
+/// The facts that `test/bridge_abi.c` prints, as the mirror has them.
+fn bridge_mirror() -> BTreeSet<String> {
+    let mut facts = BTreeSet::new();
+    layout!(facts, bridge_abi::ws_http_header { tag, value });
+    layout!(
+        facts,
+        bridge_abi::ws_peer_info { transport, host, port, framing, framing_config, protocol }
     );
+    layout!(
+        facts,
+        bridge_abi::websocket {
+            ws_fd,
+            read_buffer,
+            read_buffer_offset,
+            state,
+            last_event,
+            headers,
+            header,
+            request_path,
+            websocket_version,
+            socket_key,
+            want_upgrade,
+            protocols,
+            protocol,
+            peer,
+            peer_fd,
+            peer_buffer,
+            peer_buffer_offset,
+            peer_framing_data,
+        }
+    );
+    layout!(facts, bridge_abi::ws_backend { init, config, query, cleanup });
+    for name in ["ws_state", "ws_operation", "peer_transport"] {
+        facts.insert(format!("sizeof {name} {}", size_of::<bridge_abi::ws_operation>()));
+    }
+    values!(facts, bridge_abi::{
+        WEBSOCKSY_API_VERSION,
+        WS_MAX_LINE,
+        PEER_BUFFER_SIZE,
+        WS_HEADER_LIMIT,
+        ws_new,
+        ws_http,
+        ws_open,
+        ws_closed,
+        ws_frame_continuation,
+        ws_frame_text,
+        ws_frame_binary,
+        ws_frame_close,
+        ws_frame_ping,
+        ws_frame_pong,
+        ws_frame_discard,
+        peer_transport_detect,
+        peer_tcp_client,
+        peer_udp_client,
+        peer_fifo_tx,
+        peer_fifo_rx,
+        peer_unix_stream,
+        peer_unix_dgram,
+    });
     facts
 }
 
@@ -87,20 +161,25 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("the output is UTF-8")
 }
 
-#[test]
-fn the_mirror_has_the_layout_of_the_header() {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("abi");
-    run(compiler(false).arg(Path::new(ROOT).join("test/abi.c")).arg("-o").arg(&program));
+/// Compares what the program in `source` prints with a mirror.
+fn same_layout(source: &str, mirror: &BTreeSet<String>) {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.trim_end_matches(".c"));
+    run(compiler(false).arg(Path::new(ROOT).join("test").join(source)).arg("-o").arg(&program));
     let printed = run(&mut Command::new(&program));
     let header: BTreeSet<String> = printed.lines().map(str::to_owned).collect();
-    assert_eq!(printed.lines().count(), header.len(), "test/abi.c prints a line twice");
-    let mirror = mirror();
-    let only_c: Vec<_> = header.difference(&mirror).collect();
+    assert_eq!(printed.lines().count(), header.len(), "{source} prints a line twice");
+    let only_c: Vec<_> = header.difference(mirror).collect();
     let only_rust: Vec<_> = mirror.difference(&header).collect();
     assert!(
         only_c.is_empty() && only_rust.is_empty(),
         "only in C: {only_c:#?}\nonly in Rust: {only_rust:#?}"
     );
+}
+
+#[test]
+fn the_mirrors_have_the_layout_of_the_headers() {
+    same_layout("abi.c", &mirror());
+    same_layout("bridge_abi.c", &bridge_mirror());
 }
 
 #[test]
@@ -119,12 +198,14 @@ fn the_mirror_has_each_constant_of_the_header() {
 }
 
 #[test]
-fn the_header_is_c89_c99_c11_and_cpp() {
-    let header = Path::new(ROOT).join("include/websocket_plugin.h");
-    for standard in ["-std=c89", "-std=c99", "-std=c11"] {
-        run(compiler(false).args([standard, "-fsyntax-only", "-x", "c"]).arg(&header));
-    }
-    for standard in ["-std=c++98", "-std=c++17"] {
-        run(compiler(true).args([standard, "-fsyntax-only", "-x", "c++"]).arg(&header));
+fn the_headers_are_c89_c99_c11_and_cpp() {
+    for header in ["include/websocket_plugin.h", "include/websocket_bridge.h"] {
+        let header = Path::new(ROOT).join(header);
+        for standard in ["-std=c89", "-std=c99", "-std=c11"] {
+            run(compiler(false).args([standard, "-fsyntax-only", "-x", "c"]).arg(&header));
+        }
+        for standard in ["-std=c++98", "-std=c++17"] {
+            run(compiler(true).args([standard, "-fsyntax-only", "-x", "c++"]).arg(&header));
+        }
     }
 }

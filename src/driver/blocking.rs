@@ -15,13 +15,13 @@ use super::{
     service::STOP_TIMEOUT,
     stop::{Ending, Entry, Stop},
     turn::{Outcome, READ, Turn},
-    wait::{Interest, Signals, Waker, wait},
+    wait::{Interest, Signals, Waker, wait, wait_for_two},
 };
 use crate::{
     config::Patience,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Peer},
     journal::Level,
-    outbox::{Carrier, Outbox, Socket},
+    outbox::{Carrier, Outbox, Socket, State},
     proto::{
         close::{self, CloseCode},
         frame::Opcode,
@@ -31,6 +31,9 @@ use crate::{
 
 /// How often a connection that waits for its moment of a drain looks whether that has become a stop.
 const HASTE: Duration = Duration::from_millis(100);
+
+/// How long the end of a connection waits for its peer.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// The thread's part of a connection that other threads, and callbacks on this one, reach through the outbox.
 struct Blocking<T> {
@@ -90,7 +93,19 @@ pub fn serve<T: Transport + 'static>(
     outbox.end("the connection is over");
     drop(entry);
     endpoint.closed();
+    if let (Some(peer), false) = (endpoint.peer(), stop.ending() == Ending::Stop) {
+        part(peer);
+    }
     Ended { received: turn.received(), lost: result.is_err() }
+}
+
+/// Waits a moment until a peer has got everything.
+fn part(peer: &dyn Peer) {
+    let (mut buffer, start) = (vec![0; READ], Instant::now());
+    let interest = Interest { read: true, write: false };
+    while !peer.farewell(&mut buffer) && start.elapsed() < PARTING {
+        let _ = wait(peer.descriptor(), interest, None, Some(PARTING / 20), None);
+    }
 }
 
 fn turns<T: Transport>(
@@ -128,19 +143,31 @@ fn turns<T: Transport>(
             Outcome::Rest { read, write } => (read, write, false),
         };
         let (state, mut summary, unsent) = outbox.look();
-        let (now, heard) = (start.elapsed(), turn.heard());
+        let (now, mut heard) = (start.elapsed(), turn.heard());
         let unsent = unsent || write && !again;
         if unsent {
             summary.bytes_out = lane.arrived(summary.bytes_out);
         }
+        let peer = endpoint.peer();
+        if peer.is_some_and(|peer| peer.check(now, peer_patience(&patience, stopping))) {
+            continue;
+        }
+        // A client that is not read from cannot be blamed for its silence.
+        heard.bytes |= state <= State::Open && peer.is_some_and(|peer| peer.is_crowded());
+        // Its clock has to be asked again if something waits for the peer.
+        let relaying = peer.is_some_and(|peer| peer.interest().1);
+        let judged = relaying.then(|| now + Duration::from_secs(1));
         let sight = Sight { now, state, heard, summary, unsent, hurry: stopping };
         let deadline = match clocks.check(&sight, &patience) {
             Verdict::Wait(deadline) => deadline,
+            // Nothing is expected of the client while the peer gets the rest.
+            _ if state == State::Closed && relaying && !unsent => None,
             verdict => {
                 act(verdict, outbox)?;
                 continue;
             }
         };
+        let deadline = deadline.into_iter().chain(judged).min();
         readable = false;
         if !outbox.fall_asleep(write) {
             continue;
@@ -160,10 +187,23 @@ fn turns<T: Transport>(
         }
         // A pending signal stays pending: once seen, it must not end each further wait.
         let signals = signals.filter(|_| !stopping);
-        let ready = wait(lane.descriptor(), interest, Some(waker), timeout, signals)?;
+        let client = (lane.descriptor(), interest);
+        let second = peer.map(|peer| {
+            let (read, write) = peer.interest();
+            (peer.descriptor(), Interest { read, write })
+        });
+        let ready = wait_for_two(client, second, Some(waker), timeout, signals)?;
         readable = ready.read;
+        if let Some(peer) = peer {
+            peer.note(ready.second);
+        }
         signalled = signalled.max(ready.ending);
     }
+}
+
+/// How long a peer may take nothing of what waits for it.
+pub(super) fn peer_patience(patience: &Patience, stopping: bool) -> Duration {
+    if stopping { STOP_TIMEOUT } else { patience.stall }
 }
 
 /// Does what the clocks ask for; an error if the connection is to be given up.

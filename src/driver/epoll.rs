@@ -33,6 +33,11 @@ impl Flags {
         self.0 & any as u32 != 0
     }
 
+    /// There is room to write, or an error.
+    pub fn writable(self) -> bool {
+        self.0 & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0
+    }
+
     /// The end of the stream, or an error, is there or behind what can be read.
     pub fn to_the_end(self) -> bool {
         self.0 & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0

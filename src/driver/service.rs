@@ -23,7 +23,7 @@ use std::{
 
 use super::{
     Transport,
-    blocking::act,
+    blocking::{act, peer_patience},
     clocks::{Clocks, Sight},
     epoll::{Epoll, Events, Flags},
     lane::Lane,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     config::Patience,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Readiness},
     journal::Level,
     outbox::{Carrier, Socket, State, Summary},
     proto::close::{self, CloseCode},
@@ -43,6 +43,10 @@ use crate::{
 
 /// The token of the descriptor that wakes a waiting thread.
 const POKE: u64 = u64::MAX;
+/// What a connection's token has for the events of its peer.
+const PEER: u64 = 1 << 31;
+/// Where [`Seated::flags`] has the flags of the peer.
+const PEER_SHIFT: u32 = 16;
 /// The stack of a thread that runs callbacks, as large as plugins had it on httpd's threads; it is only address space.
 const STACK: usize = 8 << 20;
 /// How often a lingering connection is read from before others have their turn.
@@ -184,7 +188,7 @@ struct Seated {
     me: Weak<Self>,
     token: u64,
     word: RunWord,
-    /// Readiness that no turn has seen, as [`Flags`] in bits.
+    /// Readiness that no turn has seen, as [`Flags`] in bits; that of the peer is in the upper half.
     flags: AtomicU32,
     /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages.
     heard: AtomicU8,
@@ -280,8 +284,13 @@ impl Service {
         let carrier: Weak<dyn Carrier> = seated.me.clone();
         outbox.open(carrier);
         outbox.disown();
-        // A socket that can be written to is ready at once, so the first turn needs nothing more.
-        if let Err(error) = self.epoll.add(seated.lane.descriptor(), seated.token) {
+        // A socket that can be written to is ready at once, so the first turn needs nothing more. That turn, on another
+        // thread, may be the last one too: what is done with the client's descriptor afterwards is its business.
+        let watched = self.epoll.add(seated.lane.descriptor(), seated.token).and_then(|()| {
+            let peer = seated.endpoint.peer();
+            peer.map_or(Ok(()), |p| self.epoll.add(p.descriptor(), seated.token | PEER))
+        });
+        if let Err(error) = watched {
             let line = format_args!("WS0304: the connection cannot be watched: {error}");
             outbox.journal().write(Level::Error, line);
             outbox.end("the connection cannot be watched");
@@ -472,10 +481,11 @@ impl Service {
                 }
                 continue;
             }
+            let (token, shift) = (token & !PEER, if token & PEER == 0 { 0 } else { PEER_SHIFT });
             let seat = seats.seats.get(token as u32 as usize);
             let guest = seat.filter(|seat| seat.generation == (token >> 32) as u32);
             let Some(guest) = guest.and_then(|seat| seat.guest.as_ref()) else { continue };
-            guest.flags.fetch_or(flags.bits(), Ordering::Relaxed);
+            guest.flags.fetch_or(flags.bits() << shift, Ordering::Relaxed);
             if first.is_none() {
                 first = Some(guest.clone());
             } else {
@@ -695,7 +705,11 @@ impl Carrier for Seated {
 impl Seated {
     /// Runs a turn; `true` if there is more to do at once.
     fn turn(&self, buffer: &mut [u8]) -> bool {
-        let flags = Flags::from_bits(self.flags.swap(0, Ordering::Relaxed));
+        let flags = self.flags.swap(0, Ordering::Relaxed);
+        if flags >> PEER_SHIFT != 0 {
+            self.note_peer(Flags::from_bits(flags >> PEER_SHIFT));
+        }
+        let flags = Flags::from_bits(flags);
         match self.set_phase(Phase::Running) {
             Phase::Talking(mut talk) => {
                 let outbox = &*self.lane.outbox;
@@ -732,6 +746,16 @@ impl Seated {
             }
         }
         false
+    }
+
+    /// Tells the endpoint what its peer's socket is ready for.
+    #[cold]
+    fn note_peer(&self, flags: Flags) {
+        if let Some(peer) = self.endpoint.peer() {
+            let (read, write, to_the_end) =
+                (flags.readable(), flags.writable(), flags.to_the_end());
+            peer.note(Readiness { read, write, to_the_end });
+        }
     }
 
     /// Adds what a connection whose conversation goes on has done.
@@ -774,6 +798,8 @@ impl Seated {
     fn linger(&self, until: Duration, host: Box<dyn Host>, buffer: &mut [u8]) -> bool {
         let descriptor = self.lane.descriptor();
         let mut discards = 0;
+        // Throws away what the peer sends, too.
+        let parted = self.endpoint.peer().is_none_or(|peer| peer.farewell(buffer));
         while self.service.ending.get() != Ending::Stop && self.service.start.elapsed() < until {
             match discard(descriptor, buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -785,6 +811,10 @@ impl Seated {
                     return true;
                 }
                 Ok(1..) => discards += 1,
+                Ok(0) | Err(_) if !parted => {
+                    self.set_phase(Phase::Lingering(until, host));
+                    return false;
+                }
                 Ok(0) | Err(_) => break,
             }
         }
@@ -830,8 +860,19 @@ impl Seated {
         }
         let outbox = &*self.lane.outbox;
         let bits = self.heard.swap(0, Ordering::Relaxed);
-        let heard = Heard { bytes: bits & 1 != 0, message: bits & 2 != 0 };
+        let mut heard = Heard { bytes: bits & 1 != 0, message: bits & 2 != 0 };
         let (state, mut summary, unsent) = outbox.look();
+        if let Some(peer) = self.endpoint.peer() {
+            if peer.check(now, peer_patience(&self.patience, ending != Ending::None)) {
+                self.wake();
+            }
+            // Nothing is expected of the client while the peer gets the rest.
+            if state == State::Closed && !unsent {
+                return;
+            }
+            // Who is not read from cannot be blamed for its silence.
+            heard.bytes |= state <= State::Open && peer.is_crowded();
+        }
         if unsent {
             summary.bytes_out = self.lane.arrived(summary.bytes_out);
         }

@@ -9,7 +9,7 @@ use super::{
     lane::{Flushed, Lane},
 };
 use crate::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Relayed},
     journal::Level,
     outbox::{Outbox, State},
     proto::{close, frame::Opcode},
@@ -71,6 +71,16 @@ pub enum Outcome {
     },
 }
 
+/// What the turn of a peer that is not there comes to.
+const NO_PEER: Relayed = Relayed { again: false, paused: false, settled: true };
+
+/// Whether reading from the client should pause: too much waits for it, or for the peer. When the conversation is over
+/// nothing goes to the peer any more.
+fn is_crowded(outbox: &Outbox, endpoint: &dyn Endpoint) -> bool {
+    let peer = || endpoint.peer().is_some_and(|peer| peer.is_crowded());
+    outbox.is_crowded() || peer() && outbox.state() <= State::Open
+}
+
 impl Turn {
     /// A connection whose handshake is answered; bytes may have come with it.
     pub fn new(session: Session) -> Self {
@@ -104,28 +114,33 @@ impl Turn {
         buffer: &mut [u8],
     ) -> io::Result<Outcome> {
         let outbox = &*lane.outbox;
-        let mut reads = READS;
+        let peer = endpoint.peer();
+        let (mut readable, mut reads) = (readable, READS);
         self.to_the_end |= to_the_end;
         loop {
             let read = match self.input {
                 Input::Waiting => readable,
-                Input::Paused => !outbox.is_crowded(),
+                Input::Paused => !is_crowded(outbox, endpoint),
                 Input::Over => false,
             };
             if read {
                 self.input = self.read(lane, endpoint, &mut reads, buffer)?;
+                readable = false;
             }
+            let relayed = peer.map_or(NO_PEER, |peer| peer.relay(buffer));
             let (flushed, _) = lane.flush()?;
-            if flushed == Flushed::Done
-                && (self.input == Input::Over || outbox.state() == State::Closed)
-            {
+            let over = self.input == Input::Over || outbox.state() == State::Closed;
+            if flushed == Flushed::Done && over && relayed.settled {
                 return Ok(Outcome::Over);
             }
-            if flushed == Flushed::More || reads == 0 && self.input == Input::Paused {
+            // Writing may have made the room for which reading was paused, on either side.
+            let relay = relayed.paused && flushed == Flushed::Done;
+            reads = reads.saturating_sub(relay.into());
+            let paused = reads == 0 && (relay || self.input == Input::Paused);
+            if flushed == Flushed::More || paused || relayed.again {
                 return Ok(Outcome::Again);
             }
-            // Writing may have made the room for which reading was paused.
-            if self.input != Input::Paused || outbox.is_crowded() {
+            if !relay && (self.input != Input::Paused || is_crowded(outbox, endpoint)) {
                 self.session.trim();
                 let read = self.input == Input::Waiting;
                 return Ok(Outcome::Rest { read, write: flushed == Flushed::Blocked });
@@ -181,7 +196,7 @@ impl Turn {
             // Reading on before answering would let a client fill our memory with answers.
             lane.flush()?;
             *reads -= 1;
-            if *reads == 0 || lane.outbox.is_crowded() {
+            if *reads == 0 || is_crowded(&lane.outbox, endpoint) {
                 return Ok(Input::Paused);
             }
         }
@@ -221,7 +236,7 @@ impl Turn {
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(reason)) => outbox.receive_close(&reason),
             }
-            if at < input.len() && outbox.is_crowded() {
+            if at < input.len() && is_crowded(outbox, endpoint) {
                 self.unread = input[at..].to_vec();
                 return false;
             }

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd},
         raw::c_int,
     },
     ptr,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::stop::Ending;
+use crate::endpoint::Readiness;
 
 /// A descriptor that makes a waiting thread look up.
 #[derive(Debug)]
@@ -63,6 +64,24 @@ pub fn unacknowledged(socket: RawFd) -> u64 {
     if status < 0 { 0 } else { u64::try_from(bytes).unwrap_or(0) }
 }
 
+/// How many bytes the next datagram of a socket has, without taking it.
+pub fn peek_len(socket: RawFd) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: no memory is written to; a descriptor that is none only gives an error.
+    let n = unsafe { libc::recv(socket, ptr::null_mut(), 0, flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Gives a Unix socket an address of its own, which the kernel makes up and which goes with the socket (unix(7),
+/// "Autobind"): without one nobody could answer its datagrams.
+pub fn bind_anywhere(socket: &impl AsRawFd) -> io::Result<()> {
+    let family = libc::AF_UNIX as libc::sa_family_t;
+    let (address, len) = ((&raw const family).cast(), size_of_val(&family));
+    // SAFETY: the address is the family alone, live and as long as said.
+    let status = unsafe { libc::bind(socket.as_raw_fd(), address, len as libc::socklen_t) };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Ends a socket's stream in both directions; the descriptor stays open.
 pub fn shut_down(socket: RawFd) {
     // SAFETY: the call takes integers; a descriptor that is none only gives an error.
@@ -94,6 +113,8 @@ pub struct Ready {
     pub read: bool,
     /// Writing will not block; it may report an error.
     pub write: bool,
+    /// The same of the second descriptor.
+    pub second: Readiness,
     /// What pending signals ask for.
     pub ending: Ending,
 }
@@ -227,19 +248,31 @@ pub fn wait(
     timeout: Option<Duration>,
     signals: Option<&Signals>,
 ) -> io::Result<Ready> {
-    let mut events = 0;
-    if interest.read {
-        events |= libc::POLLIN;
-    }
-    if interest.write {
-        events |= libc::POLLOUT;
-    }
+    wait_for_two((descriptor, interest), None, waker, timeout, signals)
+}
+
+/// The same, with a second descriptor.
+pub fn wait_for_two(
+    first: (RawFd, Interest),
+    second: Option<(RawFd, Interest)>,
+    waker: Option<&Waker>,
+    timeout: Option<Duration>,
+    signals: Option<&Signals>,
+) -> io::Result<Ready> {
     // A negative descriptor is left out. Without interest an error on it would end each wait at once.
     let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let interested = |(fd, interest): (RawFd, Interest)| match (interest.read, interest.write) {
+        (false, false) => entry(-1, 0),
+        (read, write) => {
+            let bits = |on: bool, bits| if on { bits } else { 0 };
+            entry(fd, bits(read, libc::POLLIN) | bits(write, libc::POLLOUT))
+        }
+    };
     let mut fds = [
         entry(waker.map_or(-1, |w| w.0.as_raw_fd()), libc::POLLIN),
-        entry(if events == 0 { -1 } else { descriptor }, events),
+        interested(first),
         entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
+        interested(second.unwrap_or((-1, Interest { read: false, write: false }))),
     ];
     // Not poll, whose milliseconds are long for a transport that has to be asked for room.
     let timeout = timeout.map(|t| libc::timespec {
@@ -247,8 +280,8 @@ pub fn wait(
         tv_nsec: t.subsec_nanos().into(),
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: the array is live and holds three entries; the timeout is NULL or live, and there is no mask.
-    if unsafe { libc::ppoll(fds.as_mut_ptr(), 3, timeout, ptr::null()) } < 0 {
+    // SAFETY: the array is live and holds four entries; the timeout is NULL or live, and there is no mask.
+    if unsafe { libc::ppoll(fds.as_mut_ptr(), 4, timeout, ptr::null()) } < 0 {
         let error = io::Error::last_os_error();
         return match error.kind() {
             io::ErrorKind::Interrupted => Ok(Ready::default()),
@@ -258,10 +291,16 @@ pub fn wait(
     if let (Some(waker), true) = (waker, fds[0].revents != 0) {
         waker.clear();
     }
-    let failed = fds[1].revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
-    Ok(Ready {
-        read: fds[1].revents & libc::POLLIN != 0 || failed && interest.read,
-        write: fds[1].revents & libc::POLLOUT != 0 || failed && interest.write,
-        ending: signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Signals::pending),
-    })
+    let readiness = |polled: &libc::pollfd, interest: Interest| {
+        let failed = polled.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
+        Readiness {
+            read: polled.revents & libc::POLLIN != 0 || failed && interest.read,
+            write: polled.revents & libc::POLLOUT != 0 || failed && interest.write,
+            to_the_end: failed,
+        }
+    };
+    let Readiness { read, write, .. } = readiness(&fds[1], first.1);
+    let second = second.map(|(_, interest)| readiness(&fds[3], interest)).unwrap_or_default();
+    let ending = signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Signals::pending);
+    Ok(Ready { read, write, second, ending })
 }

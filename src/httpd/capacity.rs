@@ -44,7 +44,8 @@ pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
 /// # Safety
 /// - `server` is the main server, and the configuration has been read.
 pub(super) unsafe fn warn(server: *const sys::server_rec) {
-    if !has(&["WebSocketHandler"]) {
+    let bridges = ["WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
+    if !has(&["WebSocketHandler"]) && !has(&bridges) {
         return;
     }
     let warn = |line: core::fmt::Arguments<'_>| {

@@ -7,10 +7,22 @@ use core::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr,
 };
-use std::{borrow::Cow, ffi::CString, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    ffi::CString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use super::{boundary, log, module, sys, wrap::Request};
+use super::{
+    boundary,
+    bridge::{Discovery, Expression, Source},
+    log, module, sys,
+    wrap::Request,
+};
 use crate::{
+    bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
     config::{self, Detach, Limit, PluginCalls, Settings},
     journal::Level,
     plugin::Plugin,
@@ -24,7 +36,7 @@ const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
 /// Legal in the main server's configuration only.
 const GLOBAL: u32 = sys::RSRC_CONF;
 
-pub(super) static COMMANDS: Commands<23> = Commands([
+pub(super) static COMMANDS: Commands<33> = Commands([
     take2(
         c"WebSocketHandler",
         &(handler as Setter),
@@ -157,6 +169,66 @@ pub(super) static COMMANDS: Commands<23> = Commands([
         GLOBAL,
         c"how much memory a child may spend on kept compression contexts, in bytes",
     ),
+    take1(
+        c"WebSocketBridge",
+        &(bridge as Setter),
+        ADMIN,
+        c"the peer that messages are relayed to, such as tcp://127.0.0.1:5900 or unix:///run/service.sock",
+    ),
+    iterate(
+        c"WebSocketBridgeAllow",
+        &(bridge_allow as Setter),
+        ADMIN,
+        c"the peers that an expression in WebSocketBridge may lead to",
+    ),
+    take12(
+        c"WebSocketBridgeFraming",
+        &(bridge_framing as Setter),
+        ADMIN,
+        c"how a peer's stream is cut into messages: a framing's name, and its configuration",
+    ),
+    take12(
+        c"WebSocketBridgeBackend",
+        &(bridge_backend as Setter),
+        ADMIN,
+        c"what finds a request's peer: defaultpeer, file or a library's path; Parallel if threads may share it",
+    ),
+    take2(
+        c"WebSocketBridgeOption",
+        &(bridge_option as Setter),
+        ADMIN,
+        c"an option of the section's WebSocketBridgeBackend: its name and its value",
+    ),
+    take12(
+        c"WebSocketBridgeConfig",
+        &(bridge_config as Setter),
+        ADMIN,
+        c"a configuration file of websocksy's, and the folder of its backends",
+    ),
+    take1(
+        c"WebSocketBridgeProtocol",
+        &(bridge_protocol as Setter),
+        ADMIN,
+        c"the subprotocol to announce if the client offers it, * for the first one offered, or none",
+    ),
+    take1(
+        c"WebSocketBridgeConnectTimeout",
+        &(bridge_connect_timeout as Setter),
+        ADMIN,
+        c"how long connecting to a peer may take, the look-up of its name included",
+    ),
+    take1(
+        c"WebSocketBridgeProxyProtocol",
+        &(bridge_proxy_protocol as Setter),
+        ADMIN,
+        c"v2 to tell stream peers the client's address by the PROXY protocol; or Off",
+    ),
+    take1(
+        c"WebSocketBridgeMaxPieceSize",
+        &(bridge_max_piece as Setter),
+        ADMIN,
+        c"the largest message that a framing may make of a peer's stream, in bytes",
+    ),
     END,
 ]);
 
@@ -180,6 +252,15 @@ fn handler(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<()
         format!("cannot use function '{init}' of library {}: {e}", path.to_string_lossy())
     })?;
     section.plugin = Some(plugin);
+    one_endpoint(section)
+}
+
+/// A section's own endpoint is a plugin or the bridge.
+fn one_endpoint(section: &Section) -> Result<(), String> {
+    if section.plugin.is_some() && section.bridge.is_some() {
+        let both = "the same section has a WebSocketHandler and a WebSocketBridge: remove one";
+        return Err(both.into());
+    }
     Ok(())
 }
 
@@ -345,6 +426,131 @@ fn support_draft75(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Resul
     Ok(())
 }
 
+fn bridge(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let source = if word.contains("%{") {
+        let (section, place) = (ptr::from_ref(section), parms.place());
+        parms.server().expressions.push((section, place));
+        // SAFETY: httpd reads a directive, whose pool is that of the configuration (R4).
+        Source::Expression(unsafe { Expression::parse(parms.0, word) }?)
+    } else {
+        Source::Fixed(parms.absolute(Address::parse(word)?)?)
+    };
+    set_source(section, source)
+}
+
+/// A section's peers come from one place.
+fn set_source(section: &mut Section, source: Source) -> Result<(), String> {
+    if section.bridge.replace(source).is_some() {
+        let both = "the same section says already where its peers are: remove one";
+        return Err(both.into());
+    }
+    one_endpoint(section)
+}
+
+fn bridge_backend(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let name = words.first().ok_or(ARGUMENTS)?;
+    let parallel = match words.get(1) {
+        Some(word) => choice(&[word], &[("Serial", false), ("Parallel", true)])?,
+        None => false,
+    };
+    let discovery = Discovery::new((*name).to_owned(), parms.server_root()?, parallel);
+    parms.server().discoveries.push((discovery.clone(), parms.place()));
+    set_source(section, Source::Backend(discovery))
+}
+
+fn bridge_option(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let [key, value] = words else { return Err(ARGUMENTS.into()) };
+    let Some(Source::Backend(discovery)) = &section.bridge else {
+        return Err("the option belongs to no backend: name it before, in the same section, with \
+                    WebSocketBridgeBackend"
+            .into());
+    };
+    discovery.add(key, value);
+    Ok(())
+}
+
+fn bridge_config(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let name = words.first().ok_or(ARGUMENTS)?;
+    let path = parms.server_root()?.join(name);
+    let text =
+        std::fs::read(&path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+    let text = String::from_utf8(text).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    let config = websocksy::parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    for warning in &config.warnings {
+        parms.warn_once(&format!("WS0510: {}: {warning}", path.display()));
+    }
+    if let Some(seconds) = config.ping {
+        let interval = Duration::from_secs(seconds.into());
+        section.settings.ping_interval = Some((seconds > 0).then_some(interval));
+    }
+    let plugins = words.get(1).copied().unwrap_or("plugins");
+    let backend = websocksy::backend(config.backend.as_deref(), plugins);
+    bridge_backend(parms, section, &[&backend])?;
+    for (key, value) in &config.options {
+        bridge_option(parms, section, &[key, value])?;
+    }
+    Ok(())
+}
+
+fn bridge_allow(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    for word in words {
+        let pattern = Pattern::parse(word)?;
+        section.settings.bridge.allow.get_or_insert_default().push(pattern);
+    }
+    Ok(())
+}
+
+fn bridge_framing(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let name = words.first().ok_or(ARGUMENTS)?;
+    let config = words.get(1).copied().unwrap_or_default();
+    framing::make(name, config)?;
+    section.settings.bridge.framing = Some(((*name).to_owned(), config.to_owned()));
+    Ok(())
+}
+
+fn bridge_protocol(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.bridge.protocol = Some(match *words.first().ok_or(ARGUMENTS)? {
+        "*" => Protocol::First,
+        word if word.eq_ignore_ascii_case("none") => Protocol::None,
+        word if is_token(word) => Protocol::Named(word.to_owned()),
+        word => return Err(format!("'{word}' is no subprotocol, nor * or none")),
+    });
+    Ok(())
+}
+
+/// A token of HTTP (RFC 9110 §5.6.2), which the name of a subprotocol is.
+fn is_token(word: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !word.is_empty() && word.bytes().all(legal)
+}
+
+fn bridge_connect_timeout(
+    _: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let time = config::duration(word).filter(|time| !time.is_zero());
+    let time = time.ok_or_else(|| format!("'{word}' is not {}", config::DURATION))?;
+    section.settings.bridge.connect_timeout = Some(time);
+    Ok(())
+}
+
+fn bridge_proxy_protocol(
+    _: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    section.settings.bridge.proxy_protocol = Some(choice(words, &[("Off", false), ("v2", true)])?);
+    Ok(())
+}
+
+fn bridge_max_piece(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    section.settings.bridge.max_piece = Some(size(words)?);
+    Ok(())
+}
+
 /// What a setter says if httpd ever passed the wrong number of words.
 const ARGUMENTS: &str = "wrong number of arguments";
 
@@ -393,6 +599,8 @@ fn choice<T: Copy>(words: &[&str], choices: &[(&str, T)]) -> Result<T, String> {
 pub(super) struct Section {
     pub(super) settings: Settings,
     pub(super) plugin: Option<Arc<Plugin>>,
+    /// Where the bridge's peers come from. A section has one of the two at most.
+    pub(super) bridge: Option<Source>,
 }
 
 /// What the main server's configuration sets for each child process.
@@ -404,6 +612,10 @@ pub(super) struct Server {
     pub(super) drain_time: Option<Duration>,
     /// `WebSocketThreads`.
     pub(super) threads: Option<u16>,
+    /// The sections with an expression in `WebSocketBridge`, and where that stands.
+    expressions: Vec<(*const Section, String)>,
+    /// The backends, and where each is named.
+    discoveries: Vec<(Arc<Discovery>, String)>,
 }
 
 /// A directive's own part: takes its words and changes the section, or says what is wrong with them.
@@ -527,6 +739,45 @@ impl Parms<'_> {
         }
     }
 
+    /// An address whose path may be relative to ServerRoot.
+    fn absolute(self, address: Address) -> Result<Address, String> {
+        let resolve = |path: &Path| {
+            let path = self.server_root_relative(&path.to_string_lossy());
+            let path = path.and_then(|path| path.into_string().ok());
+            path.ok_or_else(|| "the path cannot be resolved".to_owned())
+        };
+        match &address {
+            Address::Unix(path) => Address::parse(&format!("unix://{}", resolve(path)?)),
+            Address::UnixDatagram(path) => {
+                Address::parse(&format!("unix-dgram://{}", resolve(path)?))
+            }
+            Address::Tcp(..) | Address::Udp(..) => Ok(address),
+        }
+    }
+
+    /// ServerRoot.
+    fn server_root(self) -> Result<PathBuf, String> {
+        let root = self.server_root_relative("").and_then(|root| root.into_string().ok());
+        root.map(PathBuf::from).ok_or_else(|| "ServerRoot is no path that can be used".into())
+    }
+
+    /// Where the directive stands.
+    fn place(self) -> String {
+        // SAFETY: the directive being read, its name and that of its file are live (R4).
+        unsafe {
+            let directive = &*self.0.directive;
+            let name = CStr::from_ptr(directive.directive).to_string_lossy();
+            let file = CStr::from_ptr(directive.filename).to_string_lossy();
+            format!("{name} on line {} of {file}", directive.line_num)
+        }
+    }
+
+    /// The settings of the server being configured.
+    fn server(self) -> &'static mut Server {
+        // SAFETY: it has this module's settings, which one thread at a time uses (R4), and for the length of a call only.
+        unsafe { &mut *server(self.0.server) }
+    }
+
     /// The settings for the child processes, where they may be set.
     fn main_server(self) -> Result<&'static mut Server, String> {
         // SAFETY: the function reads the live structure; an error is a string in its pool.
@@ -634,8 +885,9 @@ pub(super) unsafe extern "C" fn merge_dir(
         // SAFETY: httpd passes sections that create_dir or merge_dir made; while sections are merged nobody writes
         // to them (R4).
         let (outer, inner) = unsafe { (&*outer.cast::<Section>(), &*inner.cast::<Section>()) };
-        let plugin = inner.plugin.as_ref().or(outer.plugin.as_ref()).cloned();
-        register(pool, Section { settings: outer.settings.merge(&inner.settings), plugin })
+        let has_endpoint = inner.plugin.is_some() || inner.bridge.is_some();
+        let Section { plugin, bridge, .. } = if has_endpoint { inner } else { outer }.clone();
+        register(pool, Section { settings: outer.settings.merge(&inner.settings), plugin, bridge })
     })
 }
 
@@ -645,6 +897,39 @@ pub(super) unsafe extern "C" fn create_server(
     _server: *mut sys::server_rec,
 ) -> *mut c_void {
     boundary(ptr::null_mut(), || register(pool, Server::default()))
+}
+
+/// Checks what the directives mean together: an expression needs a list of what it may lead to, and a backend has to take
+/// its options.
+///
+/// # Safety
+/// - `main` is the main server, after the whole configuration was read.
+pub(super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
+    // SAFETY: the caller's word: the vectors have sections of this module, made by create_dir or merge_dir.
+    let defaults = |server: *const sys::server_rec| unsafe {
+        &*sys::ap_get_module_config((*server).lookup_defaults, module()).cast::<Section>()
+    };
+    let mut next = main;
+    while !next.is_null() {
+        // SAFETY: the caller's word; the settings were made by create_server.
+        for (section, place) in unsafe { &(*server(next)).expressions } {
+            // SAFETY: the section was being read when it was noted, and lives as long as the configuration.
+            let sections = [unsafe { &**section }, defaults(next), defaults(main)];
+            if sections.iter().all(|section| section.settings.bridge.allow.is_none()) {
+                return Err(format!(
+                    "{place} has an expression: name the peers that it may lead to with \
+                     WebSocketBridgeAllow in the same section or for the whole server"
+                ));
+            }
+        }
+        // SAFETY: as above.
+        for (discovery, place) in unsafe { &(*server(next)).discoveries } {
+            discovery.open().map_err(|e| format!("{place}: {e}"))?;
+        }
+        // SAFETY: the caller's word: each server's `next` is another one or NULL.
+        next = unsafe { (*next).next };
+    }
+    Ok(())
 }
 
 /// The section that applies to a request.

@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     io,
     net::Shutdown,
-    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +14,9 @@ use std::{
 };
 
 use super::{
-    CONTEXTS, STOP, directives, draft, ending,
+    CONTEXTS, STOP,
+    bridge::Bridge,
+    directives, draft, ending,
     filters::{self, Filters},
     http2, is_threaded, log,
     record::Record,
@@ -32,7 +34,7 @@ use crate::{
         socket::{Plain, Socket},
         wait::{Signals, Waker},
     },
-    endpoint::Endpoint as _,
+    endpoint::Endpoint,
     journal::Level,
     limits::Counted,
     outbox::{Bounds, Outbox, Summary},
@@ -84,18 +86,18 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Err(refusal) => return refuse(r, refusal),
     };
     let section = directives::section(r);
-    let Some(plugin) = &section.plugin else {
+    if section.plugin.is_none() && section.bridge.is_none() {
         let uri = r.uri().to_string_lossy();
         log::request(
             r,
             Level::Error,
             format_args!(
                 "WS0102: the Location of {uri} has 'SetHandler websocket-handler' but no \
-                 WebSocketHandler: name a plugin there"
+                 WebSocketHandler and no WebSocketBridge: name a plugin or a peer there"
             ),
         );
         return sys::HTTP_INTERNAL_SERVER_ERROR as c_int;
-    };
+    }
     if !origin_is_allowed(r, &section.settings, &opening) {
         return refuse(r, Refusal::Origin);
     }
@@ -108,18 +110,37 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Ok(counted) => counted,
         Err(status) => return status,
     };
+    let endpoint = match (&section.plugin, &section.bridge) {
+        (Some(plugin), _) => Chosen::Plugin(plugin, section.settings.plugin_calls(is_threaded())),
+        (None, Some(source)) => {
+            let (settings, max_message) =
+                (&section.settings.bridge, section.settings.max_message());
+            match Bridge::reach(r, source, settings, max_message, &opening.protocols) {
+                Ok(bridge) => Chosen::Bridge(bridge),
+                Err(status) => return status,
+            }
+        }
+        (None, None) => return sys::HTTP_INTERNAL_SERVER_ERROR as c_int,
+    };
     match Upgrade::prepare(r, &section.settings, &opening, counted) {
-        Ok(upgrade) => {
-            let how = (section.settings.detach(), section.settings.plugin_calls(is_threaded()));
-            upgrade.serve(r, plugin, how, &opening)
-        }
-        Err(error) => {
-            // With many clients there would be many lines, all saying the same.
-            let level = if is_first_in_a_minute() { Level::Error } else { Level::Debug };
-            log::request(r, level, format_args!("WS0104: no upgrade: {error}"));
-            sys::HTTP_SERVICE_UNAVAILABLE as c_int
-        }
+        Ok(upgrade) => upgrade.serve(r, endpoint, section.settings.detach(), &opening),
+        Err(error) => unavailable(r, &error),
     }
+}
+
+/// What a request's messages are for.
+enum Chosen<'s> {
+    Plugin(&'s Arc<Plugin>, PluginCalls),
+    /// A peer, connected already.
+    Bridge(Bridge),
+}
+
+/// Answers a request for which the system has no room.
+pub(super) fn unavailable(r: Request<'_>, error: &io::Error) -> c_int {
+    // With many clients there would be many lines, all saying the same.
+    let level = if is_first_in_a_minute() { Level::Error } else { Level::Debug };
+    log::request(r, level, format_args!("WS0104: no upgrade: {error}"));
+    sys::HTTP_SERVICE_UNAVAILABLE as c_int
 }
 
 /// Whether it is the first time in this minute that this is asked.
@@ -256,8 +277,8 @@ impl Upgrade {
     fn serve(
         self,
         r: Request<'_>,
-        plugin: &Arc<Plugin>,
-        (detach, calls): (Detach, PluginCalls),
+        chosen: Chosen<'_>,
+        detach: Detach,
         opening: &Opening<'_>,
     ) -> c_int {
         let (headers, left_out) = Headers::copy(r.fields(Table::HeadersIn).into_iter());
@@ -266,14 +287,25 @@ impl Upgrade {
             log::request(r, Level::Warn, format_args!("{line} {left_out} of them"));
         }
         let headers = Arc::new(headers);
-        let protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok()).collect();
+        let mut protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok());
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
-        let headers_kept = headers.clone();
-        let asked = PluginOpening { outbox, request, headers: headers_kept, protocols, calls };
-        let Some((endpoint, answer)) = Connection::open(plugin.clone(), asked) else {
-            let uri = r.uri().to_string_lossy();
-            log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
-            return sys::HTTP_FORBIDDEN as c_int;
+        let (endpoint, answer, wants_request): (Box<dyn Endpoint>, _, _) = match chosen {
+            Chosen::Plugin(plugin, calls) => {
+                let (headers, protocols) = (headers.clone(), protocols.collect());
+                let asked = PluginOpening { outbox, request, headers, protocols, calls };
+                let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
+                    let uri = r.uri().to_string_lossy();
+                    log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
+                    return sys::HTTP_FORBIDDEN as c_int;
+                };
+                let wants_request = connection.wants_request();
+                (Box::new(connection), answer, wants_request)
+            }
+            Chosen::Bridge(bridge) => {
+                let protocol = bridge.protocol.and_then(|n| protocols.nth(n));
+                let answer = Answer { protocol, ..Answer::default() };
+                (Box::new(bridge.open(outbox)), answer, false)
+            }
         };
         // SAFETY: the connection is the request's own (wrap::R1).
         unsafe { filters::remove_obstacles(r.connection()) };
@@ -294,7 +326,7 @@ impl Upgrade {
             }
         };
         let reserve = Some(Reserve { _deflate: deflate, _counted: counted });
-        let keeps_request = detach == Detach::Auto && endpoint.wants_request();
+        let keeps_request = detach == Detach::Auto && wants_request;
         let connection = r.connection();
         // SAFETY: the connection is the request's own (wrap::R1).
         let can_suspend = unsafe { suspend::is_possible(connection) };
@@ -305,7 +337,7 @@ impl Upgrade {
                 let record = Some(Record::of(r, headers));
                 let host = Box::new(Detached { record, socket: socket.clone(), reserve });
                 let plain: Box<dyn Transport> = Box::new(Plain::new(socket, early));
-                let (lane, endpoint) = (Lane::new(plain, outbox), Box::new(endpoint));
+                let lane = Lane::new(plain, outbox);
                 // SAFETY: the connection is the request's own (wrap::R1).
                 unsafe { super::mark_detached(connection) };
                 r.set(Table::Env, ENV_OPEN, c"1");
@@ -318,7 +350,7 @@ impl Upgrade {
                     Some((socket, early)) => Box::new(Plain::new(socket, early)),
                     None => Box::new(filters),
                 };
-                let (lane, endpoint) = (Lane::new(transport, outbox), Box::new(endpoint));
+                let lane = Lane::new(transport, outbox);
                 // SAFETY: the connection is the request's own (wrap::R1), and its guest.
                 unsafe {
                     suspend::park(connection, Guest { lane, session, endpoint, patience, host })
@@ -328,7 +360,8 @@ impl Upgrade {
             (_, Some((socket, early))) => {
                 let lane = Lane::new(Plain::new(socket, early), outbox.clone());
                 let held = signals.as_ref();
-                let ended = blocking::serve(lane, waker, session, &endpoint, patience, &STOP, held);
+                let ended =
+                    blocking::serve(lane, waker, session, &*endpoint, patience, &STOP, held);
                 let summary = outbox.summary();
                 super::count_bytes(connection, ended.received, summary.bytes_out);
                 finish(r, &summary, ended.lost);
@@ -338,7 +371,8 @@ impl Upgrade {
             (_, None) => {
                 let lane = Lane::new(filters, outbox.clone());
                 let held = signals.as_ref();
-                let ended = blocking::serve(lane, waker, session, &endpoint, patience, &STOP, held);
+                let ended =
+                    blocking::serve(lane, waker, session, &*endpoint, patience, &STOP, held);
                 finish(r, &outbox.summary(), ended.lost);
                 release_after_log(r, signals);
                 sys::HOOK_OK
@@ -375,7 +409,7 @@ impl Host for Detached {
 
 /// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
 /// the child up then.
-fn spare(descriptor: OwnedFd) -> io::Result<OwnedFd> {
+pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the structure is live.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };

@@ -6,6 +6,7 @@
 //! | `directives.rs` | the directives and the settings of a section |
 //! | `handler.rs` | the upgrade of a request |
 //! | `draft.rs` | `websocket_draft76_module`: what drafts 76 and 75 have different |
+//! | `bridge.rs` | which peer a request leads to |
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `capacity.rs` | how many connections the settings hold, and warnings about those that starve them |
 //! | `record.rs` | the access log's line for the end of a detached connection |
@@ -32,6 +33,7 @@ use std::{
 
 use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
 
+mod bridge;
 mod capacity;
 mod directives;
 mod draft;
@@ -101,6 +103,7 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
     unsafe {
         let (none, first) = (ptr::null(), sys::APR_HOOK_FIRST as c_int - 1);
         let middle = sys::APR_HOOK_MIDDLE as c_int;
+        sys::ap_hook_check_config(Some(hook_check_config), none, none, middle);
         sys::ap_hook_post_config(Some(hook_post_config), none, none, middle);
         sys::ap_hook_handler(Some(hook_handler), none, none, first);
         sys::ap_hook_child_init(Some(hook_child_init), none, none, middle);
@@ -111,6 +114,26 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         sys::ap_hook_suspend_connection(Some(hook_suspend), none, none, middle);
         status::register();
     }
+}
+
+/// The configuration has been read: refuses what no single directive could.
+unsafe extern "C" fn hook_check_config(
+    _config: *mut sys::apr_pool_t,
+    _log: *mut sys::apr_pool_t,
+    _temporary: *mut sys::apr_pool_t,
+    server: *mut sys::server_rec,
+) -> c_int {
+    boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
+        // SAFETY: httpd passes the main server, when its configuration and that of all others is complete.
+        match unsafe { directives::check(server) } {
+            Ok(()) => sys::HOOK_OK,
+            Err(line) => {
+                // SAFETY: as above.
+                unsafe { log::server(server, Level::Error, format_args!("{line}")) };
+                sys::HTTP_INTERNAL_SERVER_ERROR as c_int
+            }
+        }
+    })
 }
 
 unsafe extern "C" fn hook_post_config(

@@ -9,10 +9,11 @@
 //!   sections belong to the request that reads them.
 
 use core::{
-    ffi::{CStr, c_int, c_void},
+    ffi::{CStr, c_char, c_int, c_void},
     marker::PhantomData,
     ptr::NonNull,
 };
+use std::net::SocketAddr;
 
 use super::sys;
 
@@ -73,6 +74,19 @@ impl<'r> Request<'r> {
         string(self.rec().useragent_ip).unwrap_or(c"?")
     }
 
+    /// The addresses of the client, as httpd takes it, and of this end of its connection.
+    pub(super) fn addresses(self) -> Option<(SocketAddr, SocketAddr)> {
+        let address = |ip: *const c_char, address: *const sys::apr_sockaddr_t| {
+            let ip = string(ip)?.to_str().ok()?.parse().ok()?;
+            // SAFETY: R1: it is NULL or live.
+            Some(SocketAddr::new(ip, unsafe { address.as_ref() }?.port))
+        };
+        // SAFETY: R1.
+        let connection = unsafe { &*self.connection() };
+        let client = address(self.rec().useragent_ip, self.rec().useragent_addr)?;
+        Some((client, address(connection.local_ip, connection.local_addr)?))
+    }
+
     /// The same with its port.
     pub(super) fn client(self) -> String {
         let ip = self.client_ip().to_string_lossy();
@@ -92,6 +106,11 @@ impl<'r> Request<'r> {
 
     pub(super) fn uri(self) -> &'r CStr {
         string(self.rec().uri).unwrap_or(c"?")
+    }
+
+    /// The request's target as the client sent it.
+    pub(super) fn unparsed_uri(self) -> &'r CStr {
+        string(self.rec().unparsed_uri).unwrap_or(c"")
     }
 
     pub(super) fn is_get(self) -> bool {
@@ -193,7 +212,7 @@ impl<'r> Request<'r> {
 }
 
 /// A string of httpd's; `None` for NULL.
-fn string<'r>(string: *const core::ffi::c_char) -> Option<&'r CStr> {
+fn string<'r>(string: *const c_char) -> Option<&'r CStr> {
     // SAFETY: R2. The callers give it to a Request's lifetime, within which its pool lives.
     (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) })
 }

@@ -7,6 +7,7 @@
 #include "http_protocol.h"
 #include "http_request.h"
 #include "http_vhost.h"
+#include "ap_expr.h"
 #include "ap_mpm.h"
 #include "mpm_common.h"
 #include "apr_buckets.h"

@@ -192,13 +192,6 @@ impl Connection {
         let asked = handle.as_ref().is_some_and(|h| h.get().state.asked.load(Ordering::Relaxed));
         asked || self.plugin.wants_request.load(Ordering::Relaxed)
     }
-
-    /// httpd's request is about to go: from now on the plugin gets NULL for it.
-    pub fn forget_request(&self) {
-        if let Some(handle) = &*self.handle.lock().unwrap_or_else(|e| e.into_inner()) {
-            handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
-        }
-    }
 }
 
 impl Endpoint for Connection {
@@ -227,6 +220,13 @@ impl Endpoint for Connection {
         }
         handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
         retire(handle);
+    }
+
+    /// From now on the plugin gets NULL for it.
+    fn forget_request(&self) {
+        if let Some(handle) = &*self.handle.lock().unwrap_or_else(|e| e.into_inner()) {
+            handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
+        }
     }
 }
 

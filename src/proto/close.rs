@@ -25,6 +25,8 @@ impl CloseCode {
     pub const POLICY: Self = Self(1008);
     /// A message is too big to process.
     pub const TOO_BIG: Self = Self(1009);
+    /// The server cannot go on.
+    pub const INTERNAL: Self = Self(1011);
 
     /// Whether a client may send this code.
     ///

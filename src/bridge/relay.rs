@@ -1,0 +1,567 @@
+//! One bridged connection: bytes between the client's outbox and the peer's socket, in both directions, without
+//! blocking and within bounds.
+//!
+//! Each direction pauses the other side's sender when its own receiver is slow: the driver stops reading from the client
+//! while [`Peer::is_crowded`], and the relay stops reading from the peer while much waits in the outbox. Either way the
+//! kernel's buffers fill up, and TCP tells the sender.
+#![deny(unsafe_code)]
+
+use core::fmt;
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::RawFd,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    Framing, Piece,
+    socket::{PeerSocket, SocketKind},
+};
+use crate::{
+    endpoint::{Endpoint, Peer, Readiness, Relayed},
+    journal::Level,
+    outbox::{self, Outbox},
+    proto::{
+        Kind,
+        close::{self, CloseCode},
+    },
+};
+
+/// How much may wait for either side before the other one is not read from any more.
+const CROWDED: usize = 256 * 1024;
+/// How often a peer that is never short of bytes is read from before others have their turn.
+const READS: u32 = 16;
+/// From this size on a message is written from where it lies; shorter ones are gathered for one call.
+const LARGE: usize = 16 * 1024;
+/// How much of an unfinished message is put in front of the next read rather than the read behind it.
+const SMALL: usize = 8 * 1024;
+/// The spare room that a resting connection may keep.
+const REST: usize = 256;
+/// The most bytes of a Close frame's reason (RFC 6455 §5.5.1).
+const REASON: usize = 123;
+
+/// A client and its peer.
+pub struct Relay {
+    outbox: Arc<Outbox>,
+    socket: PeerSocket,
+    /// The most bytes of a message that a framing may wait for.
+    max_piece: usize,
+    /// How many bytes wait for the peer, for those who do not hold the lock.
+    waiting: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    inbound: Inbound,
+    outbound: Outbound,
+}
+
+/// From the peer to the client.
+struct Inbound {
+    framing: Box<dyn Framing>,
+    /// Bytes that have not been sent: the beginning of a message, or more for want of room.
+    rest: Vec<u8>,
+    /// How many at its end the framing has not been shown.
+    fresh: usize,
+    /// The message at its front, which found no room.
+    held: Option<(Kind, usize)>,
+    /// The framing has not seen all of it, for want of room.
+    interrupted: bool,
+    /// The socket may have something to read.
+    readable: bool,
+    /// The end of the stream, or an error, has been announced; it is so once only.
+    to_the_end: bool,
+    /// The stream has ended; the client is told when it has got the rest.
+    end: Option<Result<(), io::Error>>,
+    /// Nothing more comes.
+    over: bool,
+}
+
+/// From the client to the peer.
+struct Outbound {
+    /// What waits for the peer; the first `written` bytes have left.
+    bytes: Vec<u8>,
+    written: usize,
+    /// The lengths of the datagrams of which `bytes` consists, if it does.
+    datagrams: VecDeque<usize>,
+    /// The socket takes nothing at present.
+    blocked: bool,
+    /// The peer will not take anything any more.
+    broken: bool,
+    /// A datagram was lost; this is said once, until the peer is heard.
+    complained: bool,
+    /// How much has left so far.
+    taken: u64,
+    /// What `taken` was when the clock saw it change last, and when that was.
+    seen: (u64, Duration),
+}
+
+/// How reading from the peer ended.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Reading {
+    /// Nothing is there now.
+    Rest,
+    /// The client has to take something first.
+    Paused,
+    /// There may be more.
+    Again,
+}
+
+impl Relay {
+    /// A relay to the peer behind `socket`. `first` is sent to it before anything else; a message that is longer than
+    /// `max_piece` ends the connection.
+    pub fn new(
+        outbox: Arc<Outbox>,
+        socket: PeerSocket,
+        framing: Box<dyn Framing>,
+        first: Vec<u8>,
+        max_piece: usize,
+    ) -> Self {
+        let inbound = Inbound {
+            framing,
+            rest: Vec::new(),
+            fresh: 0,
+            held: None,
+            interrupted: false,
+            readable: false,
+            to_the_end: false,
+            end: None,
+            over: false,
+        };
+        let outbound = Outbound {
+            bytes: first,
+            written: 0,
+            datagrams: VecDeque::new(),
+            blocked: false,
+            broken: false,
+            complained: false,
+            taken: 0,
+            seen: (0, Duration::ZERO),
+        };
+        let (waiting, state) = (AtomicUsize::new(0), Mutex::new(State { inbound, outbound }));
+        Self { outbox, socket, max_piece, waiting, state }
+    }
+
+    /// Only the clock ever competes for it, and only for a moment.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn is_stream(&self) -> bool {
+        self.socket.kind() == SocketKind::Stream
+    }
+
+    fn log(&self, line: fmt::Arguments<'_>) {
+        self.outbox.journal().write(Level::Info, line);
+    }
+
+    /// Closes the conversation; the reason reaches the client too.
+    fn close(&self, code: CloseCode, reason: &str) {
+        let mut payload = close::payload(code).to_vec();
+        payload.extend_from_slice(reason.as_bytes());
+        self.outbox.close(&payload, reason);
+    }
+
+    /// Sends the messages that there are, and reads on, until one side has nothing or no room.
+    fn read(&self, state: &mut State, buffer: &mut [u8]) -> Reading {
+        let State { inbound, outbound } = state;
+        let mut reads = READS;
+        while !inbound.over && self.outbox.state() <= outbox::State::Open {
+            if inbound.interrupted {
+                let mut rest = core::mem::take(&mut inbound.rest);
+                rest.push(0);
+                let used = self.cut(inbound, &mut rest);
+                rest.pop();
+                rest.drain(..used);
+                inbound.rest = rest;
+                if inbound.interrupted {
+                    return Reading::Paused;
+                }
+            } else if let Some(end) = inbound.end.take() {
+                inbound.over = true;
+                inbound.rest = Vec::new();
+                match end {
+                    Ok(()) if !outbound.broken => {
+                        self.close(CloseCode::NORMAL, "Peer closed connection");
+                    }
+                    Ok(()) => self.close(CloseCode::INTERNAL, "Failed to forward"),
+                    Err(error) => {
+                        self.log(format_args!(
+                            "WS0503: closing with 1011: the peer is lost: {error}"
+                        ));
+                        self.close(CloseCode::INTERNAL, "Peer connection failed");
+                    }
+                }
+            } else if !inbound.readable {
+                break;
+            } else if !self.outbox.has_room(1, CROWDED) {
+                return Reading::Paused;
+            } else if reads == 0 {
+                return Reading::Again;
+            } else {
+                reads -= 1;
+                let ended = if self.is_stream() {
+                    self.read_stream(inbound, buffer)
+                } else {
+                    self.read_datagram(inbound, outbound, buffer);
+                    None
+                };
+                if ended.is_some() {
+                    inbound.end = ended;
+                    inbound.interrupted = !inbound.rest.is_empty();
+                }
+            }
+        }
+        Reading::Rest
+    }
+
+    /// Reads from a stream once, and sends what messages that makes. `Some` if the stream has ended.
+    fn read_stream(&self, inbound: &mut Inbound, buffer: &mut [u8]) -> Option<io::Result<()>> {
+        let before = inbound.rest.len();
+        let in_front = before <= SMALL.min(buffer.len() / 2);
+        let at = if in_front { before } else { 0 };
+        let room = buffer.len() - 1 - at;
+        let n = match self.socket.read(&mut buffer[at..][..room]) {
+            Ok(0) => return Some(Ok(())),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                inbound.readable = false;
+                return None;
+            }
+            Err(e) => return Some(Err(e)),
+        };
+        // A short read leaves nothing behind.
+        inbound.readable = n == room || inbound.to_the_end;
+        inbound.fresh = n;
+        if in_front {
+            let end = at + n;
+            buffer[..at].copy_from_slice(&inbound.rest);
+            buffer[end] = 0;
+            let used = self.cut(inbound, &mut buffer[..=end]);
+            inbound.rest.clear();
+            inbound.rest.extend_from_slice(&buffer[used..end]);
+        } else {
+            let mut rest = core::mem::take(&mut inbound.rest);
+            rest.reserve(n + 1);
+            rest.extend_from_slice(&buffer[..n]);
+            rest.push(0);
+            let used = self.cut(inbound, &mut rest);
+            rest.pop();
+            rest.drain(..used);
+            inbound.rest = rest;
+        }
+        if !inbound.interrupted && inbound.rest.len() > self.max_piece {
+            let most = self.max_piece;
+            self.fail(inbound, format_args!("the peer's message exceeds {most} bytes"));
+        }
+        None
+    }
+
+    /// Reads a datagram and sends it as a message, whose kind is all that the framing decides.
+    fn read_datagram(&self, inbound: &mut Inbound, outbound: &mut Outbound, buffer: &mut [u8]) {
+        let mut large = Vec::new();
+        let len = match self.socket.kind() {
+            SocketKind::UnixDatagram => self.socket.next_len(),
+            _ => Ok(0),
+        };
+        let buffer = match len {
+            Ok(len) if len > buffer.len() => {
+                large.resize(len, 0);
+                &mut large[..]
+            }
+            _ => buffer,
+        };
+        match len.and_then(|_| self.socket.read(buffer)) {
+            Ok(n) => {
+                outbound.complained = false;
+                let kind = inbound.framing.datagram(&buffer[..n]);
+                if self.outbox.has_room(n, CROWDED) {
+                    let _ = self.outbox.send_message(kind, &buffer[..n]);
+                } else {
+                    inbound.rest = buffer[..n].to_vec();
+                    inbound.held = Some((kind, n));
+                    inbound.interrupted = true;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => inbound.readable = false,
+            Err(e) => outbound.complain(&self.outbox, &e),
+        }
+    }
+
+    /// Sends the messages at the front of `data`, which has a NUL behind it, as long as there is room for them; returns
+    /// how many bytes are done with.
+    fn cut(&self, inbound: &mut Inbound, data: &mut [u8]) -> usize {
+        let len = data.len() - 1;
+        let mut at = 0;
+        inbound.interrupted = true;
+        while at < len {
+            let held = inbound.held.take();
+            if held.is_none() && !self.outbox.has_room(1, CROWDED) {
+                break;
+            }
+            let fresh = inbound.fresh.min(len - at);
+            let piece = match held {
+                Some((kind, n)) => Piece::Message(kind, n),
+                None if inbound.end.is_some() => inbound.framing.finish(&mut data[at..]),
+                None => inbound.framing.next(&mut data[at..], fresh),
+            };
+            match piece {
+                Piece::Message(kind, n) if (1..=len - at).contains(&n) => {
+                    if !self.outbox.has_room(n, CROWDED) {
+                        inbound.held = Some((kind, n));
+                        break;
+                    }
+                    if self.outbox.send_message(kind, &data[at..at + n]).is_err() {
+                        // Nobody is there to be told.
+                        at = len;
+                    } else {
+                        at += n;
+                    }
+                }
+                Piece::Discard(n) if (1..=len - at).contains(&n) => at += n,
+                Piece::Wait => {
+                    inbound.interrupted = false;
+                    break;
+                }
+                Piece::Broken(reason) => {
+                    self.fail(inbound, format_args!("{reason}"));
+                    at = len;
+                }
+                Piece::Message(..) | Piece::Discard(_) => {
+                    self.fail(inbound, format_args!("the framing went out of bounds"));
+                    at = len;
+                }
+            }
+        }
+        inbound.interrupted &= at < len;
+        inbound.fresh = if inbound.interrupted { inbound.fresh.min(len - at) } else { 0 };
+        at
+    }
+
+    /// What the peer sends makes no sense.
+    fn fail(&self, inbound: &mut Inbound, why: fmt::Arguments<'_>) {
+        self.log(format_args!("WS0505: closing with 1011: {why}"));
+        let mut reason = why.to_string();
+        while reason.len() > REASON {
+            reason.pop();
+        }
+        self.close(CloseCode::INTERNAL, &reason);
+        inbound.over = true;
+    }
+
+    /// Writes what waits for the peer, until it takes no more.
+    fn flush(&self, state: &mut State) {
+        let State { inbound, outbound } = state;
+        let mut refused = false;
+        while outbound.waits() && !outbound.blocked {
+            match self.socket.write(outbound.next()) {
+                Ok(n) => {
+                    refused = false;
+                    outbound.took(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => outbound.blocked = true,
+                Err(e) if self.is_stream() => {
+                    self.log(format_args!(
+                        "WS0504: the peer does not take what the client sends: {e}"
+                    ));
+                    outbound.give_up();
+                    // What it sent before may tell the client why.
+                    (inbound.readable, inbound.to_the_end) = (true, true);
+                }
+                Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    self.log(format_args!(
+                        "WS0506: closing with 1009: a message is too long for a datagram"
+                    ));
+                    outbound.give_up();
+                    self.close(CloseCode::TOO_BIG, "the message is too long for a datagram");
+                }
+                // The error may be about an earlier datagram: once more.
+                Err(_) if !refused => refused = true,
+                Err(e) => {
+                    outbound.complain(&self.outbox, &e);
+                    refused = false;
+                    let n = outbound.next().len();
+                    outbound.took(n);
+                }
+            }
+        }
+        outbound.compact();
+        self.note_waiting(outbound);
+    }
+
+    fn note_waiting(&self, outbound: &Outbound) {
+        self.waiting.store(outbound.bytes.len() - outbound.written, Ordering::Relaxed);
+    }
+}
+
+impl Outbound {
+    fn waits(&self) -> bool {
+        !self.broken && (self.written < self.bytes.len() || !self.datagrams.is_empty())
+    }
+
+    /// What is to be written next.
+    fn next(&self) -> &[u8] {
+        let waiting = &self.bytes[self.written..];
+        self.datagrams.front().map_or(waiting, |&len| &waiting[..len])
+    }
+
+    /// `n` bytes, or a datagram of `n` bytes, have left.
+    fn took(&mut self, n: usize) {
+        self.written += n;
+        self.taken += n.max(1) as u64;
+        self.datagrams.pop_front();
+    }
+
+    fn complain(&mut self, outbox: &Outbox, error: &io::Error) {
+        if !core::mem::replace(&mut self.complained, true) {
+            let line = format_args!("WS0506: the peer does not get its datagrams: {error}");
+            outbox.journal().write(Level::Info, line);
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.broken = true;
+        self.bytes = Vec::new();
+        self.written = 0;
+        self.datagrams = VecDeque::new();
+    }
+
+    /// What has left must not pile up before what has not.
+    fn compact(&mut self) {
+        if self.written == self.bytes.len() {
+            self.bytes.clear();
+            self.written = 0;
+        } else if self.written > self.bytes.len() / 2 {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
+    }
+
+    /// Gives back what nothing is in.
+    fn trim(&mut self) {
+        if self.bytes.is_empty() && self.bytes.capacity() > REST {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+impl Endpoint for Relay {
+    fn message(&self, _kind: Kind, data: &mut [u8]) {
+        let state = &mut *self.lock();
+        let outbound = &mut state.outbound;
+        if outbound.broken {
+            return;
+        }
+        if !self.is_stream() {
+            outbound.bytes.extend_from_slice(data);
+            outbound.datagrams.push_back(data.len());
+            return self.flush(state);
+        }
+        let mut data = &data[..];
+        if data.len() >= LARGE && !outbound.waits() && !outbound.blocked {
+            // An error comes back when the rest is written.
+            let n = self.socket.write(data).unwrap_or(0);
+            outbound.taken += n as u64;
+            data = &data[n..];
+        }
+        outbound.bytes.extend_from_slice(data);
+        if outbound.bytes.len() - outbound.written >= LARGE {
+            self.flush(state);
+        } else {
+            self.note_waiting(outbound);
+        }
+    }
+
+    fn closed(&self) {
+        self.flush(&mut self.lock());
+        if self.is_stream() {
+            self.socket.finish();
+        }
+    }
+
+    fn peer(&self) -> Option<&dyn Peer> {
+        Some(self)
+    }
+}
+
+impl Peer for Relay {
+    fn descriptor(&self) -> RawFd {
+        self.socket.descriptor()
+    }
+
+    fn note(&self, ready: Readiness) {
+        let State { inbound, outbound } = &mut *self.lock();
+        inbound.readable |= ready.read;
+        inbound.to_the_end |= ready.to_the_end;
+        outbound.blocked &= !ready.write;
+    }
+
+    fn relay(&self, buffer: &mut [u8]) -> Relayed {
+        let state = &mut *self.lock();
+        self.flush(state);
+        let reading = self.read(state, buffer);
+        let State { inbound, outbound } = state;
+        if outbound.broken && reading == Reading::Rest && !inbound.over {
+            self.close(CloseCode::INTERNAL, "Failed to forward");
+            inbound.over = true;
+        }
+        outbound.trim();
+        if inbound.rest.is_empty() && inbound.rest.capacity() > REST {
+            inbound.rest = Vec::new();
+        }
+        Relayed {
+            again: reading == Reading::Again,
+            paused: reading == Reading::Paused,
+            settled: !outbound.waits(),
+        }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > CROWDED
+    }
+
+    fn interest(&self) -> (bool, bool) {
+        let State { inbound, outbound } = &*self.lock();
+        let wanted = !inbound.over && inbound.end.is_none() && !inbound.interrupted;
+        let open = self.outbox.state() <= outbox::State::Open;
+        (wanted && open && self.outbox.has_room(1, CROWDED), outbound.waits())
+    }
+
+    fn check(&self, now: Duration, patience: Duration) -> bool {
+        // Who is at work now is not stuck.
+        let Ok(mut state) = self.state.try_lock() else { return false };
+        let outbound = &mut state.outbound;
+        if !outbound.waits() || outbound.taken != outbound.seen.0 {
+            outbound.seen = (outbound.taken, now);
+        }
+        if now - outbound.seen.1 < patience {
+            return false;
+        }
+        outbound.give_up();
+        self.note_waiting(outbound);
+        state.inbound.over = true;
+        drop(state);
+        self.log(format_args!("WS0504: closing with 1011: the peer took nothing for {patience:?}"));
+        self.close(CloseCode::INTERNAL, "Failed to forward");
+        true
+    }
+
+    fn farewell(&self, buffer: &mut [u8]) -> bool {
+        if !self.is_stream() {
+            return true;
+        }
+        for _ in 0..READS {
+            match self.socket.read(buffer) {
+                Ok(1..) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(0) | Err(_) => return true,
+            }
+        }
+        self.socket.unacknowledged() == 0
+    }
+}

@@ -1,0 +1,260 @@
+//! Which peer a request leads to, and the connection to it.
+//!
+//! All of it happens in the handler phase, on httpd's thread, before the client is answered: so a peer that cannot be
+//! reached is a 502 or 504, and no thread of the module's ever waits for one.
+
+use core::{
+    ffi::{CStr, c_int},
+    ptr,
+};
+use std::{
+    ffi::CString,
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
+};
+
+use super::{
+    handler, log, sys,
+    wrap::{Request, Table},
+};
+use crate::{
+    bridge::{
+        Address, Framing, Target,
+        backend::{self, Backend, Query},
+        connect::{ConnectError, connect},
+        framing, proxy,
+        relay::Relay,
+        settings::Settings,
+        socket::PeerSocket,
+    },
+    journal::Level,
+    outbox::Outbox,
+};
+
+/// Where a section's peers come from.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// From the configuration.
+    Fixed(Address),
+    /// From what the configuration makes of the request.
+    Expression(Expression),
+    /// From what a backend says.
+    Backend(Arc<Discovery>),
+}
+
+/// A backend with its options, which is opened when the whole configuration has been read.
+pub(super) struct Discovery {
+    name: String,
+    /// Keys and values, in their order.
+    options: Mutex<Vec<(String, String)>>,
+    /// What relative paths are relative to.
+    root: PathBuf,
+    /// Several threads may ask it at once.
+    parallel: bool,
+    backend: OnceLock<Arc<dyn Backend>>,
+}
+
+impl Discovery {
+    pub(super) fn new(name: String, root: PathBuf, parallel: bool) -> Arc<Self> {
+        let (options, backend) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { name, options, root, parallel, backend })
+    }
+
+    /// One more option.
+    pub(super) fn add(&self, key: &str, value: &str) {
+        self.options().push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Loads and configures the backend.
+    pub(super) fn open(&self) -> Result<(), String> {
+        let backend = backend::open(&self.name, &self.options(), &self.root, self.parallel)?;
+        let _ = self.backend.set(backend);
+        Ok(())
+    }
+
+    fn options(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.options.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Asks the backend for a request's peer; an error is a status and a line for the log.
+    fn ask(&self, r: Request<'_>, protocols: &[&str]) -> Result<Target, (u32, String)> {
+        let failed = |e: &str| {
+            let line = format!("WS0508: the backend {} gives no peer: {e}", self.name);
+            (sys::HTTP_INTERNAL_SERVER_ERROR, line)
+        };
+        // A backend is given text; what is none stays out.
+        let fields = r.fields(Table::HeadersIn);
+        let text = |&(name, value): &(&'_ CStr, &'_ CStr)| {
+            Some((name.to_str().ok()?.to_owned(), value.to_str().ok()?.to_owned()))
+        };
+        let headers: Vec<_> = fields.iter().filter_map(text).collect();
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let endpoint = r.unparsed_uri().to_string_lossy();
+        let query = Query { endpoint: &endpoint, protocols, headers: &headers };
+        let backend = self.backend.get().ok_or_else(|| failed("it is not open"))?;
+        match backend.query(&query) {
+            Ok(Some(target)) => Ok(target),
+            Ok(None) => {
+                let line = format!("WS0509: the backend {} refuses the request", self.name);
+                Err((sys::HTTP_FORBIDDEN, line))
+            }
+            Err(e) => Err(failed(&e)),
+        }
+    }
+}
+
+/// An expression with `%{…}` that gives a string.
+#[derive(Clone, Copy)]
+pub(super) struct Expression(*const sys::ap_expr_info_t);
+
+impl Expression {
+    /// # Safety
+    /// - `parms` is what httpd calls a directive's function with. The result lives as long as its pool.
+    pub(super) unsafe fn parse(parms: &sys::cmd_parms, text: &str) -> Result<Self, String> {
+        let text = CString::new(text).map_err(|e| e.to_string())?;
+        let mut error = ptr::null();
+        // SAFETY: the caller's word. httpd keeps pointers into the text, which is therefore copied to the pool.
+        let (info, error) = unsafe {
+            let text = sys::apr_pstrdup(parms.pool, text.as_ptr());
+            let flags = sys::AP_EXPR_FLAG_STRING_RESULT;
+            let (error, index) = (&raw mut error, super::module_index());
+            let info = sys::ap_expr_parse_cmd_mi(parms, text, flags, error, None, index);
+            (info, (!(*error).is_null()).then(|| CStr::from_ptr(*error)))
+        };
+        match error {
+            Some(error) => Err(format!("the expression is wrong: {}", error.to_string_lossy())),
+            None => Ok(Self(info)),
+        }
+    }
+
+    /// The expression's value for a request.
+    fn evaluate(self, r: Request<'_>) -> Result<String, String> {
+        let mut error = ptr::null();
+        // SAFETY: the expression lives as long as the configuration (wrap::R3), the request for the call (wrap::R1), and the
+        // results, strings or NULL, as long as the request.
+        unsafe {
+            let value = sys::ap_expr_str_exec(r.as_ptr(), self.0, &raw mut error);
+            let text = |s: *const core::ffi::c_char| CStr::from_ptr(s).to_str().map(str::to_owned);
+            if !error.is_null() {
+                return Err(text(error).unwrap_or_default());
+            }
+            if value.is_null() {
+                return Err("it has no value".into());
+            }
+            text(value).map_err(|_| "its value is not UTF-8".into())
+        }
+    }
+}
+
+/// A peer that is connected, before the client is.
+pub(super) struct Bridge {
+    socket: PeerSocket,
+    framing: Box<dyn Framing>,
+    /// What the peer is told first.
+    first: Vec<u8>,
+    max_piece: usize,
+    /// Which of the offered subprotocols to announce.
+    pub(super) protocol: Option<usize>,
+}
+
+impl Bridge {
+    /// Finds out which peer a request leads to, and connects to it; otherwise the status that refuses the request.
+    pub(super) fn reach(
+        r: Request<'_>,
+        source: &Source,
+        settings: &Settings,
+        max_message: usize,
+        offered: &[&str],
+    ) -> Result<Self, c_int> {
+        let refuse = |status: u32, level, line: std::fmt::Arguments<'_>| {
+            log::request(r, level, line);
+            status as c_int
+        };
+        let Goal { peer, framing, framing_config, protocol } = goal(r, source, settings, offered)
+            .map_err(|(status, line)| {
+            let ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
+            let level = if ours { Level::Error } else { Level::Info };
+            refuse(status, level, format_args!("{line}"))
+        })?;
+        let framing = framing::make(&framing, &framing_config).map_err(|e| {
+            let line = format_args!("WS0507: no framing for {peer}: {e}");
+            refuse(sys::HTTP_INTERNAL_SERVER_ERROR, Level::Error, line)
+        })?;
+        let socket = connect(&peer, settings.connect_timeout()).map_err(|e| {
+            let status = match e {
+                ConnectError::TimedOut => sys::HTTP_GATEWAY_TIME_OUT,
+                ConnectError::Failed(_) => sys::HTTP_BAD_GATEWAY,
+            };
+            refuse(status, Level::Error, format_args!("WS0501: no connection to {peer}: {e}"))
+        })?;
+        // SAFETY: the socket keeps the descriptor open while it is borrowed.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(socket.descriptor()) };
+        handler::spare(descriptor).map_err(|e| handler::unavailable(r, &e))?;
+        let mut first = Vec::new();
+        if settings.proxy_protocol.unwrap_or(false) && !peer.is_datagram() {
+            first = r.addresses().map_or(first, |(client, own)| proxy::header(client, own));
+        }
+        let max_piece = settings.max_piece.unwrap_or(max_message);
+        log::request(r, Level::Debug, format_args!("bridged to {peer}"));
+        Ok(Self { socket, framing, first, max_piece, protocol })
+    }
+
+    /// The endpoint of the client whose messages go through `outbox`.
+    pub(super) fn open(self, outbox: Arc<Outbox>) -> Relay {
+        Relay::new(outbox, self.socket, self.framing, self.first, self.max_piece)
+    }
+}
+
+/// Where a request leads to.
+struct Goal {
+    peer: Address,
+    framing: String,
+    framing_config: String,
+    protocol: Option<usize>,
+}
+
+/// Where a request leads to, or a status and a line that says why it leads nowhere.
+fn goal(
+    r: Request<'_>,
+    source: &Source,
+    settings: &Settings,
+    offered: &[&str],
+) -> Result<Goal, (u32, String)> {
+    let peer = match source {
+        Source::Fixed(address) => address.clone(),
+        Source::Expression(expression) => {
+            let value = expression.evaluate(r).map_err(|e| {
+                let line = format!("WS0508: WebSocketBridge cannot be evaluated: {e}");
+                (sys::HTTP_INTERNAL_SERVER_ERROR, line)
+            })?;
+            allowed(&value, settings, true)?
+        }
+        Source::Backend(discovery) => {
+            let Target { peer, framing, framing_config, protocol } = discovery.ask(r, offered)?;
+            let peer = allowed(&peer, settings, false)?;
+            return Ok(Goal { peer, framing, framing_config, protocol });
+        }
+    };
+    let (framing, framing_config) = settings.framing();
+    Ok(Goal {
+        peer,
+        framing: framing.into(),
+        framing_config: framing_config.into(),
+        protocol: settings.choose(offered),
+    })
+}
+
+/// An address that was made for a request, if WebSocketBridgeAllow lists it. Without a list nothing is allowed if there
+/// has to be one; otherwise everything.
+fn allowed(text: &str, settings: &Settings, has_to: bool) -> Result<Address, (u32, String)> {
+    let refused = |why: &str| (sys::HTTP_FORBIDDEN, format!("WS0502: refused: {why}"));
+    let address = Address::parse(text).map_err(|e| refused(&e))?;
+    if matches!(&address, Address::Unix(path) | Address::UnixDatagram(path) if path.is_relative()) {
+        return Err(refused(&format!("the path of {address} does not begin with /")));
+    }
+    if (has_to || settings.allow.is_some()) && !settings.allows(&address) {
+        return Err(refused(&format!("WebSocketBridgeAllow does not list {address}")));
+    }
+    Ok(address)
+}
