@@ -19,6 +19,8 @@ WS_TLS ?= Off
 WS_DETACH ?= Auto
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 600
+# How long the churn of make soak goes on: 60s, 2m, 1h.
+SOAK ?= 2m
 
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 
@@ -117,7 +119,7 @@ $(VENV)/.done: test/requirements.txt
 
 .PHONY: check
 check: setup-check ## install what is missing and run every test
-	@$(MAKE) --no-print-directory check-code check-core check-server check-autobahn
+	@$(MAKE) --no-print-directory check-code check-core check-server check-soak check-autobahn
 	@echo "make check: all passed"
 
 .PHONY: check-code
@@ -181,6 +183,37 @@ autobahn-homes: all ## the whole Autobahn TestSuite in every home of a connectio
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
+
+.PHONY: soak
+soak: soak-plugins $(VENV)/.done ## random churn under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+	  $(CARGO) build --release --lib --target $(HOST)
+	install -m 755 target/asan/$(HOST)/release/libmod_websocket.so $(B)/soak/mod_websocket.so
+	APXS='$(APXS)' HTTPD='$(HTTPD)' CC='$(CC)' TEST_MPM='$(TEST_MPM)' WS_MODULE=$(B)/soak/mod_websocket.so \
+	  WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT="$${WS_TEST_ROOT:-$(B)/soak}" \
+	  $(VENV)/bin/python test/soak/soak.py $(SOAK)
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so)
+
+.PHONY: soak-plugins
+soak-plugins: $(SOAK_PLUGINS)
+
+$(B)/soak/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
+
+$(B)/soak/%.so: test/plugins/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
+
+$(B)/soak/%.so: test/soak/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
+
+.PHONY: check-soak
+check-soak: ## random churn for a minute
+	@$(MAKE) --no-print-directory soak SOAK=60s
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)

@@ -1,0 +1,296 @@
+"""Random churn against a module that is built with AddressSanitizer: no torn lifetimes, and nothing is left behind.
+
+Clients talk and end in every way (see talk.py), over ws and wss, with and without WebSocketDetach Off, while httpd is
+restarted gracefully every ten seconds and plain requests are served. The environment is that of the tests (see
+../httpd.py) with a module and plugins that are built with AddressSanitizer; httpd itself is not. `make soak` does all
+that. A finding of the sanitizer, a leak at the end of any process, a line of level warn in httpd's log, a client that
+meets what it should not, or a child that does not return to what it was is a failure.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from httpd import SUSPICIOUS, MACHINE, Httpd, echo, location, wait_until  # noqa: E402
+from talk import EXTENSION, Churn, Tally  # noqa: E402
+from ws_frame import TEXT, Client, frame  # noqa: E402
+
+RESTART = 10.0  # seconds from one graceful restart to the next
+DRAIN = 2.0
+OLD = 8.0  # seconds within which the children before a restart are gone
+PLACES = 64  # WebSocketMaxConnections; more than the clients
+COMPRESSION = "WebSocketCompression On"
+SITE = (
+    f"""
+    LogLevel warn
+    Timeout 3
+    WebSocketDrainTime {DRAIN:g}s
+    WebSocketPingInterval 2s
+    WebSocketIdleTimeout 5s
+    WebSocketCloseTimeout 1s
+    WebSocketSendQueueLimit 400k
+    WebSocketThreads 8
+    WebSocketMaxConnections {PLACES}
+    WebSocketCompression On
+    WebSocketCompressionContextTakeover Both
+    <VirtualHost *:${{TLS_PORT}}>
+        SSLEngine On
+        SSLCertificateFile tls/cert.pem
+        SSLCertificateKeyFile tls/key.pem
+    </VirtualHost>
+    SSLSessionCache shmcb:run/sessions(512000)
+    <Location /status>
+        SetHandler server-status
+    </Location>
+    <IfModule mpm_prefork_module>
+        ServerLimit 200
+        MaxRequestWorkers 64
+        StartServers 8
+        MinSpareServers 4
+        MaxSpareServers 64
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 8
+        ThreadsPerChild 64
+        MaxRequestWorkers 64
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads 64
+    </IfModule>
+    <IfModule mpm_event_module>
+        AsyncRequestWorkerFactor 20
+    </IfModule>
+    """
+    + echo()
+    + location("/threads", "${PLUGINS}/threads.so", "threads_init")
+    + location("/probe", "${PLUGINS}/probe.so", "probe_init")
+    + echo("/held/echo", "WebSocketDetach Off")
+    + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
+)
+
+
+def seconds(text):
+    """`90`, `60s`, `2m` or `1h`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 60s, 2m or 1h")
+    return float(match[1]) * {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
+class Sanitizer:
+    """AddressSanitizer inside httpd: its runtime comes first in the process, and its words go to files."""
+
+    def __init__(self, httpd):
+        self.httpd, self.prefix = httpd, httpd.trails / "sanitizer"
+        asked = [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"]
+        self.runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        assert "/" in self.runtime, "the C compiler has no AddressSanitizer (libasan.so)"
+
+    @contextlib.contextmanager
+    def environment(self):
+        """What is started inside the block runs with it."""
+        # httpd's own handlers must not take a crash away from it. The quarantine is smaller than the default of
+        # 256 MiB, for the sake of the machine.
+        options = f"log_path={self.prefix}:handle_segv=2:handle_sigbus=2:handle_abort=2:quarantine_size_mb=32"
+        added = {
+            "LD_PRELOAD": self.runtime,
+            "ASAN_OPTIONS": options,
+            "LSAN_OPTIONS": f"suppressions={HERE / 'leaks.supp'}:print_suppressions=0",
+        }
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]
+
+    def reports(self):
+        return [path.read_text(errors="replace") for path in sorted(self.prefix.parent.glob(self.prefix.name + ".*"))]
+
+
+class Visitor(threading.Thread):
+    """Plain requests, which always have to be served."""
+
+    def __init__(self, httpd, stop, tally):
+        super().__init__(daemon=True)
+        self.httpd, self.stop, self.tally, self.slowest = httpd, stop, tally, 0.0
+
+    def run(self):
+        while not self.stop.wait(0.1):
+            try:
+                status, took = self.httpd.get(timeout=10)
+                assert status == 200, status
+                self.slowest = max(self.slowest, took)
+                self.tally.note("plain GET")
+            except Exception as error:  # noqa: BLE001
+                self.tally.surprise(f"{time.strftime('%H:%M:%S')} plain GET: {type(error).__name__}: {error}")
+
+
+def status(httpd):
+    """The numbers of server-status."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{httpd.port}/status?auto", timeout=10) as response:
+        text = response.read().decode()
+    return {name: int(number) for name, number in re.findall(r"^(\w+): (\d+)$", text, re.M)}
+
+
+def probe(httpd):
+    """A child's pid, and the bytes that it has allocated."""
+    with Client(httpd.port) as client:
+        client.upgrade("/probe")
+        client.send(frame(TEXT, "?"))
+        words = client.read_frame().payload.decode()
+        client.close()
+    return tuple(map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", words).groups()))
+
+
+def level(httpd):
+    """For each child that answers: its heap, descriptors, threads, and resident KiB."""
+    time.sleep(6)  # service threads that have nothing to do leave after 5 s
+    levels = {}
+    for _ in range(1 if httpd.mpm != "prefork" else 40):
+        pid, heap = probe(httpd)
+        if pid not in levels or heap < levels[pid][0]:
+            levels[pid] = heap, httpd.descriptors(pid), httpd.threads(pid), httpd.memory(pid)
+    return levels
+
+
+def warm(httpd):
+    """One conversation of each kind: what the first ones leave behind is no growth."""
+    for path in ("/echo", "/threads", "/held/echo"):
+        for tls in (None, httpd.tls_context()):
+            for _ in range(4 if httpd.mpm != "prefork" else 40):
+                with Client(httpd.tls_port if tls else httpd.port, tls=tls) as client:
+                    client.upgrade(path, [("Sec-WebSocket-Extensions", EXTENSION)])
+                    client.send(frame(TEXT, "warm"))
+                    client.fill(time.monotonic() + 10)
+
+
+def restart(httpd, tally):
+    """Restarts gracefully; the children of before have to go."""
+    began = time.monotonic()
+    httpd.tell(signal.SIGUSR1)
+    httpd.restarted()
+    try:
+        httpd.outlived(OLD)
+    except AssertionError:
+        left = httpd.before[1] & set(httpd.children())
+        tally.surprise(f"{time.strftime('%H:%M:%S')} {len(left)} old children are still there after {OLD:g} s")
+    tally.note("graceful restart")
+    return time.monotonic() - began
+
+
+def churn(httpd, sanitizer, options, tally):
+    """Clients and restarts for the time that is asked for; gives the longest that an old child lived."""
+    stop, longest = threading.Event(), 0.0
+    clients = [Churn(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
+    visitor = Visitor(httpd, stop, tally)
+    for thread in (*clients, visitor):
+        thread.start()
+    end = time.monotonic() + options.time
+    # The last generation has a share of the churn, too: it is the one that is looked at in the end.
+    while time.monotonic() + 2 * RESTART < end and not sanitizer.reports():
+        due = time.monotonic() + RESTART
+        longest = max(longest, restart(httpd, tally))
+        time.sleep(max(0.0, due - time.monotonic()))
+        print(f"soak: {time.strftime('%H:%M:%S')} {sum(tally.counts.values())} events", file=sys.stderr, flush=True)
+    while time.monotonic() < end and not sanitizer.reports():
+        time.sleep(0.5)
+    stop.set()
+    for thread in (*clients, visitor):
+        thread.join(90)
+        if thread.is_alive():
+            tally.surprise(f"a client is stuck: {thread}")
+    return longest, visitor.slowest
+
+
+def nothing_left(httpd):
+    """All counts are back to zero; gives what is wrong."""
+
+    def zero():
+        numbers = status(httpd)
+        # The request for the page is itself one of httpd's.
+        return (numbers["WebSocketConnections"], numbers["BusyWorkers"], numbers.get("ConnsTotal", 0)) <= (0, 1, 1)
+
+    try:
+        wait_until(zero, 15, "the return of server-status to zero")
+    except AssertionError as error:
+        yield f"{error}: {status(httpd)}"
+    with contextlib.ExitStack() as stack:
+        for n in range(PLACES + 1):
+            answer = stack.enter_context(Client(httpd.port)).ask().status
+            if answer != (101 if n < PLACES else 503):
+                yield f"connection {n + 1} of {PLACES} is answered with {answer}"
+
+
+def grown(before, after):
+    """What the children of now hold beyond those of the beginning."""
+    most = [max(column) for column in zip(*before.values())]
+    for pid, now in after.items():
+        for name, was, has, slack in zip(LEVELS, most, now, SLACK):
+            if has > was + slack:
+                yield f"child {pid}: {name}: {was} became {has}"
+
+
+LEVELS = ("bytes of heap", "descriptors", "threads", "resident KiB")
+# Buffers that are kept for the next message, a thread or two; and the quarantine of what was freed.
+SLACK = (256 << 10, 2, 2, 96 << 10)
+
+
+def run(options):
+    """The whole of it; gives everything that is wrong."""
+    httpd, tally = Httpd(), Tally()
+    httpd.certificate()
+    sanitizer = Sanitizer(httpd)
+    with sanitizer.environment():
+        httpd.start(SITE)
+    wrong = []
+    try:
+        warm(httpd)
+        before = level(httpd)
+        longest, slowest = churn(httpd, sanitizer, options, tally)
+        if not sanitizer.reports():
+            wrong += nothing_left(httpd)
+            after = level(httpd)
+            wrong += grown(before, after)
+            for name, levels in (("before", before), ("after", after)):
+                for pid, numbers in levels.items():
+                    print(f"{name}: child {pid}:", ", ".join(f"{n} {what}" for n, what in zip(numbers, LEVELS)))
+        print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
+    finally:
+        print(", ".join(f"{count} {what}" for what, count in tally.counts.most_common()))
+        try:
+            httpd.stop(signal.SIGWINCH, timeout=30)
+        except AssertionError as error:
+            wrong.append(str(error))
+    log = [line for line in httpd.new_log().splitlines() if SUSPICIOUS.search(line) and not MACHINE.search(line)]
+    return [*wrong, *tally.surprises, *log, *sanitizer.reports()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("time", type=seconds, nargs="?", default="2m", help="60s, 2m, 1h (default: 2m)")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    mpm = os.environ.get("TEST_MPM", "event")
+    print(f"soak: {mpm}, {options.time:g} s, {options.clients} clients, seed {options.seed}", flush=True)
+    wrong = run(options)
+    for what in wrong:
+        print(f"soak: {what}")
+    print(f"soak: {mpm}: " + (f"{len(wrong)} findings" if wrong else "nothing found"))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
