@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Reserve, ending, handler::note_summary, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
-/// How long event's worker may take for its last stores.
+/// How long event's worker may take from its first store to its last, which is the next but one instruction.
 const SETTLED: Duration = Duration::from_millis(20);
 
 /// Whether the MPM can do this with a connection: it knows states, which only asynchronous MPMs have.
@@ -103,7 +103,14 @@ impl Host for Suspended {
     }
 
     fn release(self: Box<Self>) {
-        std::thread::sleep(SETTLED.saturating_sub(self.since.elapsed()));
+        let mut wait = SETTLED.saturating_sub(self.since.elapsed());
+        // SAFETY: the connection is live until it is destroyed below; the worker stores to this member, which is a pointer.
+        while !unsafe { (&raw const (*self.connection).sbh).read_volatile() }.is_null() {
+            // The hook has not returned yet: other modules or a busy machine take their time.
+            std::thread::sleep(Duration::from_millis(1));
+            wait = SETTLED;
+        }
+        std::thread::sleep(wait);
         // SAFETY: nobody else knows the connection any more; its pool is the last thing to go, and takes the MPM's
         // count of it along.
         unsafe {
