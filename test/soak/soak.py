@@ -23,14 +23,16 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from httpd import SUSPICIOUS, MACHINE, Httpd, echo, location, wait_until  # noqa: E402
-from talk import EXTENSION, Churn, Tally  # noqa: E402
+from talk import Churn, Tally  # noqa: E402
 from ws_frame import TEXT, Client, frame  # noqa: E402
 
 RESTART = 10.0  # seconds from one graceful restart to the next
 DRAIN = 2.0
 OLD = 8.0  # seconds within which the children before a restart are gone
-PLACES = 64  # WebSocketMaxConnections; more than the clients
-COMPRESSION = "WebSocketCompression On"
+
+# As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
+CLIENTS = 12 if os.environ.get("TEST_MPM") == "prefork" else 32
+PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
 SITE = (
     f"""
     LogLevel warn
@@ -55,18 +57,18 @@ SITE = (
     </Location>
     <IfModule mpm_prefork_module>
         ServerLimit 200
-        MaxRequestWorkers 64
+        MaxRequestWorkers {PLACES + 20}
         StartServers 8
-        MinSpareServers 4
-        MaxSpareServers 64
+        MinSpareServers 2
+        MaxSpareServers {PLACES + 20}
     </IfModule>
     <IfModule !mpm_prefork_module>
         ServerLimit 8
-        ThreadsPerChild 64
-        MaxRequestWorkers 64
+        ThreadsPerChild {PLACES}
+        MaxRequestWorkers {PLACES}
         StartServers 1
         MinSpareThreads 1
-        MaxSpareThreads 64
+        MaxSpareThreads {PLACES}
     </IfModule>
     <IfModule mpm_event_module>
         AsyncRequestWorkerFactor 20
@@ -144,14 +146,14 @@ def status(httpd):
     return {name: int(number) for name, number in re.findall(r"^(\w+): (\d+)$", text, re.M)}
 
 
-def probe(httpd):
-    """A child's pid, and the bytes that it has allocated."""
+def probe(httpd, command="heap"):
+    """What the probe in a child says (see probe.c)."""
     with Client(httpd.port) as client:
         client.upgrade("/probe")
-        client.send(frame(TEXT, "?"))
+        client.send(frame(TEXT, command))
         words = client.read_frame().payload.decode()
         client.close()
-    return tuple(map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", words).groups()))
+    return words
 
 
 def level(httpd):
@@ -159,21 +161,26 @@ def level(httpd):
     time.sleep(6)  # service threads that have nothing to do leave after 5 s
     levels = {}
     for _ in range(1 if httpd.mpm != "prefork" else 40):
-        pid, heap = probe(httpd)
+        pid, heap = map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", probe(httpd)).groups())
         if pid not in levels or heap < levels[pid][0]:
             levels[pid] = heap, httpd.descriptors(pid), httpd.threads(pid), httpd.memory(pid)
     return levels
 
 
 def warm(httpd):
-    """One conversation of each kind: what the first ones leave behind is no growth."""
-    for path in ("/echo", "/threads", "/held/echo"):
-        for tls in (None, httpd.tls_context()):
-            for _ in range(4 if httpd.mpm != "prefork" else 40):
-                with Client(httpd.tls_port if tls else httpd.port, tls=tls) as client:
-                    client.upgrade(path, [("Sec-WebSocket-Extensions", EXTENSION)])
-                    client.send(frame(TEXT, "warm"))
-                    client.fill(time.monotonic() + 10)
+    """What first connections leave behind is no growth: OpenSSL's memory in each thread of httpd's, the plugins' handles
+    of the last 256 connections, which the module keeps."""
+    context = httpd.tls_context()
+    with contextlib.ExitStack() as stack:
+        for _ in range(PLACES - 4):
+            client = stack.enter_context(Client(httpd.tls_port, tls=context, timeout=30))
+            client.upgrade("/held/echo")
+    for _ in range(300):
+        for tls in (None, context):
+            with Client(httpd.tls_port if tls else httpd.port, tls=tls, timeout=30) as client:
+                client.upgrade("/echo")
+                client.send(frame(TEXT, "warm"))
+                client.expect(TEXT, "warm")
 
 
 def restart(httpd, tally):
@@ -197,15 +204,22 @@ def churn(httpd, sanitizer, options, tally):
     visitor = Visitor(httpd, stop, tally)
     for thread in (*clients, visitor):
         thread.start()
-    end = time.monotonic() + options.time
-    # The last generation has a share of the churn, too: it is the one that is looked at in the end.
-    while time.monotonic() + 2 * RESTART < end and not sanitizer.reports():
-        due = time.monotonic() + RESTART
-        longest = max(longest, restart(httpd, tally))
-        time.sleep(max(0.0, due - time.monotonic()))
-        print(f"soak: {time.strftime('%H:%M:%S')} {sum(tally.counts.values())} events", file=sys.stderr, flush=True)
-    while time.monotonic() < end and not sanitizer.reports():
-        time.sleep(0.5)
+    start, restarts = time.monotonic(), max(1, int(options.time / RESTART) - 1)
+    for n in range(1, restarts + 2):
+        # Idle codecs are kept: the children that are looked at in the end have none, so that their heap tells of
+        # connections alone.
+        if n >= restarts:
+            for client in clients:
+                client.deflate = False
+        until = start + (n * RESTART if n <= restarts else options.time)
+        while time.monotonic() < until and not sanitizer.reports():
+            time.sleep(0.2)
+        if sanitizer.reports():
+            break
+        if n <= restarts:
+            longest = max(longest, restart(httpd, tally))
+            words = f"soak: {time.strftime('%H:%M:%S')} {sum(tally.counts.values())} events, "
+            print(f"{words}{len(tally.surprises)} surprises", file=sys.stderr, flush=True)
     stop.set()
     for thread in (*clients, visitor):
         thread.join(90)
@@ -220,12 +234,19 @@ def nothing_left(httpd):
     def zero():
         numbers = status(httpd)
         # The request for the page is itself one of httpd's.
-        return (numbers["WebSocketConnections"], numbers["BusyWorkers"], numbers.get("ConnsTotal", 0)) <= (0, 1, 1)
+        allowed = {"WebSocketConnections": 0, "BusyWorkers": 1, "ConnsTotal": 1}
+        above.clear()
+        above.update({name: numbers[name] for name in allowed if numbers.get(name, 0) > allowed[name]})
+        return not above
 
+    above = {}
     try:
-        wait_until(zero, 15, "the return of server-status to zero")
+        with Client(httpd.port) as client:
+            # event brings its number of connections up to date when one that is kept alive has had its time.
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_until(zero, 20, "the return of server-status to zero")
     except AssertionError as error:
-        yield f"{error}: {status(httpd)}"
+        yield f"{error}: {above}"
     with contextlib.ExitStack() as stack:
         for n in range(PLACES + 1):
             answer = stack.enter_context(Client(httpd.port)).ask().status
@@ -243,8 +264,9 @@ def grown(before, after):
 
 
 LEVELS = ("bytes of heap", "descriptors", "threads", "resident KiB")
-# Buffers that are kept for the next message, a thread or two; and the quarantine of what was freed.
-SLACK = (256 << 10, 2, 2, 96 << 10)
+# A process of prefork's does not see enough connections to have kept all it ever will. Resident memory is only shown:
+# the sanitizer does not give it back.
+SLACK = (400_000 if CLIENTS == 12 else 100_000, 2, 2, float("inf"))
 
 
 def run(options):
@@ -262,7 +284,10 @@ def run(options):
         if not sanitizer.reports():
             wrong += nothing_left(httpd)
             after = level(httpd)
-            wrong += grown(before, after)
+            more = list(grown(before, after))
+            if any(LEVELS[0] in line for line in more):
+                probe(httpd, "profile")
+            wrong += more
             for name, levels in (("before", before), ("after", after)):
                 for pid, numbers in levels.items():
                     print(f"{name}: child {pid}:", ", ".join(f"{n} {what}" for n, what in zip(numbers, LEVELS)))
@@ -280,7 +305,7 @@ def run(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("time", type=seconds, nargs="?", default="2m", help="60s, 2m, 1h (default: 2m)")
-    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     mpm = os.environ.get("TEST_MPM", "event")
