@@ -10,6 +10,7 @@ import random
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -323,5 +324,6 @@ class Tally:
             self.counts[what] += 1
 
     def surprise(self, what):
+        print(f"soak: {what}", file=sys.stderr, flush=True)
         with self.lock:
             self.surprises.append(what)
