@@ -5,7 +5,6 @@ only with the server's Close 1001 (a restart, an idle connection). What breaks t
 """
 
 import collections
-import contextlib
 import random
 import socket
 import ssl
@@ -36,6 +35,7 @@ class Talker(Client):
 
     deflate = None  # the agreed parameters
     compressor = decompressor = None
+    broken = False  # nothing can be sent any more
 
     def greet(self, path, offer):
         """The opening handshake."""
@@ -64,7 +64,7 @@ class Talker(Client):
             self.buffer[0] &= 0xBF
             got = self.read_frame()
             if got.opcode == PING:
-                with contextlib.suppress(OSError):  # there may be more to read even so
+                if not self.broken:
                     self.send(frame(PONG, got.payload))
             elif got.opcode == CLOSE:
                 if got.code != 1001:
@@ -84,6 +84,7 @@ class Talker(Client):
 
     def last_words(self):
         """Whether the server's Close 1001 is among what can still be read after an error."""
+        self.broken = True
         try:
             while True:
                 self.receive()
