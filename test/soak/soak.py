@@ -175,7 +175,7 @@ def warm(httpd):
         for _ in range(PLACES - 4):
             client = stack.enter_context(Client(httpd.tls_port, tls=context, timeout=30))
             client.upgrade("/held/echo")
-    for _ in range(300):
+    for _ in range(130):
         for tls in (None, context):
             with Client(httpd.tls_port if tls else httpd.port, tls=tls, timeout=30) as client:
                 client.upgrade("/echo")
@@ -204,10 +204,10 @@ def churn(httpd, sanitizer, options, tally):
     visitor = Visitor(httpd, stop, tally)
     for thread in (*clients, visitor):
         thread.start()
-    start, restarts = time.monotonic(), max(1, int(options.time / RESTART) - 1)
+    start, restarts = time.monotonic(), max(1, int(options.time / RESTART) - 2)
     for n in range(1, restarts + 2):
         # Idle codecs are kept: the children that are looked at in the end have none, so that their heap tells of
-        # connections alone.
+        # connections alone, of more than have warmed up those of the beginning.
         if n >= restarts:
             for client in clients:
                 client.deflate = False
