@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from httpd import SUSPICIOUS, MACHINE, Httpd, echo, location, wait_until  # noqa: E402
+from httpd import MACHINE, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
 from talk import Churn, Tally  # noqa: E402
 from ws_frame import TEXT, Client, frame  # noqa: E402
 
@@ -30,8 +31,9 @@ RESTART = 10.0  # seconds from one graceful restart to the next
 DRAIN = 2.0
 OLD = 30.0  # seconds within which the children before a restart are gone, even on a busy machine
 
+PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
-CLIENTS = 12 if os.environ.get("TEST_MPM") == "prefork" else 32
+CLIENTS = 12 if PREFORK else 32
 PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
 SITE = (
     f"""
@@ -160,7 +162,7 @@ def level(httpd):
     """For each child that answers: its heap, descriptors, threads, and resident KiB."""
     time.sleep(6)  # service threads that have nothing to do leave after 5 s
     levels = {}
-    for _ in range(1 if httpd.mpm != "prefork" else 40):
+    for _ in range(40 if PREFORK else 1):
         pid, heap = map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", probe(httpd)).groups())
         if pid not in levels or heap < levels[pid][0]:
             levels[pid] = heap, httpd.descriptors(pid), httpd.threads(pid), httpd.memory(pid)
@@ -168,8 +170,8 @@ def level(httpd):
 
 
 def warm(httpd):
-    """What first connections leave behind is no growth: OpenSSL's memory in each thread of httpd's, the plugins' handles
-    of the last 256 connections, which the module keeps."""
+    """What first connections leave behind is no growth: OpenSSL's memory in each thread of httpd's, and what the module
+    keeps of the last 256 connections for plugins that are late."""
     context = httpd.tls_context()
     with contextlib.ExitStack() as stack:
         for _ in range(PLACES - 4):
@@ -254,52 +256,57 @@ def nothing_left(httpd):
                 yield f"connection {n + 1} of {PLACES} is answered with {answer}"
 
 
-def grown(before, after):
-    """What the children of now hold beyond those of the beginning."""
-    most = [max(column) for column in zip(*before.values())]
-    for pid, now in after.items():
-        for name, was, has, slack in zip(LEVELS, most, now, SLACK):
-            if has > was + slack:
-                yield f"child {pid}: {name}: {was} became {has}"
-
-
 LEVELS = ("bytes of heap", "descriptors", "threads", "resident KiB")
 # A process of prefork's does not see enough connections to have kept all it ever will. Resident memory is only shown:
 # the sanitizer does not give it back.
-SLACK = (400_000 if CLIENTS == 12 else 100_000, 2, 2, float("inf"))
+SLACK = (400_000 if PREFORK else 100_000, 2, 2, float("inf"))
+
+
+def most(levels):
+    """The highest level of all children."""
+    return [max(column) for column in zip(*levels.values())]
+
+
+def grown(before, after):
+    """What children hold beyond what those of the beginning held."""
+    for name, was, has, slack in zip(LEVELS, most(before), most(after), SLACK):
+        if has > was + slack:
+            yield f"a child's {name}: {was} became {has}"
 
 
 def run(options):
     """The whole of it; gives everything that is wrong."""
-    httpd, tally = Httpd(), Tally()
+    httpd, tally, wrong = Httpd(), Tally(), []
     httpd.certificate()
     sanitizer = Sanitizer(httpd)
     with sanitizer.environment():
         httpd.start(SITE)
-    wrong = []
     try:
         warm(httpd)
         before = level(httpd)
         longest, slowest = churn(httpd, sanitizer, options, tally)
+        print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
         if not sanitizer.reports():
             wrong += nothing_left(httpd)
             after = level(httpd)
             more = list(grown(before, after))
             if any(LEVELS[0] in line for line in more):
-                probe(httpd, "profile")
+                probe(httpd, "profile")  # becomes one of the reports
             wrong += more
             for name, levels in (("before", before), ("after", after)):
-                for pid, numbers in levels.items():
-                    print(f"{name}: child {pid}:", ", ".join(f"{n} {what}" for n, what in zip(numbers, LEVELS)))
-        print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
-    finally:
-        print(", ".join(f"{count} {what}" for what, count in tally.counts.most_common()))
-        try:
-            httpd.stop(signal.SIGWINCH, timeout=30)
-        except AssertionError as error:
-            wrong.append(str(error))
+                numbers = ", ".join(f"{number} {what}" for number, what in zip(most(levels), LEVELS))
+                print(f"{name}: {len(levels)} children, at most {numbers}")
+    except Exception:  # noqa: BLE001 (what the sanitizer has to say is likely to be the reason)
+        wrong.append(traceback.format_exc())
+    print(", ".join(f"{count} {what}" for what, count in tally.counts.most_common()), flush=True)
+    try:
+        httpd.stop(signal.SIGWINCH, timeout=30)
+    except AssertionError as error:
+        wrong.append(str(error))
+    if tally.surprises:
+        wrong.append(f"{len(tally.surprises)} surprises, see above")
     log = [line for line in httpd.new_log().splitlines() if SUSPICIOUS.search(line) and not MACHINE.search(line)]
-    return [*wrong, *tally.surprises, *log, *sanitizer.reports()]
+    return [*wrong, *log, *sanitizer.reports()]
 
 
 def main():
