@@ -100,7 +100,7 @@ HOMES = [
 ]
 COLUMNS = [
     "MPM", "home", "connections", "threads", "KiB per connection", "seconds to open", "echo of all (s)",
-    "GET before (ms)", "GET meanwhile (ms)", "memory after closing",
+    "GET before (ms)", "GET meanwhile (ms)", "MiB before", "MiB meanwhile", "MiB after closing",
 ]
 IP_BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # Python knows it from 3.12 on
 BATCH = 100  # handshakes on their way at a time
@@ -239,7 +239,8 @@ def measure(mpm, home, count):
         httpd.stop(timeout=30)
     return [
         mpm, home.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
-        f"{get_before:.2f}", f"{get_meanwhile:.2f}", "-" if forgotten else f"{after * 100 / before:.0f} %",
+        f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{before / 1024:.1f}", f"{(before + held) / 1024:.1f}",
+        "-" if forgotten else f"{after / 1024:.1f}",
     ]
 
 

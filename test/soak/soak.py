@@ -40,8 +40,8 @@ SITE = (
     LogLevel warn
     Timeout 3
     WebSocketDrainTime {DRAIN:g}s
-    WebSocketPingInterval 2s
-    WebSocketIdleTimeout 5s
+    WebSocketPingInterval 4s
+    WebSocketIdleTimeout 8s
     WebSocketCloseTimeout 1s
     WebSocketSendQueueLimit 400k
     WebSocketThreads 8

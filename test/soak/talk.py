@@ -210,7 +210,7 @@ class Churn(threading.Thread):
 
     def silence(self, client):
         """Now and then longer than WebSocketPingInterval, but not as long as would be taken for death."""
-        time.sleep(self.random.choice((0.01, 0.1, 0.1, 0.5, 2.2)))
+        time.sleep(self.random.choice((0.01, 0.1, 0.1, 0.5, 0.5, 4.5)))
         client.send(frame(PING, b"still here"))
 
     def threads(self, client):
