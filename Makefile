@@ -13,10 +13,15 @@ CC = cc
 CARGO ?= cargo
 PYTHON ?= python3
 PORT ?= 8765
-# The Autobahn cases to run, as the suite writes them.
+# The Autobahn cases to run, as the suite writes them, and where the connections live: WS_TLS=On speaks wss://,
+# WS_DETACH=Off keeps them on httpd's threads.
 CASES ?= *
+WS_TLS ?= Off
+WS_DETACH ?= Auto
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 600
+# How long the churn of make soak goes on: 60s, 2m, 1h.
+SOAK ?= 2m
 
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 
@@ -136,7 +141,7 @@ $(B)/node/.done: test/package.json
 
 .PHONY: check
 check: setup-check ## install what is missing and run every test
-	@$(MAKE) --no-print-directory check-code check-core check-server check-autobahn
+	@$(MAKE) --no-print-directory check-code check-core check-server check-soak check-autobahn
 	@echo "make check: all passed"
 
 .PHONY: check-code
@@ -172,14 +177,31 @@ pytest: all plugins $(VENV)/.done ## the tests against a real httpd, on TEST_MPM
 	TEST_MPM='$(TEST_MPM)' $(PYTEST) $(ARGS)
 
 .PHONY: autobahn
-autobahn: all ## run the Autobahn TestSuite on TEST_MPM; CASES='7.*' for a part
-	@APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' scripts/autobahn.sh '$(CASES)'
+autobahn: all ## run the Autobahn TestSuite on TEST_MPM; WS_TLS=On, WS_DETACH=Off; CASES='7.*' for a part
+	@APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' WS_TLS='$(WS_TLS)' WS_DETACH='$(WS_DETACH)' \
+	  scripts/autobahn.sh '$(CASES)'
+
+# Where connections may live: MPM, WS_TLS, WS_DETACH.
+HOMES = event:Off:Auto event:On:Auto event:Off:Off worker:Off:Auto worker:On:Auto worker:Off:Off \
+	prefork:Off:Auto prefork:On:Auto prefork:Off:Off
+# All that RFC 6455 demands; the rest is large messages (9) and compression (12, 13).
+RFC6455_CASES = 1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*
+
+# autobahn-in HOMES,CASES
+define autobahn-in
+	@for home in $(1); do \
+	  set -- $$(echo $$home | tr : ' '); \
+	  $(MAKE) --no-print-directory autobahn TEST_MPM=$$1 WS_TLS=$$2 WS_DETACH=$$3 CASES='$(2)' || exit 1; done
+endef
 
 .PHONY: check-autobahn
-check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 10 on worker and prefork
-	@$(MAKE) --no-print-directory autobahn TEST_MPM=event
-	@for mpm in worker prefork; do \
-	  $(MAKE) --no-print-directory autobahn TEST_MPM=$$mpm CASES='1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*' || exit 1; done
+check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 10 in the other homes
+	$(call autobahn-in,event:Off:Auto,*)
+	$(call autobahn-in,$(filter-out event:Off:Auto worker:Off:Off prefork:Off:Off,$(HOMES)),$(RFC6455_CASES))
+
+.PHONY: autobahn-homes
+autobahn-homes: all ## the whole Autobahn TestSuite in every home of a connection, on every MPM
+	$(call autobahn-in,$(HOMES),*)
 
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
@@ -189,6 +211,37 @@ bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threa
 bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside websockify and socat
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r test/bench/requirements.txt
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
+
+.PHONY: soak
+soak: soak-plugins $(VENV)/.done ## random churn under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+	  $(CARGO) build --release --lib --target $(HOST)
+	install -m 755 target/asan/$(HOST)/release/libmod_websocket.so $(B)/soak/mod_websocket.so
+	APXS='$(APXS)' HTTPD='$(HTTPD)' CC='$(CC)' TEST_MPM='$(TEST_MPM)' WS_MODULE=$(B)/soak/mod_websocket.so \
+	  WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT="$${WS_TEST_ROOT:-$(B)/soak}" \
+	  $(VENV)/bin/python test/soak/soak.py $(SOAK)
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so)
+
+.PHONY: soak-plugins
+soak-plugins: $(SOAK_PLUGINS)
+
+$(B)/soak/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
+
+$(B)/soak/%.so: test/plugins/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
+
+$(B)/soak/%.so: test/soak/%.c include/websocket_plugin.h
+	@mkdir -p $(@D)
+	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
+
+.PHONY: check-soak
+check-soak: ## random churn for a minute
+	@$(MAKE) --no-print-directory soak SOAK=60s
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)

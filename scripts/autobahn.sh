@@ -1,17 +1,46 @@
 #!/bin/sh
 # autobahn.sh [CASES]: installs the Autobahn TestSuite, starts a private httpd and runs the cases against its echo plugin.
 #
-# Environment: as for server.sh. The report is build/autobahn-$TEST_MPM/index.html.
+# Environment: as for server.sh; WS_TLS=On speaks wss://, WS_DETACH=Off keeps connections on httpd's threads. The report
+# is build/autobahn-$TEST_MPM/index.html; with those two, the folder's name ends in -wss, -off or both.
 set -eu
 cd "$(dirname "$0")/.."
 cases=${1:-*}
 TEST_MPM=${TEST_MPM:-event}
 PORT=${AUTOBAHN_PORT:-8766}
+: "${WS_TLS:=Off}" "${WS_DETACH:=Auto}" "${APXS:=$(command -v apxs || command -v apxs2)}"
 SERVER_ROOT=$(pwd)/build/autobahn-server
-EXTRA_CONF='WebSocketCompression On'
-export TEST_MPM PORT SERVER_ROOT EXTRA_CONF
+EXTRA_CONF="WebSocketCompression On
+WebSocketDetach $WS_DETACH"
+name=$TEST_MPM
+scheme=ws
+
+case $WS_TLS in
+Off) ;;
+On)
+    name=$name-wss
+    scheme=wss
+    mkdir -p "$SERVER_ROOT"
+    # The suite's client does not ask who has signed it.
+    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost \
+        -keyout "$SERVER_ROOT/key.pem" -out "$SERVER_ROOT/cert.pem" 2>/dev/null
+    EXTRA_CONF="$EXTRA_CONF
+<IfModule !ssl_module>
+    LoadModule ssl_module \"$("$APXS" -q LIBEXECDIR)/mod_ssl.so\"
+</IfModule>
+SSLEngine On
+SSLCertificateFile \"$SERVER_ROOT/cert.pem\"
+SSLCertificateKeyFile \"$SERVER_ROOT/key.pem\""
+    ;;
+*)
+    echo "autobahn.sh: WS_TLS is On or Off, not '$WS_TLS'" >&2
+    exit 2
+    ;;
+esac
+[ "$WS_DETACH" != Off ] || name=$name-off
+
+export APXS TEST_MPM PORT SERVER_ROOT EXTRA_CONF
 autobahn/install.sh
 scripts/server.sh start >/dev/null
 trap 'scripts/server.sh stop' EXIT
-autobahn/run.py --url "ws://127.0.0.1:$PORT/echo" --agent "$TEST_MPM" --cases "$cases" \
-    --out "build/autobahn-$TEST_MPM"
+autobahn/run.py --url "$scheme://127.0.0.1:$PORT/echo" --agent "$name" --cases "$cases" --out "build/autobahn-$name"

@@ -147,6 +147,10 @@ impl Drop for Plugin {
             // one holds a reference.
             unsafe { destroy(self.plugin.as_ptr()) };
         }
+        // httpd unloads the module before it reads its configuration again: the list goes with its last plugin.
+        let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
+        loaded.retain(|(_, _, plugin)| plugin.strong_count() > 0);
+        loaded.shrink_to_fit();
     }
 }
 

@@ -3,6 +3,9 @@
 For each MPM and each home of a connection a server is started, connections are opened and left idle, each of
 them echoes once, and all are closed. The result is a table. The environment is that of the tests (see
 ../httpd.py); `--help` lists the options. Memory is the proportional share of all children, from the kernel.
+
+Beside the suspended connections stand two homes that are httpd's alone: TLS connections that are kept alive after a
+request, and those whose request a module suspends and forgets (mod_idle.c).
 """
 
 import argparse
@@ -12,9 +15,11 @@ import resource
 import selectors
 import socket
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "test"))
@@ -23,7 +28,7 @@ os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 from httpd import Httpd, echo, wait_until  # noqa: E402
 from ws_frame import EXAMPLE_KEY, TEXT, frame  # noqa: E402
 
-# One child as it comes, for detached connections; as many threads or processes as connections otherwise.
+# One child as it comes, for detached and suspended connections; as many threads or processes as connections otherwise.
 ONE_CHILD = """
     <IfModule mpm_prefork_module>
         ServerLimit 8
@@ -66,10 +71,36 @@ TLS = """
         SSLCertificateKeyFile "{key}"
     </VirtualHost>
 """
-HOMES = {"detached": (False, "Auto"), "ws on threads": (False, "Off"), "wss": (True, "Auto")}
+# event admits no more connections to a child than its threads times about this.
+FACTOR = """
+    <IfModule mpm_event_module>
+        AsyncRequestWorkerFactor 2000
+    </IfModule>
+"""
+
+
+class Home(NamedTuple):
+    """Where connections live, and how they are made to live there."""
+
+    name: str
+    tls: bool = False
+    detach: str = "Auto"
+    threads: bool = False  # each holds one of httpd's
+    mpms: tuple = ("event", "worker", "prefork")
+    path: str = "/echo"
+
+
+HOMES = [
+    Home("detached"),
+    Home("suspended (wss)", tls=True, mpms=("event",)),
+    Home("blocking (ws)", detach="Off", threads=True),
+    Home("blocking (wss)", tls=True, detach="Off", threads=True),
+    Home("httpd: https, suspended", tls=True, mpms=("event",), path="/idle"),
+    Home("httpd: https, kept alive", tls=True, mpms=("event",), path="/index.html"),
+]
 COLUMNS = [
     "MPM", "home", "connections", "threads", "KiB per connection", "seconds to open", "echo of all (s)",
-    "GET before (ms)", "GET meanwhile (ms)", "memory after closing",
+    "GET before (ms)", "GET meanwhile (ms)", "MiB before", "MiB meanwhile", "MiB after closing",
 ]
 IP_BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # Python knows it from 3.12 on
 BATCH = 100  # handshakes on their way at a time
@@ -101,12 +132,13 @@ def read_all(sock, marker):
     return data
 
 
-def open_connections(httpd, count, tls):
+def open_connections(httpd, count, home):
     """Sockets with their handshakes done; a minimal handshake, from several addresses."""
-    port = httpd.tls_port if tls else httpd.port
-    context = httpd.tls_context() if tls else None
+    port = httpd.tls_port if home.tls else httpd.port
+    context = httpd.tls_context() if home.tls else None
+    end, start = (b"</p>\n", b"HTTP/1.1 200 ") if home.path == "/index.html" else (b"\r\n\r\n", b"HTTP/1.1 101 ")
     request = (
-        f"GET /echo HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {home.path} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {EXAMPLE_KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     socks = []
@@ -124,8 +156,8 @@ def open_connections(httpd, count, tls):
             sock.sendall(request)
             batch.append(sock)
         for sock in batch:
-            head = read_all(sock, b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 101 "), head
+            answer = read_all(sock, end)
+            assert answer.startswith(start), answer
         socks += batch
     return socks
 
@@ -148,23 +180,40 @@ def echo_all(socks):
     return time.monotonic() - start
 
 
+def mod_idle(httpd):
+    """What loads mod_idle."""
+
+    def apxs(name):
+        asked = [os.environ.get("APXS", "apxs"), "-q", name]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+    module = httpd.root / "mod_idle.so"
+    includes = [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
+    command = ["cc", "-O2", *apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
+    subprocess.run([*command, "-o", str(module), str(TOP / "test/bench/mod_idle.c")], check=True)
+    return f'LoadModule idle_module "{module}"\n<Location /idle>\n    SetHandler idle\n</Location>\n'
+
+
 def measure(mpm, home, count):
     """One line of the table."""
     os.environ["TEST_MPM"] = mpm
-    tls, detach = HOMES[home]
     httpd = Httpd()
-    on_threads = home != "detached"
     # Many processes take longer to start than clients may be silent.
-    conf = f"LogLevel warn\nWebSocketPingInterval Off\nWebSocketDetach {detach}\n" + echo()
-    conf += MANY_THREADS.format(more=count + 50) if on_threads else ONE_CHILD
-    if tls:
+    conf = f"LogLevel warn\nWebSocketPingInterval Off\nWebSocketDetach {home.detach}\nKeepAliveTimeout 900\n" + echo()
+    conf += MANY_THREADS.format(more=count + 50) if home.threads else ONE_CHILD + FACTOR
+    if home.tls:
         cert = httpd.certificate()
         conf += TLS.format(cert=cert, key=cert.parent / "key.pem") + "SSLSessionCache none\n"
+    if home.path == "/idle":
+        conf += mod_idle(httpd)
+    echoes = home.path == "/echo"
+    forgotten = home.path == "/idle"  # nobody ends them
     httpd.start(conf)
     try:
         # Whatever the first connections leave behind is not the others' cost.
-        warm = open_connections(httpd, 100, tls)
-        echo_all(warm)
+        warm = open_connections(httpd, 100, home)
+        if echoes:
+            echo_all(warm)
         for sock in warm:
             sock.close()
         latency(httpd)
@@ -172,25 +221,26 @@ def measure(mpm, home, count):
         before, get_before = memory(httpd), latency(httpd)
         descriptors = sum(map(httpd.descriptors, httpd.children()))
         start = time.monotonic()
-        socks = open_connections(httpd, count, tls)
+        socks = open_connections(httpd, count, home)
         opened = time.monotonic() - start
         time.sleep(QUIET)
         held = memory(httpd) - before
         threads = sum(map(httpd.threads, httpd.children()))
         get_meanwhile = latency(httpd)
-        echoed = echo_all(socks)
+        echoed = f"{echo_all(socks):.2f}" if echoes else "-"
         for sock in socks:
             sock.close()
         few = descriptors + 10
-        if mpm != "prefork" or not on_threads:
-            wait_until(lambda: sum(map(httpd.descriptors, httpd.children())) <= few, 30, "the descriptors' return")
+        if not forgotten and (mpm != "prefork" or not home.threads):
+            wait_until(lambda: sum(map(httpd.descriptors, httpd.children())) <= few, 60, "the descriptors' return")
         time.sleep(QUIET)
         after = memory(httpd)
     finally:
         httpd.stop(timeout=30)
     return [
-        mpm, home, f"{count:,}", threads, f"{held / count:.2f}", f"{opened:.2f}", f"{echoed:.2f}",
-        f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{after * 100 / before:.0f} %",
+        mpm, home.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
+        f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{before / 1024:.1f}", f"{(before + held) / 1024:.1f}",
+        "-" if forgotten else f"{after / 1024:.1f}",
     ]
 
 
@@ -198,19 +248,22 @@ def main():
     words = lambda text: text.split(",")  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mpm", type=words, default=["event", "worker", "prefork"])
-    parser.add_argument("--home", type=words, default=list(HOMES), help="of: " + ", ".join(HOMES))
-    parser.add_argument("--connections", type=words, default=["1000", "10000"])
+    parser.add_argument("--home", default="", help="those whose name contains it: " + ", ".join(h.name for h in HOMES))
+    parser.add_argument("--connections", type=words, default=["1000", "10000", "19000"])
     parser.add_argument("--most-threads", type=int, default=1000, help="no more connections than that on threads")
+    parser.add_argument("--most-tls", type=int, default=10000, help="no more connections than that over TLS")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     for mpm in options.mpm:
-        for home in options.home:
+        for home in HOMES:
+            if mpm not in home.mpms or options.home not in home.name:
+                continue
+            most = min(hard - 500, options.most_threads if home.threads else options.most_tls if home.tls else hard)
             for count in map(int, options.connections):
-                if count > hard - 500 or home != "detached" and count > options.most_threads:
-                    continue
-                print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)
+                if count <= most:
+                    print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)
 
 
 if __name__ == "__main__":

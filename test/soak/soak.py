@@ -1,0 +1,328 @@
+"""Random churn against a module that is built with AddressSanitizer: no torn lifetimes, and nothing is left behind.
+
+Clients talk and end in every way (see talk.py), over ws and wss, with and without WebSocketDetach Off, while httpd is
+restarted gracefully every ten seconds and plain requests are served. The environment is that of the tests (see
+../httpd.py) with a module and plugins that are built with AddressSanitizer; httpd itself is not. `make soak` does all
+that. A finding of the sanitizer, a leak at the end of any process, a line of level warn in httpd's log, a client that
+meets what it should not, or a child that does not return to what it was is a failure.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from httpd import MACHINE, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
+from talk import Churn, Tally  # noqa: E402
+from ws_frame import TEXT, Client, frame  # noqa: E402
+
+RESTART = 10.0  # seconds from one graceful restart to the next
+DRAIN = 2.0
+OLD = 30.0  # seconds within which the children before a restart are gone, even on a busy machine
+
+PREFORK = os.environ.get("TEST_MPM") == "prefork"
+# As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
+CLIENTS = 12 if PREFORK else 32
+PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
+SITE = (
+    f"""
+    LogLevel warn
+    Timeout 3
+    WebSocketDrainTime {DRAIN:g}s
+    WebSocketPingInterval 4s
+    WebSocketIdleTimeout 8s
+    WebSocketCloseTimeout 1s
+    WebSocketSendQueueLimit 400k
+    WebSocketThreads 8
+    WebSocketMaxConnections {PLACES}
+    WebSocketCompression On
+    WebSocketCompressionContextTakeover Both
+    <VirtualHost *:${{TLS_PORT}}>
+        SSLEngine On
+        SSLCertificateFile tls/cert.pem
+        SSLCertificateKeyFile tls/key.pem
+    </VirtualHost>
+    SSLSessionCache shmcb:run/sessions(512000)
+    <Location /status>
+        SetHandler server-status
+    </Location>
+    <IfModule mpm_prefork_module>
+        ServerLimit 200
+        MaxRequestWorkers {PLACES + 20}
+        StartServers 8
+        MinSpareServers 2
+        MaxSpareServers {PLACES + 20}
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 8
+        ThreadsPerChild {PLACES}
+        MaxRequestWorkers {PLACES}
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads {PLACES}
+    </IfModule>
+    <IfModule mpm_event_module>
+        AsyncRequestWorkerFactor 20
+    </IfModule>
+    """
+    + echo()
+    + location("/threads", "${PLUGINS}/threads.so", "threads_init")
+    + location("/probe", "${PLUGINS}/probe.so", "probe_init")
+    + echo("/held/echo", "WebSocketDetach Off")
+    + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
+)
+
+
+def seconds(text):
+    """`90`, `60s`, `2m` or `1h`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 60s, 2m or 1h")
+    return float(match[1]) * {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+
+
+class Sanitizer:
+    """AddressSanitizer inside httpd: its runtime comes first in the process, and its words go to files."""
+
+    def __init__(self, httpd):
+        self.httpd, self.prefix = httpd, httpd.trails / "sanitizer"
+        asked = [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"]
+        self.runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        assert "/" in self.runtime, "the C compiler has no AddressSanitizer (libasan.so)"
+
+    @contextlib.contextmanager
+    def environment(self):
+        """What is started inside the block runs with it."""
+        # httpd's own handlers must not take a crash away from it. The quarantine is smaller than the default of
+        # 256 MiB, for the sake of the machine.
+        options = f"log_path={self.prefix}:handle_segv=2:handle_sigbus=2:handle_abort=2:quarantine_size_mb=32"
+        added = {
+            "LD_PRELOAD": self.runtime,
+            "ASAN_OPTIONS": options,
+            "LSAN_OPTIONS": f"suppressions={HERE / 'leaks.supp'}:print_suppressions=0",
+        }
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]
+
+    def reports(self):
+        return [path.read_text(errors="replace") for path in sorted(self.prefix.parent.glob(self.prefix.name + ".*"))]
+
+
+class Visitor(threading.Thread):
+    """Plain requests, which always have to be served."""
+
+    def __init__(self, httpd, stop, tally):
+        super().__init__(daemon=True)
+        self.httpd, self.stop, self.tally, self.slowest = httpd, stop, tally, 0.0
+
+    def run(self):
+        while not self.stop.wait(0.1):
+            try:
+                status, took = self.httpd.get(timeout=10)
+                assert status == 200, status
+                self.slowest = max(self.slowest, took)
+                self.tally.note("plain GET")
+            except Exception as error:  # noqa: BLE001
+                self.tally.surprise(f"{time.strftime('%H:%M:%S')} plain GET: {type(error).__name__}: {error}")
+
+
+def status(httpd):
+    """The numbers of server-status."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{httpd.port}/status?auto", timeout=10) as response:
+        text = response.read().decode()
+    return {name: int(number) for name, number in re.findall(r"^(\w+): (\d+)$", text, re.M)}
+
+
+def probe(httpd, command="heap"):
+    """What the probe in a child says (see probe.c)."""
+    with Client(httpd.port) as client:
+        client.upgrade("/probe")
+        client.send(frame(TEXT, command))
+        words = client.read_frame().payload.decode()
+        client.close()
+    return words
+
+
+def level(httpd):
+    """For each child that answers: its heap, descriptors, threads, and resident KiB."""
+    time.sleep(6)  # service threads that have nothing to do leave after 5 s
+    levels = {}
+    for _ in range(40 if PREFORK else 1):
+        pid, heap = map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", probe(httpd)).groups())
+        if pid not in levels or heap < levels[pid][0]:
+            levels[pid] = heap, httpd.descriptors(pid), httpd.threads(pid), httpd.memory(pid)
+    return levels
+
+
+def warm(httpd):
+    """What first connections leave behind is no growth: OpenSSL's memory in each thread of httpd's, and what the module
+    keeps of the last 256 connections for plugins that are late."""
+    context = httpd.tls_context()
+    with contextlib.ExitStack() as stack:
+        for _ in range(PLACES - 4):
+            client = stack.enter_context(Client(httpd.tls_port, tls=context, timeout=30))
+            client.upgrade("/held/echo")
+    for _ in range(130):
+        for tls in (None, context):
+            with Client(httpd.tls_port if tls else httpd.port, tls=tls, timeout=30) as client:
+                client.upgrade("/echo")
+                client.send(frame(TEXT, "warm"))
+                client.expect(TEXT, "warm")
+
+
+def restart(httpd, tally):
+    """Restarts gracefully; the children of before have to go."""
+    began = time.monotonic()
+    httpd.tell(signal.SIGUSR1)
+    httpd.restarted()
+    try:
+        httpd.outlived(OLD)
+    except AssertionError:
+        left = httpd.before[1] & set(httpd.children())
+        tally.surprise(f"{time.strftime('%H:%M:%S')} {len(left)} old children are still there after {OLD:g} s")
+    tally.note("graceful restart")
+    return time.monotonic() - began
+
+
+def churn(httpd, sanitizer, options, tally):
+    """Clients and restarts for the time that is asked for; gives the longest that an old child lived."""
+    stop, longest = threading.Event(), 0.0
+    clients = [Churn(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
+    visitor = Visitor(httpd, stop, tally)
+    for thread in (*clients, visitor):
+        thread.start()
+    start, restarts = time.monotonic(), max(1, int(options.time / RESTART) - 2)
+    for n in range(1, restarts + 2):
+        # Idle codecs are kept: the children that are looked at in the end have none, so that their heap tells of
+        # connections alone, of more than have warmed up those of the beginning.
+        if n >= restarts:
+            for client in clients:
+                client.deflate = False
+        until = start + (n * RESTART if n <= restarts else options.time)
+        while time.monotonic() < until and not sanitizer.reports():
+            time.sleep(0.2)
+        if sanitizer.reports():
+            break
+        if n <= restarts:
+            longest = max(longest, restart(httpd, tally))
+            words = f"soak: {time.strftime('%H:%M:%S')} {sum(tally.counts.values())} events, "
+            print(f"{words}{len(tally.surprises)} surprises", file=sys.stderr, flush=True)
+    stop.set()
+    for thread in (*clients, visitor):
+        thread.join(90)
+        if thread.is_alive():
+            tally.surprise(f"a client is stuck: {thread}")
+    return longest, visitor.slowest
+
+
+def nothing_left(httpd):
+    """All counts are back to zero; gives what is wrong."""
+
+    def zero():
+        numbers = status(httpd)
+        # The request for the page is itself one of httpd's.
+        allowed = {"WebSocketConnections": 0, "BusyWorkers": 1, "ConnsTotal": 1}
+        above.clear()
+        above.update({name: numbers[name] for name in allowed if numbers.get(name, 0) > allowed[name]})
+        return not above
+
+    above = {}
+    try:
+        with Client(httpd.port) as client:
+            # event brings its number of connections up to date when one that is kept alive has had its time.
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_until(zero, 20, "the return of server-status to zero")
+    except AssertionError as error:
+        yield f"{error}: {above}"
+    with contextlib.ExitStack() as stack:
+        for n in range(PLACES + 1):
+            answer = stack.enter_context(Client(httpd.port)).ask().status
+            if answer != (101 if n < PLACES else 503):
+                yield f"connection {n + 1} of {PLACES} is answered with {answer}"
+
+
+LEVELS = ("bytes of heap", "descriptors", "threads", "resident KiB")
+# A process of prefork's does not see enough connections to have kept all it ever will. Resident memory is only shown:
+# the sanitizer does not give it back.
+SLACK = (400_000 if PREFORK else 100_000, 2, 2, float("inf"))
+
+
+def most(levels):
+    """The highest level of all children."""
+    return [max(column) for column in zip(*levels.values())]
+
+
+def grown(before, after):
+    """What children hold beyond what those of the beginning held."""
+    for name, was, has, slack in zip(LEVELS, most(before), most(after), SLACK):
+        if has > was + slack:
+            yield f"a child's {name}: {was} became {has}"
+
+
+def run(options):
+    """The whole of it; gives everything that is wrong."""
+    httpd, tally, wrong = Httpd(), Tally(), []
+    httpd.certificate()
+    sanitizer = Sanitizer(httpd)
+    with sanitizer.environment():
+        httpd.start(SITE)
+    try:
+        warm(httpd)
+        before = level(httpd)
+        longest, slowest = churn(httpd, sanitizer, options, tally)
+        print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
+        if not sanitizer.reports():
+            wrong += nothing_left(httpd)
+            after = level(httpd)
+            more = list(grown(before, after))
+            if any(LEVELS[0] in line for line in more):
+                probe(httpd, "profile")  # becomes one of the reports
+            wrong += more
+            for name, levels in (("before", before), ("after", after)):
+                numbers = ", ".join(f"{number} {what}" for number, what in zip(most(levels), LEVELS))
+                print(f"{name}: {len(levels)} children, at most {numbers}")
+    except Exception:  # noqa: BLE001 (what the sanitizer has to say is likely to be the reason)
+        wrong.append(traceback.format_exc())
+    print(", ".join(f"{count} {what}" for what, count in tally.counts.most_common()), flush=True)
+    try:
+        httpd.stop(signal.SIGWINCH, timeout=30)
+    except AssertionError as error:
+        wrong.append(str(error))
+    if tally.surprises:
+        wrong.append(f"{len(tally.surprises)} surprises, see above")
+    log = [line for line in httpd.new_log().splitlines() if SUSPICIOUS.search(line) and not MACHINE.search(line)]
+    return [*wrong, *log, *sanitizer.reports()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("time", type=seconds, nargs="?", default="2m", help="60s, 2m, 1h (default: 2m)")
+    parser.add_argument("--clients", type=int, default=CLIENTS)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    mpm = os.environ.get("TEST_MPM", "event")
+    print(f"soak: {mpm}, {options.time:g} s, {options.clients} clients, seed {options.seed}", flush=True)
+    wrong = run(options)
+    for what in wrong:
+        print(f"soak: {what}")
+    print(f"soak: {mpm}: " + (f"{len(wrong)} findings" if wrong else "nothing found"))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
