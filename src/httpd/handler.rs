@@ -431,7 +431,12 @@ fn take_early_bytes(
 ) -> io::Result<Option<Vec<u8>>> {
     // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
     unsafe { filters::set_timeout(connection, 0) };
-    if leave_filters { filters.drain() } else { Ok(None) }
+    if leave_filters {
+        return filters.drain();
+    }
+    // SAFETY: as above.
+    unsafe { filters::forbid_flushes(connection) };
+    Ok(None)
 }
 
 /// Set for a request whose connection is detached, so that `CustomLog … env=!websocket-open` leaves its first line out.
@@ -443,6 +448,7 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     let connection = r.connection();
     // SAFETY: the connection is live and ours (wrap::R1); the note's name and value are literals.
     unsafe {
+        filters::allow_flushes(connection);
         filters::end_stream(connection);
         if lost {
             // httpd must not wait for the client, not even to get rid of what its filters still hold.

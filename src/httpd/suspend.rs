@@ -8,7 +8,7 @@
 use core::ptr;
 use std::time::{Duration, Instant};
 
-use super::{Reserve, ending, handler::note_summary, http2, module, sys, wrap::Request};
+use super::{Reserve, ending, filters, handler::note_summary, http2, module, sys, wrap::Request};
 use crate::driver::service::{Farewell, Guest, Host};
 
 /// How long event's worker may take for its last stores.
@@ -93,6 +93,7 @@ impl Host for Suspended {
                 Request::from_ptr(ptr::NonNull::new_unchecked(self.request)),
                 &farewell.summary,
             );
+            filters::allow_flushes(self.connection);
             if lost {
                 (*self.connection).aborted = 1;
             }
