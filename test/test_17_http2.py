@@ -1,12 +1,13 @@
 """WebSockets over HTTP/2 (RFC 8441): streams of mod_http2's, over TLS and in clear text."""
 
 import os
+import shutil
 import signal
 import time
 import zlib
 
 import pytest
-from httpd import TIMED, debug, echo, location, wait_until
+from httpd import TIMED, TOP, debug, echo, location, wait_until
 from test_09_browser import devtools, page  # noqa: F401 (fixtures)
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Refused, close_frame, frame, random_text
 from ws_h2 import Connection, Stream
@@ -520,10 +521,31 @@ def test_prefork(httpd):
         time.sleep(0.2)
 
 
+GREETING = location(
+    "/greeting",
+    "${EXAMPLES}/mod_websocket_greeting.so",
+    "greeting_init",
+    'RequestHeader set X-Greeting "expr=%{SERVER_PROTOCOL}"',
+)
+
+
 @threaded
 @pytest.mark.once
 class TestBrowser:
-    CONF = SITE
+    CONF = SITE + GREETING
+
+    def test_example_page(self, httpd, page):  # noqa: F811
+        page.call("Security.enable")
+        page.call("Security.setIgnoreCertificateErrors", ignore=True)
+        shutil.copy(TOP / "examples/index.html", httpd.root / "htdocs/examples.html")
+        (httpd.root / "htdocs/examples.html").chmod(0o644)
+        for scheme, port, protocols in (
+            ("https", httpd.tls_port, ("h2", "HTTP/2.0")),
+            ("http", httpd.port, ("http/1.1", "HTTP/1.1")),
+        ):
+            page.open(f"{scheme}://localhost:{port}/examples.html")
+            page.wait("document.getElementById('socket').textContent !== '?'")
+            assert (page.text("page"), page.text("socket")) == protocols
 
     def test_chromium_takes_it(self, httpd, page):  # noqa: F811
         page.call("Security.enable")
