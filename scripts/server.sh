@@ -13,6 +13,7 @@ command=${1:?usage: server.sh run|start|stop|restart|debug}
 : "${TEST_MPM:=event}" "${PORT:=8765}" "${SERVER_ROOT:=$top/build/server}" "${EXTRA_CONF:=}"
 : "${MODULE:=$top/build/mod_websocket.so}" "${TLS_PORT:=}"
 modules=$("$APXS" -q LIBEXECDIR)
+[ -e "$modules/mod_ssl.so" ] || TLS_PORT=
 
 # load NAME...: LoadModule lines for modules that are not compiled in.
 load() {
@@ -32,7 +33,7 @@ https() {
             -keyout "$SERVER_ROOT/tls.key" -out "$SERVER_ROOT/tls.pem" 2>/dev/null)
     fi
     load socache_shmcb ssl
-    if [ "$TEST_MPM" != prefork ]; then
+    if [ "$TEST_MPM" != prefork ] && [ -e "$modules/mod_http2.so" ]; then
         load http2
         printf 'Protocols h2 h2c http/1.1\nH2WebSockets On\n'
     fi

@@ -462,14 +462,17 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     }
 }
 
-/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process.
+/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process. (Not so on
+/// a thread of mod_http2's, whose requests are freed by another thread.)
 fn release_after_log(r: Request<'_>, signals: Option<Signals>) {
     unsafe extern "C" fn release(signals: *mut c_void) -> sys::apr_status_t {
         // SAFETY: made from a Box below; a cleanup runs once, and on this thread, since httpd clears the pool there.
         drop(unsafe { Box::from_raw(signals.cast::<Signals>()) });
         0
     }
-    if let Some(signals) = signals {
+    // SAFETY: the connection is the request's own (wrap::R1).
+    let is_stream = unsafe { http2::is_stream(r.connection()) };
+    if let Some(signals) = signals.filter(|_| !is_stream) {
         let signals = Box::into_raw(Box::new(signals)).cast();
         let (now, in_child) = (Some(release as _), Some(sys::apr_pool_cleanup_null as _));
         // SAFETY: the request's pool is live (wrap::R1).
