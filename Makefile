@@ -13,6 +13,8 @@ CC = cc
 CARGO ?= cargo
 PYTHON ?= python3
 PORT ?= 8765
+# The demo's port for https; empty for none.
+TLS_PORT ?= 8764
 # The Autobahn cases to run, as the suite writes them, and where the connections live: WS_TLS=On speaks wss://,
 # WS_DETACH=Off keeps them on httpd's threads.
 CASES ?= *
@@ -27,13 +29,14 @@ in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BI
 
 B = build
 MODULE = $(B)/mod_websocket.so
-EXAMPLES = $(B)/examples/mod_websocket_echo.so $(B)/examples/mod_websocket_dumb_increment.so
+EXAMPLES = $(patsubst examples/%.c,$(B)/examples/mod_websocket_%.so,$(wildcard examples/*.c))
 RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
 PLUGINS = $(patsubst test/plugins/%.c,$(B)/plugins/%.so,$(wildcard test/plugins/*.c))
 VENV = $(B)/venv
 PLUGIN_FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -g -Wall -Wextra -Wpedantic -Werror \
 	-fPIC -shared -pthread -Iinclude
-SERVER = APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' scripts/server.sh
+SERVER = APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' \
+	TLS_PORT='$(TLS_PORT)' scripts/server.sh
 INSTALL_DIR = $(DESTDIR)$(shell $(APXS) -q LIBEXECDIR)
 MODS_AVAILABLE = $(shell $(APXS) -q SYSCONFDIR)/mods-available
 

@@ -2,8 +2,8 @@
 # server.sh run|start|stop|restart|debug: a private httpd with the module and the example plugins.
 #
 # Its ServerRoot is build/server; it listens on the loopback address only and never touches the system's configuration.
-# Environment: APXS, HTTPD, TEST_MPM (event), PORT (8765); for the conformance suite and the like SERVER_ROOT,
-# EXTRA_CONF and MODULE.
+# Environment: APXS, HTTPD, TEST_MPM (event), PORT (8765), TLS_PORT (none) for https, with HTTP/2 where mod_http2 supports
+# the MPM; for the conformance suite and the like SERVER_ROOT, EXTRA_CONF and MODULE.
 set -eu
 cd "$(dirname "$0")/.."
 top=$(pwd)
@@ -11,8 +11,9 @@ command=${1:?usage: server.sh run|start|stop|restart|debug}
 : "${APXS:=$(command -v apxs || command -v apxs2)}"
 : "${HTTPD:=$("$APXS" -q SBINDIR)/$("$APXS" -q PROGNAME)}"
 : "${TEST_MPM:=event}" "${PORT:=8765}" "${SERVER_ROOT:=$top/build/server}" "${EXTRA_CONF:=}"
-: "${MODULE:=$top/build/mod_websocket.so}"
+: "${MODULE:=$top/build/mod_websocket.so}" "${TLS_PORT:=}"
 modules=$("$APXS" -q LIBEXECDIR)
+[ -e "$modules/mod_ssl.so" ] || TLS_PORT=
 
 # load NAME...: LoadModule lines for modules that are not compiled in.
 load() {
@@ -36,6 +37,30 @@ start_lines() {
 stop_lines() {
     if [ -s "$SERVER_ROOT/lines.pid" ]; then kill "$(cat "$SERVER_ROOT/lines.pid")" 2>/dev/null || :; fi
     rm -f "$SERVER_ROOT/lines.pid"
+}
+
+# https: what serves the same over TLS, with a certificate of our own.
+https() {
+    if [ ! -s "$SERVER_ROOT/tls.key" ]; then
+        (umask 077 && openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=localhost \
+            -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+            -addext basicConstraints=critical,CA:FALSE \
+            -keyout "$SERVER_ROOT/tls.key" -out "$SERVER_ROOT/tls.pem" 2>/dev/null)
+    fi
+    load socache_shmcb ssl
+    if [ "$TEST_MPM" != prefork ] && [ -e "$modules/mod_http2.so" ]; then
+        load http2
+        printf 'Protocols h2 h2c http/1.1\nH2WebSockets On\n'
+    fi
+    cat <<CONF
+Listen 127.0.0.1:$TLS_PORT
+SSLSessionCache "shmcb:$SERVER_ROOT/sessions(128000)"
+<VirtualHost *:$TLS_PORT>
+    SSLEngine on
+    SSLCertificateFile "$SERVER_ROOT/tls.pem"
+    SSLCertificateKeyFile "$SERVER_ROOT/tls.key"
+</VirtualHost>
+CONF
 }
 
 # Writes the configuration. Started as root, httpd serves as an unprivileged user, who may not be able to read
@@ -62,7 +87,7 @@ configure() {
         if [ "$TEST_MPM" != builtin ]; then
             echo "LoadModule mpm_${TEST_MPM}_module \"$modules/mod_mpm_$TEST_MPM.so\""
         fi
-        load unixd authz_core dir mime log_config
+        load unixd authz_core dir mime log_config headers
         [ -z "$user" ] || printf 'User %s\nGroup %s\n' "$user" "$(id -gn "$user")"
         cat <<CONF
 TypesConfig /dev/null
@@ -92,6 +117,11 @@ WebSocketOriginCheck Off
     SetHandler websocket-handler
     WebSocketHandler "$top/build/examples/mod_websocket_dumb_increment.so" dumb_increment_init
 </Location>
+<Location /greeting>
+    SetHandler websocket-handler
+    WebSocketHandler "$top/build/examples/mod_websocket_greeting.so" greeting_init
+    RequestHeader set X-Greeting "expr=%{SERVER_PROTOCOL}"
+</Location>
 CONF
         if [ -s "$SERVER_ROOT/lines.port" ]; then
             cat <<CONF
@@ -103,6 +133,7 @@ CONF
 CONF
         fi
         printf '%s\n' "$EXTRA_CONF"
+        if [ -n "$TLS_PORT" ]; then https; fi
     } >"$SERVER_ROOT/httpd.conf"
     : >"$SERVER_ROOT/error_log"
 }
@@ -141,7 +172,7 @@ start() {
     configure
     httpd -k start
     await running || { cat "$SERVER_ROOT/error_log" >&2; exit 1; }
-    echo "http://localhost:$PORT/ ($TEST_MPM MPM; log: $SERVER_ROOT/error_log)"
+    echo "http://localhost:$PORT/${TLS_PORT:+ and https://localhost:$TLS_PORT/} ($TEST_MPM MPM; log: $SERVER_ROOT/error_log)"
 }
 
 stop() {
@@ -167,6 +198,9 @@ run)
     await running || { cat "$SERVER_ROOT/error_log" >&2; kill $pid 2>/dev/null || :; stop_lines; exit 1; }
     echo
     echo "  open  http://localhost:$PORT/"
+    if [ -n "$TLS_PORT" ]; then
+        echo "  or    https://localhost:$TLS_PORT/ (a certificate of its own: the browser will ask)"
+    fi
     echo
     echo "  $TEST_MPM MPM; log: $SERVER_ROOT/error_log; Ctrl-C stops it"
     # A trapped signal ends the first wait before httpd has ended.

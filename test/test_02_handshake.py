@@ -414,6 +414,17 @@ class TestOrigin:
         works_at(connect, "/trusted", Sec_WebSocket_Origin="https://www.example.com", **v7)
         refused(connect, 403, "/trusted", Sec_WebSocket_Origin=own, **v7)
 
+    def test_version_8_has_both_headers(self, connect, httpd):
+        """The drafts of version 8 renamed it; the new name counts if both are there."""
+        own, foreign = f"http://localhost:{httpd.port}", "http://evil.example"
+        v8 = {"Sec_WebSocket_Version": 8}
+        works_at(connect, "/same", Origin=own, **v8)
+        works_at(connect, "/same", Sec_WebSocket_Origin=own, **v8)
+        works_at(connect, "/same", Sec_WebSocket_Origin=foreign, Origin=own, **v8)
+        refused(connect, 403, "/same", Origin=foreign, **v8)
+        refused(connect, 403, "/same", Sec_WebSocket_Origin=foreign, **v8)
+        refused(connect, 403, "/same", Sec_WebSocket_Origin=own, Origin=foreign, **v8)
+
     def test_version_13_ignores_that_header(self, connect, httpd):
         own, foreign = f"http://localhost:{httpd.port}", "http://evil.example"
         works_at(connect, "/same", Sec_WebSocket_Origin=foreign, Origin=own)

@@ -490,3 +490,16 @@ class TestLimits:
         got = client.read_frame()
         assert (got.opcode, got.code) == (CLOSE, 1004)
         client.expect_eof()
+
+    @pytest.mark.parametrize("version", [8, 7])
+    def test_so_have_fragments(self, ws, version):
+        client = ws("/small", Sec_WebSocket_Version=version)
+        client.send(frame(BINARY, b"x" * 600, fin=False) + frame(CONTINUATION, b"x" * 600))
+        client.expect_close(1004, reply=False)
+
+    @pytest.mark.parametrize("version", [8, 7])
+    @pytest.mark.parametrize("data, code", [(frame(TEXT, b"\xff"), 1007), (frame(TEXT, rsv=4), 1002)])
+    def test_other_codes_are_the_same(self, ws, version, data, code):
+        client = ws("/small", Sec_WebSocket_Version=version)
+        client.send(data)
+        client.expect_close(code, reply=False)

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from httpd import MPM_SETTINGS, debug, echo, location, wait_until
+from httpd import debug, echo, location, wait_until
 from test_08_tls import exchange
 from ws_frame import BINARY, PING, PONG, TEXT, Client, close_frame, frame, random_text
 
@@ -212,7 +212,6 @@ class Openssl(Client):
     def __init__(self, port, *options, timeout=15.0):
         self.timeout, self.port, self.buffer = timeout, port, bytearray()
         command = ["openssl", "s_client", "-brief", "-connect", f"127.0.0.1:{port}", *options]
-        self.said = subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
@@ -288,7 +287,7 @@ class TestKeys:
         for _ in range(200):
             assert len(client.read_frame().payload) == 50_000
         client.expect(TEXT, "pumped")
-        data = random_text(1 << 20)
+        data = bytes(1 << 20)  # masked, it has no byte that s_client takes for a command
         for _ in range(3):
             client.send(frame(BINARY, data))
             client.command("K")
@@ -391,7 +390,11 @@ class TestClientCertificates:
 
     def test_required_and_none_given(self, httpd, connect, version):
         client = connect(port=httpd.tls_port, tls=self.context(httpd, version))
-        httpd.expect_log("AH02261|AH10158|AH02260|AH10129|AH02039|AH02225|peer did not return a certificate|")
+        if version == "1.2":
+            httpd.expect_log("AH02261: Re-negotiation handshake failed")
+            httpd.expect_log("SSL Library Error: .*peer did not return a certificate")
+        else:
+            httpd.expect_log("AH02263: .*Client certificate missing")
         try:
             assert client.ask("/required").status == 403
         except (EOFError, ssl.SSLError, ConnectionError):

@@ -344,6 +344,57 @@ pub(super) unsafe fn remove_obstacles(connection: *mut sys::conn_rec) {
     }
 }
 
+/// The filter that keeps others from flushing while a conversation goes on. OpenSSL flushes its answer to a KeyUpdate within
+/// a read; httpd's core filter would wait there until the client has taken all that waits for it, or fail.
+const NO_FLUSH: &CStr = c"WEBSOCKET_NO_FLUSH";
+
+/// Registers the module's own filter; called from the module's hook for that.
+pub(super) fn register() {
+    let kind = sys::ap_filter_type_AP_FTYPE_NETWORK - 1;
+    // SAFETY: httpd calls the hook to have things registered; the name is a literal.
+    unsafe { sys::ap_register_output_filter(NO_FLUSH.as_ptr(), Some(drop_flushes), None, kind) };
+}
+
+unsafe extern "C" fn drop_flushes(
+    filter: *mut sys::ap_filter_t,
+    brigade: *mut sys::apr_bucket_brigade,
+) -> sys::apr_status_t {
+    // SAFETY: httpd passes a live filter of a connection that this thread owns, and a live brigade of its.
+    unsafe {
+        sys::brigade_drop_flushes(brigade);
+        sys::ap_pass_brigade((*filter).next, brigade)
+    }
+}
+
+/// Has nothing flush while the conversation goes on: from now on [`Filters`] pushes what waits. mod_http2 does not wait
+/// for a flush.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn forbid_flushes(connection: *mut sys::conn_rec) {
+    // SAFETY: the caller's word; the name is a literal.
+    unsafe {
+        if !http2::is_stream(connection) {
+            let none = ptr::null_mut();
+            sys::ap_add_output_filter(NO_FLUSH.as_ptr(), none, ptr::null_mut(), connection);
+        }
+    }
+}
+
+/// The conversation is over: httpd's end of the connection flushes again.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn allow_flushes(connection: *mut sys::conn_rec) {
+    for filter in output_filters(connection) {
+        // SAFETY: the list was just made from the connection's live filters.
+        if unsafe { is_named(filter, NO_FLUSH) } {
+            // SAFETY: as above; it is removed once.
+            unsafe { sys::ap_remove_output_filter(filter) };
+        }
+    }
+}
+
 /// The name of the first filter that is not one of httpd's own for plain sockets, if there is one.
 ///
 /// # Safety

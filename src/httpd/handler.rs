@@ -492,7 +492,12 @@ fn take_early_bytes(
 ) -> io::Result<Option<Vec<u8>>> {
     // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
     unsafe { filters::set_timeout(connection, 0) };
-    if leave_filters { filters.drain() } else { Ok(None) }
+    if leave_filters {
+        return filters.drain();
+    }
+    // SAFETY: as above.
+    unsafe { filters::forbid_flushes(connection) };
+    Ok(None)
 }
 
 /// Set for a request whose connection is detached, so that `CustomLog … env=!websocket-open` leaves its first line out.
@@ -504,6 +509,7 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     let connection = r.connection();
     // SAFETY: the connection is live and ours (wrap::R1); the note's name and value are literals.
     unsafe {
+        filters::allow_flushes(connection);
         filters::end_stream(connection);
         if lost {
             // httpd must not wait for the client, not even to get rid of what its filters still hold.
@@ -517,14 +523,17 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     }
 }
 
-/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process.
+/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process. (Not so on
+/// a thread of mod_http2's, whose requests are freed by another thread.)
 fn release_after_log(r: Request<'_>, signals: Option<Signals>) {
     unsafe extern "C" fn release(signals: *mut c_void) -> sys::apr_status_t {
         // SAFETY: made from a Box below; a cleanup runs once, and on this thread, since httpd clears the pool there.
         drop(unsafe { Box::from_raw(signals.cast::<Signals>()) });
         0
     }
-    if let Some(signals) = signals {
+    // SAFETY: the connection is the request's own (wrap::R1).
+    let is_stream = unsafe { http2::is_stream(r.connection()) };
+    if let Some(signals) = signals.filter(|_| !is_stream) {
         let signals = Box::into_raw(Box::new(signals)).cast();
         let (now, in_child) = (Some(release as _), Some(sys::apr_pool_cleanup_null as _));
         // SAFETY: the request's pool is live (wrap::R1).

@@ -112,6 +112,7 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         let really_first = sys::APR_HOOK_REALLY_FIRST;
         sys::ap_hook_pre_close_connection(Some(hook_pre_close), none, none, really_first);
         sys::ap_hook_suspend_connection(Some(hook_suspend), none, none, middle);
+        filters::register();
         status::register();
     }
 }

@@ -8,7 +8,9 @@
 use core::ptr;
 use std::time::{Duration, Instant};
 
-use super::{Reserve, capacity, ending, handler::note_summary, http2, module, sys, wrap::Request};
+use super::{
+    Reserve, capacity, ending, filters, handler::note_summary, http2, module, sys, wrap::Request,
+};
 use crate::driver::service::{Farewell, Guest, Host};
 
 /// How long event's worker may take from its first store to its last, which is the next but one instruction.
@@ -92,6 +94,7 @@ impl Host for Suspended {
                 Request::from_ptr(ptr::NonNull::new_unchecked(self.request)),
                 &farewell.summary,
             );
+            filters::allow_flushes(self.connection);
             if lost {
                 (*self.connection).aborted = 1;
             }

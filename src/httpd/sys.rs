@@ -63,3 +63,31 @@ pub(super) unsafe fn brigade_has_eos(brigade: *mut apr_bucket_brigade) -> bool {
         false
     }
 }
+
+/// Takes the FLUSH buckets (`APR_BUCKET_IS_FLUSH`) out of a brigade.
+///
+/// # Safety
+/// - `brigade` is a live brigade of this thread.
+pub(super) unsafe fn brigade_drop_flushes(brigade: *mut apr_bucket_brigade) {
+    // SAFETY: the caller's word; each `next` of a ring is a live bucket until the sentinel comes, and one that is taken out
+    // of the ring (APR_BUCKET_REMOVE) is destroyed as its type says (apr_bucket_delete).
+    unsafe {
+        let sentinel = brigade_sentinel(brigade);
+        let mut bucket = (*sentinel).link.next;
+        while bucket != sentinel {
+            let next = (*bucket).link.next;
+            if (*bucket).type_ == &raw const apr_bucket_type_flush {
+                let previous = (*bucket).link.prev;
+                (*previous).link.next = next;
+                (*next).link.prev = previous;
+                if let Some(destroy) = (*(*bucket).type_).destroy {
+                    destroy((*bucket).data);
+                }
+                if let Some(free) = (*bucket).free {
+                    free(bucket.cast());
+                }
+            }
+            bucket = next;
+        }
+    }
+}
