@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from httpd import TIMED, debug, echo, location, wait_until
 from ws_frame import TEXT, Client, frame, random_text
+from ws_h2 import Connection, Stream
 
 LOAD = 'LoadModule websocket_draft76_module "${MODULE}"\n'
 SITE = (
@@ -676,6 +677,21 @@ class TestMessages:
         for _ in range(300):
             expect(client, block, 20)
         expect(client, text("sent=300"))
+
+
+@pytest.mark.skipif(os.environ.get("TEST_MPM") == "prefork", reason="mod_http2 does not support prefork")
+class TestHttp2:
+    CONF = "Protocols h2c http/1.1\nH2WebSockets On\n" + SITE
+
+    def test_streams_know_no_drafts(self, httpd):
+        """The fields of draft 76 make no difference; eight bytes are not waited for."""
+        with Connection(httpd.port) as connection:
+            keys = [("Sec-WebSocket-Key1", KEY1), ("Sec-WebSocket-Key2", KEY2)]
+            stream = connection.websocket("/both", keys)
+            stream.send(frame(TEXT, "version 13"))
+            stream.expect(TEXT, "version 13")
+            refused = Stream(connection).ask("/both", keys, version=None)
+            assert refused.status == 400
 
 
 class TestAnotherImplementation:
