@@ -3,7 +3,7 @@
 //! | file | backend |
 //! |---|---|
 //! | [`fixed`] | the same peer for everyone; websocksy's default backend, `defaultpeer` |
-//! | [`file`] | looks it up in files that the request selects |
+//! | [`mod@file`] | looks it up in files that the request selects |
 //! | [`library`] | a library with websocksy's interface |
 //!
 //! A query runs in httpd's handler phase, on a thread of httpd's, so it may take its time.
