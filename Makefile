@@ -121,6 +121,13 @@ $(VENV)/.done: test/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r test/requirements.txt
 	@touch $@
 
+# JavaScript that tests run in the browser.
+$(B)/node/.done: test/package.json
+	@mkdir -p $(@D)
+	cp $< $(@D)
+	npm install --prefix $(@D) --silent --no-audit --no-fund
+	@touch $@
+
 .PHONY: check
 check: setup-check ## install what is missing and run every test
 	@$(MAKE) --no-print-directory check-code check-core check-server check-autobahn
@@ -145,7 +152,7 @@ check-core: ## unit and property tests of the core, and each fuzz target for a f
 	scripts/fuzz.sh 10
 
 .PHONY: check-server
-check-server: all plugins $(VENV)/.done ## the tests against a real httpd, on event, worker and prefork
+check-server: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real httpd, on event, worker and prefork
 	@scripts/exports.sh $(MODULE)
 	TEST_MPM=event $(PYTEST)
 	TEST_MPM=worker $(PYTEST) -m 'not once'
@@ -171,6 +178,11 @@ check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 1
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
+
+.PHONY: bench-bridge
+bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside websockify and socat
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r test/bench/requirements.txt
+	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)

@@ -23,6 +23,21 @@ load() {
     done
 }
 
+# Starts the service behind the bridge's example, on a free port of the loopback address.
+start_lines() {
+    rm -f "$SERVER_ROOT/lines.port"
+    command -v python3 >/dev/null || return 0
+    mkdir -p "$SERVER_ROOT"
+    nohup python3 examples/line_service.py "$SERVER_ROOT/lines.port" </dev/null >/dev/null 2>&1 &
+    echo $! >"$SERVER_ROOT/lines.pid"
+    await [ -s "$SERVER_ROOT/lines.port" ] || echo "server.sh: examples/line_service.py does not start" >&2
+}
+
+stop_lines() {
+    if [ -s "$SERVER_ROOT/lines.pid" ]; then kill "$(cat "$SERVER_ROOT/lines.pid")" 2>/dev/null || :; fi
+    rm -f "$SERVER_ROOT/lines.pid"
+}
+
 # Writes the configuration. Started as root, httpd serves as an unprivileged user, who may not be able to read
 # a folder of root's: the pages are copied to where anybody can.
 configure() {
@@ -77,8 +92,17 @@ WebSocketOriginCheck Off
     SetHandler websocket-handler
     WebSocketHandler "$top/build/examples/mod_websocket_dumb_increment.so" dumb_increment_init
 </Location>
-$EXTRA_CONF
 CONF
+        if [ -s "$SERVER_ROOT/lines.port" ]; then
+            cat <<CONF
+<Location /lines>
+    SetHandler websocket-handler
+    WebSocketBridge tcp://127.0.0.1:$(cat "$SERVER_ROOT/lines.port")
+    WebSocketBridgeFraming newline crlf
+</Location>
+CONF
+        fi
+        printf '%s\n' "$EXTRA_CONF"
     } >"$SERVER_ROOT/httpd.conf"
     : >"$SERVER_ROOT/error_log"
 }
@@ -113,6 +137,7 @@ forget_pages() {
 
 start() {
     refuse_second
+    start_lines
     configure
     httpd -k start
     await running || { cat "$SERVER_ROOT/error_log" >&2; exit 1; }
@@ -126,24 +151,27 @@ stop() {
         gone() { ! kill -0 "$pid" 2>/dev/null; }
         await gone || { echo "httpd $pid does not stop" >&2; exit 1; }
     fi
+    stop_lines
     forget_pages
 }
 
 case $command in
 run)
     refuse_second
+    start_lines
     configure
     # In the background httpd does not get the terminal's Ctrl-C; this script does, and ends it in an orderly way.
     "$HTTPD" -d "$SERVER_ROOT" -f "$SERVER_ROOT/httpd.conf" -DFOREGROUND &
     pid=$!
     trap 'kill -TERM $pid 2>/dev/null || :' INT TERM HUP
-    await running || { cat "$SERVER_ROOT/error_log" >&2; kill $pid 2>/dev/null || :; exit 1; }
+    await running || { cat "$SERVER_ROOT/error_log" >&2; kill $pid 2>/dev/null || :; stop_lines; exit 1; }
     echo
     echo "  open  http://localhost:$PORT/"
     echo
     echo "  $TEST_MPM MPM; log: $SERVER_ROOT/error_log; Ctrl-C stops it"
     # A trapped signal ends the first wait before httpd has ended.
     wait $pid || wait $pid || :
+    stop_lines
     forget_pages
     ;;
 start) start ;;
@@ -154,9 +182,11 @@ restart)
     ;;
 debug)
     refuse_second
+    start_lines
     configure
     # shellcheck disable=SC2086
     ${DEBUGGER:-gdb --args} "$HTTPD" -d "$SERVER_ROOT" -f "$SERVER_ROOT/httpd.conf" -X
+    stop_lines
     forget_pages
     ;;
 *)

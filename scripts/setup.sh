@@ -19,12 +19,20 @@ need "'$APXS' -q INCLUDEDIR" apache2 apache2-dev
 need "test -x \"\$('$APXS' -q SBINDIR)/\$('$APXS' -q PROGNAME)\"" apache2
 need "ls /usr/lib/llvm*/lib/libclang*.so* /usr/lib/*/libclang*.so* | grep ." libclang-dev
 need "command -v openssl" openssl
+need "command -v python3" python3
 if [ "$what" = check ]; then
     need "command -v g++" g++
-    need "command -v python3" python3
     need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
     need "command -v chromium" chromium
     need "command -v curl" curl
+    # Peers of the bridge, and what is compared with it.
+    need "command -v redis-server" redis-server
+    need "PATH=\$PATH:/usr/sbin command -v mosquitto" mosquitto
+    need "PATH=\$PATH:/usr/sbin command -v dnsmasq" dnsmasq-base
+    need "command -v Xtigervnc" tigervnc-standalone-server
+    need "command -v xsetroot" x11-xserver-utils
+    need "command -v socat" socat
+    need "command -v npm" npm
 fi
 command -v cargo >/dev/null || {
     echo "setup: cargo is missing: install Rust 1.85 or newer (Debian 13: apt-get install cargo)" >&2

@@ -93,6 +93,8 @@ struct Outbound {
     blocked: bool,
     /// The peer will not take anything any more.
     broken: bool,
+    /// A datagram was lost; this is said once, until the peer is heard.
+    complained: bool,
     /// How much has left so far.
     taken: u64,
     /// What `taken` was when the clock saw it change last, and when that was.
@@ -137,6 +139,7 @@ impl Relay {
             datagrams: VecDeque::new(),
             blocked: false,
             broken: false,
+            complained: false,
             taken: 0,
             seen: (0, Duration::ZERO),
         };
@@ -205,7 +208,7 @@ impl Relay {
                 let ended = if self.is_stream() {
                     self.read_stream(inbound, buffer)
                 } else {
-                    self.read_datagram(inbound, buffer);
+                    self.read_datagram(inbound, outbound, buffer);
                     None
                 };
                 if ended.is_some() {
@@ -260,7 +263,7 @@ impl Relay {
     }
 
     /// Reads a datagram and sends it as a message, whose kind is all that the framing decides.
-    fn read_datagram(&self, inbound: &mut Inbound, buffer: &mut [u8]) {
+    fn read_datagram(&self, inbound: &mut Inbound, outbound: &mut Outbound, buffer: &mut [u8]) {
         let mut large = Vec::new();
         let len = match self.socket.kind() {
             SocketKind::UnixDatagram => self.socket.next_len(),
@@ -275,6 +278,7 @@ impl Relay {
         };
         match len.and_then(|_| self.socket.read(buffer)) {
             Ok(n) => {
+                outbound.complained = false;
                 let kind = inbound.framing.datagram(&buffer[..n]);
                 if self.outbox.has_room(n, CROWDED) {
                     let _ = self.outbox.send_message(kind, &buffer[..n]);
@@ -285,7 +289,7 @@ impl Relay {
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => inbound.readable = false,
-            Err(e) => self.log(format_args!("WS0506: the peer does not get its datagrams: {e}")),
+            Err(e) => outbound.complain(&self.outbox, &e),
         }
     }
 
@@ -379,7 +383,7 @@ impl Relay {
                 // The error may be about an earlier datagram: once more.
                 Err(_) if !refused => refused = true,
                 Err(e) => {
-                    self.log(format_args!("WS0506: the peer does not get its datagrams: {e}"));
+                    outbound.complain(&self.outbox, &e);
                     refused = false;
                     let n = outbound.next().len();
                     outbound.took(n);
@@ -411,6 +415,13 @@ impl Outbound {
         self.written += n;
         self.taken += n.max(1) as u64;
         self.datagrams.pop_front();
+    }
+
+    fn complain(&mut self, outbox: &Outbox, error: &io::Error) {
+        if !core::mem::replace(&mut self.complained, true) {
+            let line = format_args!("WS0506: the peer does not get its datagrams: {error}");
+            outbox.journal().write(Level::Info, line);
+        }
     }
 
     fn give_up(&mut self) {

@@ -280,11 +280,13 @@ impl Service {
         let carrier: Weak<dyn Carrier> = seated.me.clone();
         outbox.open(carrier);
         outbox.disown();
-        let peer = seated.endpoint.peer();
-        let watched = peer.map_or(Ok(()), |p| self.epoll.add(p.descriptor(), seated.token | PEER));
-        // A socket that can be written to is ready at once, so the first turn needs nothing more.
-        let watch = || self.epoll.add(seated.lane.descriptor(), seated.token);
-        if let Err(error) = watched.and_then(|()| watch()) {
+        // A socket that can be written to is ready at once, so the first turn needs nothing more. That turn, on another
+        // thread, may be the last one too: what is done with the client's descriptor afterwards is its business.
+        let watched = self.epoll.add(seated.lane.descriptor(), seated.token).and_then(|()| {
+            let peer = seated.endpoint.peer();
+            peer.map_or(Ok(()), |p| self.epoll.add(p.descriptor(), seated.token | PEER))
+        });
+        if let Err(error) = watched {
             let line = format_args!("WS0304: the connection cannot be watched: {error}");
             outbox.journal().write(Level::Error, line);
             outbox.end("the connection cannot be watched");

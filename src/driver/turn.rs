@@ -133,12 +133,13 @@ impl Turn {
             if flushed == Flushed::Done && over && relayed.settled {
                 return Ok(Outcome::Over);
             }
-            let paused = reads == 0 && self.input == Input::Paused;
+            // Writing may have made the room for which reading was paused, on either side.
+            let relay = relayed.paused && flushed == Flushed::Done;
+            reads = reads.saturating_sub(relay.into());
+            let paused = reads == 0 && (relay || self.input == Input::Paused);
             if flushed == Flushed::More || paused || relayed.again {
                 return Ok(Outcome::Again);
             }
-            // Writing may have made the room for which reading was paused, on either side.
-            let relay = relayed.paused && flushed == Flushed::Done;
             if !relay && (self.input != Input::Paused || is_crowded(outbox, endpoint)) {
                 self.session.trim();
                 let read = self.input == Input::Waiting;
