@@ -132,6 +132,14 @@ fn main() {
     };
     let streams = streams();
     let texts = CHARACTERS.map(<[u8]>::to_vec);
+    let peers: [&[u8]; 3] = [
+        b"aabaaaabaaab\r\n\r\r\n\r\nx\r\n\n",
+        b"\x02\0\0\0ab\0\0\0\0xy\0\0\0\x02ab",
+        br#"{"a":[1,-2.5e3,"x\"\u00e9"]} true 12 "\\" [] null"#,
+    ];
+    let framings: Vec<[u8; 3]> = (0..8).map(|which| [which, 2, 9]).collect();
+    let framings: Vec<&[u8]> = framings.iter().map(|head| &head[..]).collect();
+    write("framing_splits", &behind(&framings, &peers.map(<[u8]>::to_vec)));
     write("deframe", &behind(&[&[0x01], &[0x92]], &streams));
     write("utf8_vs_std", &behind(&[&[0], &[2], &[16]], &texts));
     write(
