@@ -14,6 +14,8 @@ PYTHON ?= python3
 PORT ?= 8765
 # The Autobahn cases to run, as the suite writes them.
 CASES ?= *
+# Of `make bench`: some scenarios, seconds for each contender and round, rounds.
+export SCENARIOS SECONDS_EACH ROUNDS
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 600
 
@@ -158,6 +160,12 @@ check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 1
 	@for mpm in worker prefork; do \
 	  $(MAKE) --no-print-directory autobahn TEST_MPM=$$mpm CASES='1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*' || exit 1; done
 
+.PHONY: bench
+bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for a part, SECONDS_EACH=3, ROUNDS=5
+	@scripts/setup.sh bench
+	$(CARGO) build --release --manifest-path test/bench/Cargo.toml --target-dir test/bench/target
+	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/run.py
+
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
@@ -169,4 +177,4 @@ fuzz: ## run each fuzz target for FUZZ_SECONDS (600)
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean
-	rm -rf $(B) test/fuzz/target
+	rm -rf $(B) test/fuzz/target test/bench/target

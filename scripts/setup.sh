@@ -1,9 +1,9 @@
 #!/bin/sh
-# setup.sh demo|check: installs the packages that the demo or the tests need and that are missing.
+# setup.sh demo|check|bench: installs the packages that the demo, the tests or the benchmark need and that are missing.
 #
 # On Debian and its kin, with apt-get, and with sudo unless run as root. Elsewhere it names what is missing.
 set -eu
-what=${1:?usage: setup.sh demo|check}
+what=${1:?usage: setup.sh demo|check|bench}
 missing=
 
 # need COMMAND-OR-TEST PACKAGE...: notes the packages unless the command succeeds.
@@ -25,6 +25,10 @@ if [ "$what" = check ]; then
     need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
     need "command -v chromium" chromium
     need "command -v curl" curl
+fi
+if [ "$what" = bench ]; then
+    need "command -v ip" iproute2
+    need "command -v npm" nodejs npm
 fi
 command -v cargo >/dev/null || {
     echo "setup: cargo is missing: install Rust 1.85 or newer (Debian 13: apt-get install cargo)" >&2

@@ -1,0 +1,2 @@
+//! core: placeholder
+fn main() {}
