@@ -14,7 +14,7 @@ use super::{
     lane::Lane,
     service::STOP_TIMEOUT,
     stop::Stop,
-    turn::{Outcome, READ, Turn},
+    turn::{Buffers, Outcome, Turn},
     wait::{Interest, Signals, Waker, wait},
 };
 use crate::{
@@ -99,7 +99,7 @@ fn turns<T: Transport>(
 ) -> io::Result<()> {
     let Blocking { lane, waker } = blocking;
     let outbox = &*lane.outbox;
-    let mut buffer = vec![0; READ];
+    let mut buffers = Buffers::default();
     let start = Instant::now();
     let mut clocks = Clocks::new(Duration::ZERO);
     let mut readable = false;
@@ -110,11 +110,12 @@ fn turns<T: Transport>(
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
             outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
         }
-        let (read, write, again) = match turn.run(lane, endpoint, (readable, false), &mut buffer)? {
-            Outcome::Over => return Ok(()),
-            Outcome::Again => (true, true, true),
-            Outcome::Rest { read, write } => (read, write, false),
-        };
+        let (read, write, again) =
+            match turn.run(lane, endpoint, (readable, false), &mut buffers)? {
+                Outcome::Over => return Ok(()),
+                Outcome::Again => (true, true, true),
+                Outcome::Rest { read, write } => (read, write, false),
+            };
         let (state, mut summary, unsent) = outbox.look();
         let (now, heard) = (start.elapsed(), turn.heard());
         let unsent = unsent || write && !again;
@@ -130,6 +131,8 @@ fn turns<T: Transport>(
             }
         };
         readable = false;
+        // Nobody else could use it meanwhile.
+        buffers.release();
         if !outbox.fall_asleep(write) {
             continue;
         }

@@ -8,7 +8,7 @@
 //! | [`utf8`] | incremental validation of text | 6455 §8.1 |
 //! | [`close`] | status codes and the payload of a Close frame | 6455 §7.4 |
 //! | [`deflate`] | negotiation and codec of permessage-deflate | 7692 |
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use core::fmt;
 

@@ -92,7 +92,9 @@ fn main() {
     show("memcpy of 16 KiB", BLOCK as f64 / copy, "GB/s", "");
 
     // Masked twice is as it was, so the text stays valid under an all-zero key.
-    let unmask = time(|| Mask::new(black_box([1, 2, 3, 4])).apply(black_box(&mut to)));
+    let unmask = time(|| {
+        black_box(Mask::new(black_box([1, 2, 3, 4])).apply(black_box(&mut to)));
+    });
     show("unmask, GB/s over memcpy's", copy / unmask, "", "≥ 0.70");
     for (what, payload, target) in [
         ("unmask and validate ASCII, GB/s over memcpy's", Payload::Ascii, "≥ 0.47"),
@@ -101,8 +103,8 @@ fn main() {
         let mut text = payload.make(BLOCK, 1);
         let took = time(|| {
             let text = black_box(&mut text[..]);
-            Mask::new(black_box([0; 4])).apply(text);
-            assert!(utf8::whole(text).is_some());
+            let ascii = Mask::new(black_box([0; 4])).apply(text);
+            assert!(ascii || utf8::whole(text).is_some());
         });
         show(what, copy / took, "", target);
     }
