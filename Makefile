@@ -116,7 +116,7 @@ $(VENV)/.done: test/requirements.txt
 
 .PHONY: check
 check: setup-check ## install what is missing and run every test
-	@$(MAKE) --no-print-directory check-code check-core check-server check-autobahn
+	@$(MAKE) --no-print-directory check-code check-core check-server check-cost check-autobahn
 	@echo "make check: all passed"
 
 .PHONY: check-code
@@ -169,6 +169,10 @@ bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
+
+.PHONY: check-cost
+check-cost: all $(VENV)/.done ## instructions and system calls of an echoed message, against test/bench/cost.json
+	@APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/cost.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)

@@ -25,6 +25,8 @@ if [ "$what" = check ]; then
     need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
     need "command -v chromium" chromium
     need "command -v curl" curl
+    need "command -v strace" strace
+    need "command -v valgrind" valgrind libc6-dbg
 fi
 if [ "$what" = bench ]; then
     need "command -v ip" iproute2
