@@ -277,7 +277,7 @@ impl Service {
         });
         let carrier: Weak<dyn Carrier> = seated.me.clone();
         outbox.open(carrier);
-        outbox.disown();
+        outbox.disown(&mut Vec::new());
         // A socket that can be written to is ready at once, so the first turn needs nothing more.
         if let Err(error) = self.epoll.add(seated.lane.descriptor(), seated.token) {
             let line = format_args!("WS0304: the connection cannot be watched: {error}");
@@ -692,9 +692,13 @@ impl Seated {
             Phase::Talking(mut talk) => {
                 let outbox = &*self.lane.outbox;
                 outbox.own();
+                // Where others write, the memory would go with the bytes.
+                if self.lane.socket.is_some() {
+                    outbox.lend(&mut buffers.output);
+                }
                 let ready = (flags.readable(), flags.to_the_end());
                 let outcome = talk.turn.run(&self.lane, &*self.endpoint, ready, buffers);
-                outbox.disown();
+                outbox.disown(&mut buffers.output);
                 let heard = talk.turn.heard();
                 let bits = u8::from(heard.bytes) | u8::from(heard.message) << 1;
                 if self.heard.load(Ordering::Relaxed) | bits != self.heard.load(Ordering::Relaxed) {

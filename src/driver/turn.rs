@@ -29,6 +29,8 @@ const READS: u32 = 16;
 pub struct Buffers {
     /// Where bytes arrive.
     pub input: Box<[u8]>,
+    /// Memory for what is written on sockets.
+    pub output: Vec<u8>,
     /// Memory of large messages that were delivered, for those that come next: fresh pages from the kernel cost more
     /// than what is done with them.
     spare: Vec<Buffer>,
@@ -38,7 +40,7 @@ pub struct Buffers {
 
 impl Default for Buffers {
     fn default() -> Self {
-        Self { input: vec![0; READ].into(), spare: Vec::new(), held: 0 }
+        Self { input: vec![0; READ].into(), output: Vec::new(), spare: Vec::new(), held: 0 }
     }
 }
 
@@ -266,7 +268,10 @@ impl Turn {
             at += progress.consumed;
             let Some(event) = progress.event else { return true };
             self.heard.message |= deliver(event, outbox, endpoint);
-            if at < input.len() && outbox.is_crowded() {
+            if at == input.len() {
+                return true;
+            }
+            if outbox.is_crowded() {
                 self.unread = input[at..].to_vec();
                 return false;
             }

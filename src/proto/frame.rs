@@ -201,6 +201,12 @@ pub struct Deframer {
 }
 
 impl Deframer {
+    /// Whether the next byte starts a frame.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.current.is_none() && self.partial_len == 0
+    }
+
     /// How much of the current frame's payload has not arrived.
     pub fn missing(&self) -> u64 {
         self.current.map_or(0, |(_, missing)| missing)
@@ -216,7 +222,7 @@ impl Deframer {
         deflate: bool,
     ) -> Result<(usize, Option<Piece>), Violation> {
         // The common case: a frame that lies whole in the input leaves nothing to remember.
-        if self.current.is_none() && self.partial_len == 0 {
+        if self.is_idle() {
             if let Some((mut header, start)) = Header::parse(input, deflate)? {
                 let here = input.len() - start;
                 if header.len <= here as u64 {
