@@ -20,6 +20,8 @@ TLS_PORT ?= 8764
 CASES ?= *
 WS_TLS ?= Off
 WS_DETACH ?= Auto
+# Of `make bench`: some scenarios, seconds for each contender and round, rounds.
+export SCENARIOS SECONDS_EACH ROUNDS
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 600
 # How long the churn of make soak goes on: 60s, 2m, 1h.
@@ -144,7 +146,7 @@ $(B)/node/.done: test/package.json
 
 .PHONY: check
 check: setup-check ## install what is missing and run every test
-	@$(MAKE) --no-print-directory check-code check-core check-server check-soak check-autobahn
+	@$(MAKE) --no-print-directory check-code check-core check-server check-soak check-cost check-autobahn
 	@echo "make check: all passed"
 
 .PHONY: check-code
@@ -206,6 +208,12 @@ check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 1
 autobahn-homes: all ## the whole Autobahn TestSuite in every home of a connection, on every MPM
 	$(call autobahn-in,$(HOMES),*)
 
+.PHONY: bench
+bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for a part, SECONDS_EACH=3, ROUNDS=5
+	@scripts/setup.sh bench
+	$(CARGO) build --release --manifest-path test/bench/Cargo.toml --target-dir test/bench/target
+	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/run.py
+
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
@@ -246,6 +254,10 @@ $(B)/soak/%.so: test/soak/%.c include/websocket_plugin.h
 check-soak: ## random churn for a minute
 	@$(MAKE) --no-print-directory soak SOAK=60s
 
+.PHONY: check-cost
+check-cost: all $(VENV)/.done ## instructions and system calls of an echoed message, against test/bench/cost.json
+	@APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/cost.py $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (600)
 	scripts/fuzz.sh $(FUZZ_SECONDS)
@@ -253,4 +265,4 @@ fuzz: ## run each fuzz target for FUZZ_SECONDS (600)
 .PHONY: clean
 clean: ## remove what was built
 	$(CARGO) clean
-	rm -rf $(B) test/fuzz/target
+	rm -rf $(B) test/fuzz/target test/bench/target

@@ -1,9 +1,9 @@
 #!/bin/sh
-# setup.sh demo|check: installs the packages that the demo or the tests need and that are missing.
+# setup.sh demo|check|bench: installs the packages that the demo, the tests or the benchmark need and that are missing.
 #
 # On Debian and its kin, with apt-get, and with sudo unless run as root. Elsewhere it names what is missing.
 set -eu
-what=${1:?usage: setup.sh demo|check}
+what=${1:?usage: setup.sh demo|check|bench}
 missing=
 
 # need COMMAND-OR-TEST PACKAGE...: notes the packages unless the command succeeds.
@@ -34,6 +34,12 @@ if [ "$what" = check ]; then
     need "command -v xsetroot" x11-xserver-utils
     need "command -v socat" socat
     need "command -v npm" npm
+    need "command -v strace" strace
+    need "command -v valgrind" valgrind libc6-dbg
+fi
+if [ "$what" = bench ]; then
+    need "command -v ip" iproute2
+    need "command -v npm" nodejs npm
 fi
 command -v cargo >/dev/null || {
     echo "setup: cargo is missing: install Rust 1.85 or newer (Debian 13: apt-get install cargo)" >&2

@@ -11,7 +11,8 @@
 //! | module | owns | may name |
 //! |---|---|---|
 //! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | nothing here |
-//! | [`session`] | the inbound half of a connection, sans I/O | `proto` |
+//! | [`buffer`] | memory for messages that arrive in parts | nothing here |
+//! | [`session`] | the inbound half of a connection, sans I/O | `proto`, `buffer` |
 //! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal` |
 //! | [`endpoint`] | what receives messages | `proto` |
 //! | [`journal`] | where log lines go | nothing here |
@@ -25,6 +26,7 @@
 //! The feature `httpd` (on by default) guards the last one. A build without it proves that nothing else needs httpd.
 
 pub mod bridge;
+pub mod buffer;
 pub mod config;
 pub mod driver;
 pub mod endpoint;

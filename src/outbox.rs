@@ -561,11 +561,20 @@ impl Outbox {
         self.owner.store(thread_mark(), Ordering::Relaxed);
     }
 
-    /// No thread is at work on the connection any more: it rests, and takes as little memory as it can.
-    pub fn disown(&self) {
+    /// Has what is sent while the connection is owned use the memory of `spare`, and no fresh one each time.
+    pub fn lend(&self, spare: &mut Vec<u8>) {
+        let mut queue = self.lock();
+        if queue.bytes.capacity() < spare.capacity() && queue.bytes.is_empty() {
+            queue.bytes = core::mem::take(spare);
+        }
+    }
+
+    /// No thread is at work on the connection any more: it rests, and takes as little memory as it can. What it has too
+    /// much goes to `spare`, for the next [`lend`](Self::lend).
+    pub fn disown(&self, spare: &mut Vec<u8>) {
         let mut queue = self.lock();
         if queue.bytes.is_empty() && queue.bytes.capacity() > REST {
-            queue.bytes = Vec::new();
+            *spare = core::mem::take(&mut queue.bytes);
         }
         drop(queue);
         self.owner.store(0, Ordering::Relaxed);

@@ -3,24 +3,33 @@
 //! A driver owns the buffer it read into and hands it over with [`Session::feed`]; the session unmasks in place and
 //! lends the message back from there when it lies whole in the input. Only a message that spans reads, or is
 //! fragmented or compressed, is assembled in a buffer of the session's own, which grows with the bytes received and
-//! never with a length that a header merely claims (RFC 6455 §5.4, §5.5, §6.2, §8.1; RFC 7692 §6.2).
+//! never with a length that a header merely claims (RFC 6455 §5.4, §5.5, §6.2, §8.1; RFC 7692 §6.2). What is to come of
+//! a large frame may be read straight into that buffer, see [`Session::room`].
 //!
 //! The session knows no socket, no clock and no peer to answer: what to send is the driver's and the endpoint's part.
 #![deny(unsafe_code)]
 
 use core::ops::Range;
 
-use crate::proto::{
-    Kind, Version, Violation,
-    close::CloseReason,
-    deflate::{Inflater, Params},
-    draft,
-    frame::{Deframer, Opcode, Piece},
-    utf8::{self, Validator},
+use crate::{
+    buffer::Buffer,
+    proto::{
+        Kind, Version, Violation,
+        close::CloseReason,
+        deflate::{Inflater, Params},
+        draft,
+        frame::{Deframer, Opcode, Piece},
+        mask::Mask,
+        utf8::{self, Validator},
+    },
 };
 
 /// An assembled message's buffer larger than this is given back when the connection rests.
 const KEEP: usize = 512;
+/// From so many missing bytes on, a frame is worth a read of its own; tests get there with fewer.
+const DIRECT: u64 = if cfg!(any(test, fuzzing)) { 40 } else { 64 * 1024 };
+/// How much is read at a time then: what is unmasked and validated next should still be in the processor's cache.
+const DIRECT_MOST: u64 = 256 * 1024;
 
 /// The bounds that a session enforces.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +81,7 @@ pub struct Session {
     /// The message that is being assembled; its bytes are in `buffer`.
     message: Option<Assembly>,
     /// The bytes of `message`, or of the message lent last.
-    buffer: Vec<u8>,
+    buffer: Buffer,
     /// The payload of a control frame that spans reads; empty otherwise, or lent.
     control: Vec<u8>,
     phase: Phase,
@@ -111,7 +120,7 @@ impl Session {
             draft,
             inflater: deflate.map(|params| Box::new(Inflater::new(params))),
             message: None,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
             control: Vec::new(),
         }
     }
@@ -134,6 +143,10 @@ impl Session {
     pub fn feed<'b>(&'b mut self, input: &'b mut [u8]) -> Result<Progress<'b>, Violation> {
         let mut consumed = 0;
         while self.phase == Phase::Frames {
+            if self.message.is_some() {
+                let middle = self.take_middle(&mut input[consumed..]);
+                consumed += middle.inspect_err(|_| self.phase = Phase::Finished)?;
+            }
             let step = self.deframer.next(&mut input[consumed..], self.inflater.is_some());
             let (used, piece) = step.inspect_err(|_| self.phase = Phase::Finished)?;
             let base = consumed;
@@ -150,7 +163,7 @@ impl Session {
                 Taken::Whole(kind) => {
                     Event::Message { kind, data: &mut input[base..][piece.range] }
                 }
-                Taken::Assembled(kind) => Event::Message { kind, data: &mut self.buffer },
+                Taken::Assembled(kind) => Event::Message { kind, data: self.buffer.content() },
                 Taken::Control => {
                     let payload = if self.control.is_empty() {
                         &input[base..][piece.range]
@@ -174,7 +187,7 @@ impl Session {
             let (consumed, found) = self.next_of_draft(input)?;
             let event = found.map(|found| match found {
                 Found::Here(kind, range) => Event::Message { kind, data: &mut input[range] },
-                Found::Assembled(kind) => Event::Message { kind, data: &mut self.buffer },
+                Found::Assembled(kind) => Event::Message { kind, data: self.buffer.content() },
                 Found::Close => Event::Close(CloseReason { code: None, text: "" }),
             });
             return Ok(Progress { consumed, event });
@@ -232,7 +245,7 @@ impl Session {
             self.message = Some(Assembly { kind, compressed: false, utf8: Validator::default() });
         }
         let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
-        self.buffer.extend_from_slice(data);
+        self.buffer.extend(data);
         if kind == Kind::Text {
             let valid = message.utf8.push(data);
             if !valid || ends && !message.utf8.is_complete() {
@@ -244,6 +257,28 @@ impl Session {
         }
         self.message = None;
         Ok(Taken::Assembled(kind))
+    }
+
+    /// Collects the fragments at the front of `input` that neither start nor end their message, if they are small and whole,
+    /// and says how long they are. What is different in any way is left as it is: nothing but speed depends on this.
+    fn take_middle(&mut self, input: &mut [u8]) -> Result<usize, Violation> {
+        let Some(message) = &mut self.message else { return Ok(0) };
+        if message.compressed || !self.deframer.is_idle() {
+            return Ok(0);
+        }
+        let mut consumed = 0;
+        // A first byte of 0: a continuation without FIN or reserved bits. Then MASK and a length of up to 125.
+        while let [0, second @ 0x80..=0xfd, a, b, c, d, rest @ ..] = &mut input[consumed..] {
+            let len = usize::from(*second & 0x7f);
+            let mut mask = Mask::new([*a, *b, *c, *d]);
+            let room = self.limits.max_message - self.buffer.len();
+            let Some(data) = rest.get_mut(..len).filter(|_| len <= room) else { break };
+            let ascii = mask.apply(data);
+            message.check(data, ascii, false)?;
+            self.buffer.extend(data);
+            consumed += 6 + len;
+        }
+        Ok(consumed)
     }
 
     /// Collects a control frame that spans reads.
@@ -266,48 +301,47 @@ impl Session {
     fn take_data(&mut self, piece: &Piece, data: &[u8]) -> Result<Taken, Violation> {
         let header = &piece.header;
         if piece.starts {
-            let message = match (header.opcode, self.message) {
+            let (kind, compressed) = match (header.opcode, &self.message) {
                 // §5.4: fragments of one message must not be interleaved with another one.
                 (Opcode::Continuation, None) => return Err(Violation::NothingToContinue),
-                (Opcode::Continuation, Some(message)) => message,
+                (Opcode::Continuation, Some(message)) => (message.kind, message.compressed),
                 (_, Some(_)) => return Err(Violation::MessageInterrupted),
                 (opcode, None) => {
-                    let kind = if opcode == Opcode::Text { Kind::Text } else { Kind::Binary };
                     // The message lent last is over.
                     self.buffer.clear();
-                    Assembly { kind, compressed: header.compressed, utf8: Validator::default() }
+                    let kind = if opcode == Opcode::Text { Kind::Text } else { Kind::Binary };
+                    (kind, header.compressed)
                 }
             };
             let room = (self.limits.max_message - self.buffer.len()) as u64;
-            if !message.compressed && header.len > room {
+            if !compressed && header.len > room {
                 return Err(Violation::TooBig);
             }
-            // The common case: one frame, all here, as it is.
-            let first = header.opcode != Opcode::Continuation;
-            if first && header.fin && piece.ends && !message.compressed {
-                if message.kind == Kind::Text && utf8::whole(data).is_none() {
-                    return Err(Violation::Text);
+            if header.opcode != Opcode::Continuation {
+                // The common case: one frame, all here, as it is.
+                if header.fin && piece.ends && !compressed {
+                    if kind == Kind::Text && !piece.ascii && utf8::whole(data).is_none() {
+                        return Err(Violation::Text);
+                    }
+                    return Ok(Taken::Whole(kind));
                 }
-                return Ok(Taken::Whole(message.kind));
+                self.message = Some(Assembly { kind, compressed, utf8: Validator::default() });
             }
-            self.message = Some(message);
         }
         let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
         let last = header.fin && piece.ends;
-        let before = self.buffer.len();
         match &mut self.inflater {
             Some(inflater) if message.compressed => {
-                inflater.push(data, &mut self.buffer, self.limits.max_message)?;
-                if last {
-                    inflater.finish(&mut self.buffer, self.limits.max_message)?;
-                }
+                let before = self.buffer.len();
+                self.buffer.append_with(|out| {
+                    inflater.push(data, out, self.limits.max_message)?;
+                    if last { inflater.finish(out, self.limits.max_message) } else { Ok(()) }
+                })?;
+                message.check(&self.buffer.content()[before..], false, last)?;
             }
-            _ => self.buffer.extend_from_slice(data),
-        }
-        if message.kind == Kind::Text {
-            let valid = message.utf8.push(&self.buffer[before..]);
-            if !valid || last && !message.utf8.is_complete() {
-                return Err(Violation::Text);
+            _ => {
+                message.check(data, piece.ascii, last)?;
+                self.buffer.extend(data);
             }
         }
         if !last {
@@ -318,11 +352,70 @@ impl Session {
         Ok(Taken::Assembled(kind))
     }
 
-    /// Gives back what a large message left behind; a driver calls it before the connection rests.
-    pub fn trim(&mut self) {
-        if self.message.is_none() && self.buffer.capacity() > KEEP {
-            self.buffer = Vec::new();
+    /// Where the next bytes belong, if they are the middle of a large frame: a driver that reads into it tells so with
+    /// [`filled`](Self::filled), and has them neither copied nor cut. It may as well read elsewhere and call
+    /// [`feed`](Self::feed).
+    pub fn room(&mut self) -> Option<&mut [u8]> {
+        let missing = self.deframer.missing();
+        let message = self.message.as_ref()?;
+        if missing < DIRECT || message.compressed || self.phase != Phase::Frames {
+            return None;
         }
+        Some(self.buffer.room(missing.min(DIRECT_MOST) as usize))
+    }
+
+    /// `len` bytes were read into the [`room`](Self::room). They may complete a message.
+    pub fn filled(&mut self, len: usize) -> Result<Option<Event<'_>>, Violation> {
+        let data = &mut self.buffer.room(len)[..len];
+        let (_, piece) =
+            self.deframer.next(data, false).inspect_err(|_| self.phase = Phase::Finished)?;
+        let (Some(piece), Some(message)) = (piece, &mut self.message) else { return Ok(None) };
+        let last = piece.header.fin && piece.ends;
+        let checked = message.check(data, piece.ascii, last);
+        checked.inspect_err(|_| self.phase = Phase::Finished)?;
+        self.buffer.advance(len);
+        if !last {
+            return Ok(None);
+        }
+        let kind = message.kind;
+        self.message = None;
+        Ok(Some(Event::Message { kind, data: self.buffer.content() }))
+    }
+
+    /// Whether a message that must be assembled would have to ask for memory.
+    #[inline]
+    pub fn wants_memory(&self) -> bool {
+        self.message.is_none() && self.buffer.capacity() <= KEEP
+    }
+
+    /// Has the next message that must be assembled use the memory of `spare`. Only if it
+    /// [wants](Self::wants_memory) some: what it holds is dropped.
+    pub fn lend(&mut self, spare: Buffer) {
+        debug_assert!(self.wants_memory());
+        self.buffer = spare;
+        self.buffer.clear();
+    }
+
+    /// Gives back what a large message left behind, for other connections to use; a driver calls it before the connection
+    /// rests.
+    #[inline]
+    pub fn trim(&mut self) -> Option<Buffer> {
+        let gives = self.message.is_none() && self.buffer.capacity() > KEEP;
+        gives.then(|| core::mem::take(&mut self.buffer))
+    }
+}
+
+impl Assembly {
+    /// Checks the next bytes of a text; `ascii` says that they are known to be ASCII, `last` that it ends with them.
+    #[inline]
+    fn check(&mut self, data: &[u8], ascii: bool, last: bool) -> Result<(), Violation> {
+        if self.kind == Kind::Text {
+            let valid = ascii && self.utf8.is_complete() || self.utf8.push(data);
+            if !valid || last && !self.utf8.is_complete() {
+                return Err(Violation::Text);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -379,6 +472,17 @@ pub fn fuzz_session_chunked(data: &[u8]) {
         let (mut rest, mut heard, mut violation) = (&mut bytes[..], Vec::new(), None);
         while !rest.is_empty() {
             let cut = rest.len().min(*sizes.next().expect("a cycle"));
+            // What belongs to a large frame may be read straight into its message.
+            if let Some(room) = session.room() {
+                let cut = cut.min(room.len());
+                room[..cut].copy_from_slice(&rest[..cut]);
+                rest = &mut rest[cut..];
+                match session.filled(cut) {
+                    Ok(event) => heard.extend(event.map(|event| owned(event, &limits))),
+                    Err(e) => assert_eq!(violation.replace(e), None),
+                }
+                continue;
+            }
             let (mut piece, later) = rest.split_at_mut(cut);
             rest = later;
             loop {
@@ -396,7 +500,7 @@ pub fn fuzz_session_chunked(data: &[u8]) {
                     Err(e) => assert_eq!(violation.replace(e), None),
                 }
             }
-            session.trim();
+            let _ = session.trim();
         }
         assert!(violation.is_none() || session.is_finished());
         (heard, violation)

@@ -14,7 +14,7 @@ use super::{
     lane::Lane,
     service::STOP_TIMEOUT,
     stop::{Ending, Entry, Stop},
-    turn::{Outcome, READ, Turn},
+    turn::{Buffers, Outcome, READ, Turn},
     wait::{Interest, Signals, Waker, wait, wait_for_two},
 };
 use crate::{
@@ -118,7 +118,7 @@ fn turns<T: Transport>(
 ) -> io::Result<()> {
     let Blocking { lane, waker } = blocking;
     let outbox = &*lane.outbox;
-    let mut buffer = vec![0; READ];
+    let mut buffers = Buffers::default();
     let start = Instant::now();
     let mut clocks = Clocks::new(Duration::ZERO);
     let mut readable = false;
@@ -137,11 +137,12 @@ fn turns<T: Transport>(
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
             outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
         }
-        let (read, write, again) = match turn.run(lane, endpoint, (readable, false), &mut buffer)? {
-            Outcome::Over => return Ok(()),
-            Outcome::Again => (true, true, true),
-            Outcome::Rest { read, write } => (read, write, false),
-        };
+        let (read, write, again) =
+            match turn.run(lane, endpoint, (readable, false), &mut buffers)? {
+                Outcome::Over => return Ok(()),
+                Outcome::Again => (true, true, true),
+                Outcome::Rest { read, write } => (read, write, false),
+            };
         let (state, mut summary, unsent) = outbox.look();
         let (now, mut heard) = (start.elapsed(), turn.heard());
         let unsent = unsent || write && !again;
@@ -169,6 +170,8 @@ fn turns<T: Transport>(
         };
         let deadline = deadline.into_iter().chain(judged).min();
         readable = false;
+        // Nobody else could use it meanwhile.
+        buffers.release();
         if !outbox.fall_asleep(write) {
             continue;
         }

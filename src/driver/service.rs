@@ -29,7 +29,7 @@ use super::{
     lane::Lane,
     run_word::RunWord,
     stop::{Ending, EndingWord},
-    turn::{Heard, Outcome, READ, Turn},
+    turn::{Buffers, Heard, Outcome, Turn},
     wait::{AllSignals, Interest, Waker, discard, give_back_memory, shut_down, wait},
 };
 use crate::{
@@ -63,6 +63,8 @@ const CALM: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_secs(1);
 /// How long a thread that is not the last one waits for work before it goes, in milliseconds.
 const SURPLUS: i32 = 5000;
+/// How long a thread that waits keeps the memory of large messages, in milliseconds.
+const SPARE_AGE: i32 = 1000;
 /// How long a client has to close its side of the TCP connection after the conversation.
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a client has to answer our Close when the child goes down.
@@ -283,7 +285,7 @@ impl Service {
         });
         let carrier: Weak<dyn Carrier> = seated.me.clone();
         outbox.open(carrier);
-        outbox.disown();
+        outbox.disown(&mut Vec::new());
         // A socket that can be written to is ready at once, so the first turn needs nothing more. That turn, on another
         // thread, may be the last one too: what is done with the client's descriptor afterwards is its business.
         let watched = self.epoll.add(seated.lane.descriptor(), seated.token).and_then(|()| {
@@ -424,11 +426,11 @@ impl Service {
 
     /// What a serving thread does.
     fn work(&'static self) {
-        let mut buffer = vec![0; READ];
+        let mut buffers = Buffers::default();
         let mut events = Events::default();
         while !self.over.load(Ordering::SeqCst) {
             if let Some(seated) = self.next_ready() {
-                self.run(&seated, &mut buffer);
+                self.run(&seated, &mut buffers);
                 continue;
             }
             // Who has more to do waits for one look at the others' events, not for events to come.
@@ -436,6 +438,7 @@ impl Service {
             let timeout = match self.threads.load(Ordering::Relaxed) {
                 _ if !again.is_empty() => 0,
                 2.. => SURPLUS,
+                _ if buffers.holds_spare() => SPARE_AGE,
                 _ => -1,
             };
             self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -446,8 +449,11 @@ impl Service {
                 thread::sleep(IDLE_TICK);
                 continue;
             };
-            if fetched.len() == 0 && timeout > 0 && self.is_surplus() {
-                return;
+            if fetched.len() == 0 && timeout > 0 {
+                buffers.release();
+                if self.is_surplus() {
+                    return;
+                }
             }
             self.note_traffic();
             let first = self.look_up(fetched);
@@ -455,7 +461,7 @@ impl Service {
                 self.ready().extend(again);
             }
             if let Some(first) = first {
-                self.run(&first, &mut buffer);
+                self.run(&first, &mut buffers);
             }
         }
         self.threads.fetch_sub(1, Ordering::SeqCst);
@@ -508,13 +514,13 @@ impl Service {
     }
 
     /// Runs a connection until it rests, unless another thread does already.
-    fn run(&self, seated: &Arc<Seated>, buffer: &mut [u8]) {
+    fn run(&self, seated: &Arc<Seated>, buffers: &mut Buffers) {
         if !seated.word.begin() {
             return;
         }
         loop {
             // A panic, which is a bug, must not take the thread and its count along.
-            let turn = catch_unwind(AssertUnwindSafe(|| seated.turn(buffer)));
+            let turn = catch_unwind(AssertUnwindSafe(|| seated.turn(buffers)));
             let more = turn.unwrap_or_else(|_| {
                 seated.abandon();
                 false
@@ -704,7 +710,7 @@ impl Carrier for Seated {
 
 impl Seated {
     /// Runs a turn; `true` if there is more to do at once.
-    fn turn(&self, buffer: &mut [u8]) -> bool {
+    fn turn(&self, buffers: &mut Buffers) -> bool {
         let flags = self.flags.swap(0, Ordering::Relaxed);
         if flags >> PEER_SHIFT != 0 {
             self.note_peer(Flags::from_bits(flags >> PEER_SHIFT));
@@ -714,9 +720,13 @@ impl Seated {
             Phase::Talking(mut talk) => {
                 let outbox = &*self.lane.outbox;
                 outbox.own();
+                // Where others write, the memory would go with the bytes.
+                if self.lane.socket.is_some() {
+                    outbox.lend(&mut buffers.output);
+                }
                 let ready = (flags.readable(), flags.to_the_end());
-                let outcome = talk.turn.run(&self.lane, &*self.endpoint, ready, buffer);
-                outbox.disown();
+                let outcome = talk.turn.run(&self.lane, &*self.endpoint, ready, buffers);
+                outbox.disown(&mut buffers.output);
                 let heard = talk.turn.heard();
                 let bits = u8::from(heard.bytes) | u8::from(heard.message) << 1;
                 if self.heard.load(Ordering::Relaxed) | bits != self.heard.load(Ordering::Relaxed) {
@@ -732,15 +742,15 @@ impl Seated {
                         self.set_phase(Phase::Talking(talk));
                         return true;
                     }
-                    Ok(Outcome::Over) => return self.finish(*talk, false, buffer),
+                    Ok(Outcome::Over) => return self.finish(*talk, false, buffers),
                     Err(error) => {
                         let line = format_args!("WS0302: the connection is lost: {error}");
                         outbox.journal().write(Level::Info, line);
-                        return self.finish(*talk, true, buffer);
+                        return self.finish(*talk, true, buffers);
                     }
                 }
             }
-            Phase::Lingering(until, host) => return self.linger(until, host, buffer),
+            Phase::Lingering(until, host) => return self.linger(until, host, buffers),
             Phase::Running | Phase::Gone => {
                 self.set_phase(Phase::Gone);
             }
@@ -775,7 +785,7 @@ impl Seated {
     }
 
     /// The conversation is over.
-    fn finish(&self, talk: Talk, lost: bool, buffer: &mut [u8]) -> bool {
+    fn finish(&self, talk: Talk, lost: bool, buffers: &mut Buffers) -> bool {
         let Talk { turn, mut host } = talk;
         let outbox = &*self.lane.outbox;
         outbox.end("the connection is over");
@@ -786,7 +796,7 @@ impl Seated {
         service.epoll.remove(descriptor);
         let lingers = host.farewell(&farewell, lost);
         if lingers && service.epoll.add(descriptor, self.token).is_ok() {
-            self.linger(service.start.elapsed() + LINGER, host, buffer)
+            self.linger(service.start.elapsed() + LINGER, host, buffers)
         } else {
             self.leave(host);
             false
@@ -795,13 +805,13 @@ impl Seated {
 
     /// Reads what the client still sends, to nobody, until it ends the stream: closing before that could make
     /// the kernel drop our last bytes (RFC 9112 §9.6). `true` if there is more to read.
-    fn linger(&self, until: Duration, host: Box<dyn Host>, buffer: &mut [u8]) -> bool {
+    fn linger(&self, until: Duration, host: Box<dyn Host>, buffers: &mut Buffers) -> bool {
         let descriptor = self.lane.descriptor();
         let mut discards = 0;
         // Throws away what the peer sends, too.
-        let parted = self.endpoint.peer().is_none_or(|peer| peer.farewell(buffer));
+        let parted = self.endpoint.peer().is_none_or(|peer| peer.farewell(&mut buffers.input));
         while self.service.ending.get() != Ending::Stop && self.service.start.elapsed() < until {
-            match discard(descriptor, buffer) {
+            match discard(descriptor, &mut buffers.input) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.set_phase(Phase::Lingering(until, host));
                     return false;

@@ -9,17 +9,66 @@ use super::{
     lane::{Flushed, Lane},
 };
 use crate::{
+    buffer::Buffer,
     endpoint::{Endpoint, Relayed},
     journal::Level,
     outbox::{Outbox, State},
-    proto::{close, frame::Opcode},
-    session::{Event, Session},
+    proto::{Violation, close, frame::Opcode},
+    session::{Event, Limits, Session},
 };
 
 /// How much is read at a time.
-pub const READ: usize = 64 * 1024;
+pub(super) const READ: usize = 64 * 1024;
+/// How much memory of finished messages a thread keeps for the next ones.
+const SPARE: usize = 8 << 20;
 /// How often a connection that is never short of bytes may read before others have their turn.
 const READS: u32 = 16;
+
+/// What a thread reads with, whichever connection has its turn.
+#[derive(Debug)]
+pub struct Buffers {
+    /// Where bytes arrive.
+    pub input: Box<[u8]>,
+    /// Memory for what is written on sockets.
+    pub output: Vec<u8>,
+    /// Memory of large messages that were delivered, for those that come next: fresh pages from the kernel cost more
+    /// than what is done with them.
+    spare: Vec<Buffer>,
+    /// How much that is.
+    held: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { input: vec![0; READ].into(), output: Vec::new(), spare: Vec::new(), held: 0 }
+    }
+}
+
+impl Buffers {
+    /// Whether memory of messages is kept.
+    pub fn holds_spare(&self) -> bool {
+        !self.spare.is_empty()
+    }
+
+    /// Gives it back.
+    pub fn release(&mut self) {
+        self.spare = Vec::new();
+        self.held = 0;
+    }
+
+    fn take(&mut self) -> Option<Buffer> {
+        let buffer = self.spare.pop()?;
+        self.held -= buffer.capacity();
+        Some(buffer)
+    }
+
+    fn keep(&mut self, buffer: Buffer) {
+        if self.held + buffer.capacity() <= SPARE {
+            self.held += buffer.capacity();
+            self.spare.push(buffer);
+        }
+    }
+}
 
 /// The inbound side of a connection between its turns.
 pub struct Turn {
@@ -111,7 +160,7 @@ impl Turn {
         lane: &Lane<T>,
         endpoint: &dyn Endpoint,
         (readable, to_the_end): (bool, bool),
-        buffer: &mut [u8],
+        buffers: &mut Buffers,
     ) -> io::Result<Outcome> {
         let outbox = &*lane.outbox;
         let peer = endpoint.peer();
@@ -124,10 +173,10 @@ impl Turn {
                 Input::Over => false,
             };
             if read {
-                self.input = self.read(lane, endpoint, &mut reads, buffer)?;
+                self.input = self.read(lane, endpoint, &mut reads, buffers)?;
                 readable = false;
             }
-            let relayed = peer.map_or(NO_PEER, |peer| peer.relay(buffer));
+            let relayed = peer.map_or(NO_PEER, |peer| peer.relay(&mut buffers.input));
             let (flushed, _) = lane.flush()?;
             let over = self.input == Input::Over || outbox.state() == State::Closed;
             if flushed == Flushed::Done && over && relayed.settled {
@@ -141,7 +190,9 @@ impl Turn {
                 return Ok(Outcome::Again);
             }
             if !relay && (self.input != Input::Paused || is_crowded(outbox, endpoint)) {
-                self.session.trim();
+                if let Some(buffer) = self.session.trim() {
+                    buffers.keep(buffer);
+                }
                 let read = self.input == Input::Waiting;
                 return Ok(Outcome::Rest { read, write: flushed == Flushed::Blocked });
             }
@@ -154,7 +205,7 @@ impl Turn {
         lane: &Lane<T>,
         endpoint: &dyn Endpoint,
         reads: &mut u32,
-        buffer: &mut [u8],
+        buffers: &mut Buffers,
     ) -> io::Result<Input> {
         if !self.unread.is_empty() {
             let mut unread = core::mem::take(&mut self.unread);
@@ -168,6 +219,10 @@ impl Turn {
         // httpd's core filter reports the end of a stream when it is asked for the second time.
         let mut again = self.to_the_end && lane.socket.is_none();
         loop {
+            let room = self.session.room();
+            let straight = room.is_some();
+            let buffer = room.unwrap_or(&mut buffers.input);
+            let size = buffer.len();
             let (n, more) = match lane.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if core::mem::take(&mut again) {
@@ -183,9 +238,20 @@ impl Turn {
             }
             self.received += n as u64;
             self.heard.bytes = true;
-            let full = n == buffer.len();
-            if !self.handle(&lane.outbox, endpoint, &mut buffer[..n]) {
-                return Ok(Input::Paused);
+            let full = n == size;
+            if straight {
+                match self.session.filled(n) {
+                    Ok(Some(event)) => self.heard.message |= deliver(event, &lane.outbox, endpoint),
+                    Ok(None) => {}
+                    Err(violation) => complain(violation, self.session.limits(), &lane.outbox),
+                }
+            } else {
+                if let Some(spare) = self.session.wants_memory().then(|| buffers.take()).flatten() {
+                    self.session.lend(spare);
+                }
+                if !self.handle(&lane.outbox, endpoint, &mut buffers.input[..n]) {
+                    return Ok(Input::Paused);
+                }
             }
             if self.session.is_finished() {
                 return Ok(Input::Over);
@@ -205,41 +271,53 @@ impl Turn {
     /// Lets the session make events of `input`, and handles them. `false` if too much waits for the client: then the
     /// rest of the input is kept for later.
     fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) -> bool {
-        let version = self.session.limits().version;
         let mut at = 0;
         loop {
             let progress = match self.session.feed(&mut input[at..]) {
                 Ok(progress) => progress,
                 Err(violation) => {
-                    let code = violation.close_code(version);
-                    if outbox.close(&close::payload(code), "the client broke the protocol") {
-                        let journal = outbox.journal();
-                        let line = format_args!("WS0303: closing with {}: {violation}", code.0);
-                        journal.write(Level::Info, line);
-                    }
+                    complain(violation, self.session.limits(), outbox);
                     return true;
                 }
             };
             at += progress.consumed;
-            match progress.event {
-                None => return true,
-                Some(Event::Message { kind, data }) => {
-                    self.heard.message = true;
-                    if outbox.receive_message() {
-                        endpoint.message(kind, data);
-                    }
-                }
-                Some(Event::Ping(payload)) => {
-                    // A client that does not read its Pongs can do without them.
-                    let _ = outbox.send_control(Opcode::Pong, payload);
-                }
-                Some(Event::Pong(_)) => {}
-                Some(Event::Close(reason)) => outbox.receive_close(&reason),
+            let Some(event) = progress.event else { return true };
+            self.heard.message |= deliver(event, outbox, endpoint);
+            if at == input.len() {
+                return true;
             }
-            if at < input.len() && is_crowded(outbox, endpoint) {
+            if is_crowded(outbox, endpoint) {
                 self.unread = input[at..].to_vec();
                 return false;
             }
         }
+    }
+}
+
+/// Has an event take effect; `true` for a data message.
+fn deliver(event: Event<'_>, outbox: &Outbox, endpoint: &dyn Endpoint) -> bool {
+    match event {
+        Event::Message { kind, data } => {
+            if outbox.receive_message() {
+                endpoint.message(kind, data);
+            }
+            return true;
+        }
+        Event::Ping(payload) => {
+            // A client that does not read its Pongs can do without them.
+            let _ = outbox.send_control(Opcode::Pong, payload);
+        }
+        Event::Pong(_) => {}
+        Event::Close(reason) => outbox.receive_close(&reason),
+    }
+    false
+}
+
+/// Closes a connection whose client has broken the protocol.
+fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
+    let code = violation.close_code(limits.version);
+    if outbox.close(&close::payload(code), "the client broke the protocol") {
+        let line = format_args!("WS0303: closing with {}: {violation}", code.0);
+        outbox.journal().write(Level::Info, line);
     }
 }

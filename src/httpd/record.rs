@@ -160,7 +160,9 @@ impl Address {
         let ip = self.ip.as_ptr();
         // SAFETY: the caller's word; the strings live for the calls.
         unsafe {
-            let family = sys::APR_UNSPEC as i32;
+            // A family that is left open makes the resolver ask the kernel for all of the machine's addresses.
+            let is_v6 = self.ip.to_bytes().contains(&b':');
+            let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
             sys::apr_sockaddr_info_get(&raw mut address, ip, family, self.port, 0, pool);
             (sys::apr_pstrdup(pool, ip), address)
         }

@@ -40,23 +40,60 @@ pub enum Opcode {
 
 impl Opcode {
     /// The opcode in a frame's first byte.
-    fn of(first: u8) -> Result<Self, Violation> {
-        Ok(match first & 0x0f {
+    const fn of(first: u8) -> Option<Self> {
+        Some(match first & 0x0f {
             0x0 => Self::Continuation,
             0x1 => Self::Text,
             0x2 => Self::Binary,
             0x8 => Self::Close,
             0x9 => Self::Ping,
             0xa => Self::Pong,
-            _ => return Err(Violation::UnknownOpcode),
+            _ => return None,
         })
     }
 
     /// Whether frames of this opcode control the connection instead of carrying a message.
-    pub fn is_control(self) -> bool {
+    pub const fn is_control(self) -> bool {
         self as u8 & 0x8 != 0
     }
 }
+
+/// What the first byte of a frame says.
+#[derive(Clone, Copy)]
+struct First {
+    fin: bool,
+    compressed: bool,
+    opcode: Opcode,
+}
+
+impl First {
+    const fn of(first: u8) -> Result<Self, Violation> {
+        let Some(opcode) = Opcode::of(first) else { return Err(Violation::UnknownOpcode) };
+        let fin = first & FIN != 0;
+        let compressed = first & RSV1 != 0;
+        // RFC 7692 §6.1: RSV1 belongs on the first frame of a message and nowhere else.
+        let starts = matches!(opcode, Opcode::Text | Opcode::Binary);
+        if first & RSV23 != 0 || compressed && !starts {
+            return Err(Violation::ReservedBits);
+        }
+        // §5.5: control frames must not be fragmented.
+        if opcode.is_control() && !fin {
+            return Err(Violation::ControlFragmented);
+        }
+        Ok(Self { fin, compressed, opcode })
+    }
+}
+
+/// [`First::of`] for each byte: looking it up takes less than deciding it.
+static FIRST: [Result<First, Violation>; 256] = {
+    let mut table = [Err(Violation::UnknownOpcode); 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = First::of(byte as u8);
+        byte += 1;
+    }
+    table
+};
 
 /// A client's frame header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -78,20 +115,12 @@ impl Header {
     ///
     /// A violation is reported as soon as the bytes that prove it are there. `deflate` says whether
     /// permessage-deflate was negotiated, which gives RSV1 its meaning.
-    #[inline]
+    #[inline(always)]
     pub fn parse(bytes: &[u8], deflate: bool) -> Result<Option<(Self, usize)>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        let opcode = Opcode::of(first)?;
-        let fin = first & FIN != 0;
-        let compressed = first & RSV1 != 0;
-        // RFC 7692 §6.1: RSV1 belongs on the first frame of a message and nowhere else.
-        let starts = matches!(opcode, Opcode::Text | Opcode::Binary);
-        if first & RSV23 != 0 || compressed && !(deflate && starts) {
+        let First { fin, compressed, opcode } = FIRST[usize::from(first)]?;
+        if compressed && !deflate {
             return Err(Violation::ReservedBits);
-        }
-        // §5.5: control frames must not be fragmented.
-        if opcode.is_control() && !fin {
-            return Err(Violation::ControlFragmented);
         }
         let Some(&second) = bytes.get(1) else { return Ok(None) };
         // §5.1: a server closes the connection upon a frame that is not masked.
@@ -99,7 +128,7 @@ impl Header {
             return Err(Violation::Unmasked);
         }
         let short = second & !MASKED;
-        if opcode.is_control() && usize::from(short) > CONTROL_MAX {
+        if usize::from(short) > CONTROL_MAX && opcode.is_control() {
             return Err(Violation::ControlTooLong);
         }
         let (len, key_at) = match short {
@@ -156,6 +185,8 @@ pub struct Piece {
     pub ends: bool,
     /// Where in the input the payload lies; empty when none of it has arrived.
     pub range: Range<usize>,
+    /// All of that is ASCII.
+    pub ascii: bool,
 }
 
 /// Cuts a client's byte stream into frames.
@@ -170,11 +201,44 @@ pub struct Deframer {
 }
 
 impl Deframer {
+    /// Whether the next byte starts a frame.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.current.is_none() && self.partial_len == 0
+    }
+
+    /// How much of the current frame's payload has not arrived.
+    pub fn missing(&self) -> u64 {
+        self.current.map_or(0, |(_, missing)| missing)
+    }
+
     /// Takes the next piece out of `input`: how many bytes it consumed, and the piece if there is one.
     ///
     /// No piece means that all of the input is consumed.
-    #[inline]
+    #[inline(always)]
     pub fn next(
+        &mut self,
+        input: &mut [u8],
+        deflate: bool,
+    ) -> Result<(usize, Option<Piece>), Violation> {
+        // The common case: a frame that lies whole in the input leaves nothing to remember.
+        if self.is_idle() {
+            if let Some((mut header, start)) = Header::parse(input, deflate)? {
+                let here = input.len() - start;
+                if header.len <= here as u64 {
+                    let range = start..start + header.len as usize;
+                    let ascii = header.mask.apply(&mut input[range.clone()]);
+                    let piece = Piece { header, starts: true, ends: true, range, ascii };
+                    return Ok((piece.range.end, Some(piece)));
+                }
+            }
+        }
+        self.next_part(input, deflate)
+    }
+
+    /// The same for a frame that the input cuts.
+    #[cold]
+    fn next_part(
         &mut self,
         input: &mut [u8],
         deflate: bool,
@@ -190,14 +254,13 @@ impl Deframer {
         let starts = self.current.is_none();
         let here = missing.min((input.len() - start) as u64);
         let range = start..start + here as usize;
-        header.mask.apply(&mut input[range.clone()]);
+        let ascii = header.mask.apply(&mut input[range.clone()]);
         let missing = missing - here;
         self.current = (missing > 0).then_some((header, missing));
-        Ok((range.end, Some(Piece { header, starts, ends: missing == 0, range })))
+        Ok((range.end, Some(Piece { header, starts, ends: missing == 0, range, ascii })))
     }
 
     /// Reads the next header and says how many bytes of `input` it took.
-    #[inline]
     fn header(
         &mut self,
         input: &[u8],

@@ -6,34 +6,73 @@
 /// A masking key together with how far into it the next payload byte is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Mask {
-    /// The key, rotated so that its first octet belongs to the next byte.
-    key: [u8; 4],
+    /// The key in little-endian order, rotated so that its first octet belongs to the next byte.
+    key: u32,
 }
 
 impl Mask {
     /// The mask at the start of a payload.
     pub fn new(key: [u8; 4]) -> Self {
-        Self { key }
+        Self { key: u32::from_le_bytes(key) }
     }
 
-    /// Transforms the next piece of the payload in place.
-    ///
-    /// Small payloads take one pass over words; larger ones are left to the compiler's vectors.
+    /// Transforms the next piece of the payload in place, and says whether what comes out is all ASCII, which is
+    /// known on the way.
     #[inline]
-    pub fn apply(&mut self, data: &mut [u8]) {
-        let word = u32::from_ne_bytes(self.key);
-        let wide = u64::from(word) << 32 | u64::from(word);
-        let mut chunks = data.chunks_exact_mut(8);
-        for chunk in &mut chunks {
-            let eight: &mut [u8; 8] = chunk.try_into().expect("chunks_exact_mut(8) gives 8");
-            *eight = (u64::from_ne_bytes(*eight) ^ wide).to_ne_bytes();
-        }
-        let rest = chunks.into_remainder();
-        for (byte, key) in rest.iter_mut().zip(wide.to_ne_bytes()) {
-            *byte ^= key;
-        }
-        self.key.rotate_left(rest.len() % 4);
+    pub fn apply(&mut self, data: &mut [u8]) -> bool {
+        let wide = u64::from(self.key) << 32 | u64::from(self.key);
+        let ascii = if data.len() < LARGE { words(data, wide) } else { vectors(data, wide) };
+        self.key = self.key.rotate_right(data.len() as u32 % 4 * 8);
+        ascii
     }
+}
+
+/// From this size on it pays to ask for the processor's widest vectors.
+const LARGE: usize = 256;
+/// The top bits of eight bytes, which none of ASCII has.
+const NOT_ASCII: u64 = 0x8080_8080_8080_8080;
+
+/// The transform over words; the compiler makes vectors of them.
+#[inline(always)]
+fn words(data: &mut [u8], wide: u64) -> bool {
+    let mut seen = 0;
+    let mut chunks = data.chunks_exact_mut(8);
+    for chunk in &mut chunks {
+        let eight: &mut [u8; 8] = chunk.try_into().expect("chunks_exact_mut(8) gives 8");
+        let word = u64::from_le_bytes(*eight) ^ wide;
+        seen |= word;
+        *eight = word.to_le_bytes();
+    }
+    let mut key = wide;
+    for byte in chunks.into_remainder() {
+        *byte ^= key as u8;
+        seen |= u64::from(*byte);
+        key >>= 8;
+    }
+    seen & NOT_ASCII == 0
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the compiler cannot know which processor it will be")]
+fn vectors(data: &mut [u8], wide: u64) -> bool {
+    /// `words` for vectors of 32 bytes.
+    ///
+    /// # Safety
+    /// - The processor has AVX2.
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(data: &mut [u8], wide: u64) -> bool {
+        words(data, wide)
+    }
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: it was just asked.
+        return unsafe { avx2(data, wide) };
+    }
+    words(data, wide)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vectors(data: &mut [u8], wide: u64) -> bool {
+    words(data, wide)
 }
 
 /// Unmasks arbitrary payloads in arbitrary pieces as the RFC's formula does (a fuzz target).
@@ -45,9 +84,9 @@ pub fn fuzz_mask_vs_naive(data: &[u8]) {
     let mut mask = Mask::new(key);
     // The first piece shifts the phase and the alignment of those behind it.
     let (head, tail) = ours.split_at_mut(usize::from(first).min(payload.len()));
-    mask.apply(head);
+    assert_eq!(mask.apply(head), head.is_ascii());
     for piece in tail.chunks_mut(usize::from(size) + 1) {
-        mask.apply(piece);
+        assert_eq!(mask.apply(piece), piece.is_ascii());
     }
     for (i, (ours, theirs)) in ours.iter().zip(payload).enumerate() {
         assert_eq!(*ours, theirs ^ key[i % 4], "byte {i} of {}", payload.len());
@@ -68,7 +107,7 @@ mod tests {
     #[test]
     fn matches_the_naive_transform_for_each_length_phase_and_alignment() {
         let key = [0x37, 0xfa, 0x21, 0x3d];
-        for len in 0..70 {
+        for len in (0..70).chain(LARGE..LARGE + 70) {
             for offset in 0..9 {
                 for phase in 0..4 {
                     let mut ours: Vec<u8> = (0..offset + phase + len).map(|i| i as u8).collect();
@@ -76,7 +115,7 @@ mod tests {
                     let mut mask = Mask::new(key);
                     let (first, second) = ours[offset..].split_at_mut(phase);
                     mask.apply(first);
-                    mask.apply(second);
+                    assert_eq!(mask.apply(second), second.is_ascii());
                     naive(key, 0, &mut theirs[offset..]);
                     assert_eq!(ours, theirs, "length {len}, offset {offset}, phase {phase}");
                 }
