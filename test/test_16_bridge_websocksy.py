@@ -297,17 +297,16 @@ class TestRestarts:
         after = [line for line in httpd.trail_lines(httpd.plugin_trail) if line.startswith("framings")]
         assert after == before and not any("failed" in line for line in after)
 
-    def test_an_open_connection_keeps_its_framing(self, httpd, ws, peer):
+    def test_an_open_connection_frees_what_it_keeps(self, httpd, ws, peer, trail):
         client = ws(f"/count?{peer.port}")
         with peer.accept() as sock:
-            sock.sendall(b"a ")
-            assert received(client, 1) == [("t", b"1 ")]
-            httpd.tell(signal.SIGUSR1)
-            sock.sendall(b"b ")
-            assert received(client, 1) == [("t", b"2 ")]
-            httpd.restarted()
-            # The child of before says goodbye.
-            assert client.read_frame().opcode == CLOSE
+            sock.sendall(b"a b c ")
+            assert received(client, 3) == [("t", b"1 "), ("t", b"2 "), ("t", b"3 ")]
+            httpd.graceful()
+            # The child of before says goodbye, and makes the framing's last call.
+            client.expect_close(1001)
+            client.sock.close()
+        wait_until(lambda: "words 3" in trail())
         httpd.outlived()
 
 
