@@ -572,10 +572,8 @@ class TestCommand:
         """Starts the command and waits for its port; stops what the test leaves running."""
         started = []
 
-        def start(*arguments, port=None, environment=(), answers=True):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = port or probe.getsockname()[1]
+        def start(*arguments, port=None, environment=(), answers=True, stderr=subprocess.PIPE):
+            port = port or httpd._free_port()
             temporary = folder / "tmp"
             temporary.mkdir(exist_ok=True)
             process = subprocess.Popen(
@@ -584,7 +582,7 @@ class TestCommand:
                     **os.environ, "HTTPD": httpd.binary, "MODULES": str(httpd.modules), "MODULE": str(httpd.module),
                     "TMPDIR": str(temporary), **dict(environment),
                 },
-                cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                cwd=folder, stderr=stderr, text=True, start_new_session=True,
             )
             process.port, process.temporary = port, temporary
             started.append(process)
@@ -603,7 +601,8 @@ class TestCommand:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(10)
-            process.stderr.close()
+            if process.stderr:
+                process.stderr.close()
 
     def test_options(self, run, peer):
         options = ["-c", "host=tcp://127.0.0.1", "-c", f"port={peer.port}", "-c", "framing=separator"]
@@ -623,12 +622,10 @@ class TestCommand:
         process.wait(10)
         assert list(process.temporary.iterdir()) == []
 
-    def test_a_configuration_file(self, run, peer, folder):
+    def test_a_configuration_file(self, httpd, run, peer, folder):
         (folder / "peers").mkdir()
         (folder / "peers/default").write_text(f"tcp://127.0.0.1:{peer.port} * newline lf\n")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = httpd._free_port()
         (folder / "w.conf").write_text(
             f"[core]\nport = {port}\nlisten = 127.0.0.1\nbackend = file\n[backend]\npath = peers/\nexpression = default\n"
         )
@@ -649,6 +646,22 @@ class TestCommand:
             sock = peer.accept()
             sock.sendall(b"a b")
             assert received(client, 1) == [("t", b"a ")]
+
+    @pytest.mark.once
+    def test_standard_error_may_be_a_socket(self, run, peer):
+        """As service managers have it: it cannot be opened by its name."""
+        ours, its = socket.socketpair()
+        with ours:
+            with its:
+                process = run("-p", "PORT", "-c", f"host=tcp://127.0.0.1:{peer.port}", stderr=its)
+            peer.sock.close()
+            with Client(process.port) as client, pytest.raises(Refused):
+                client.upgrade("/")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+            ours.settimeout(5)
+            said = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+        assert b"WS0501" in said
 
     @pytest.mark.parametrize(
         "arguments,words",
