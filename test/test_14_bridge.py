@@ -805,7 +805,7 @@ class TestResources:
     @pytest.mark.skipif(not DETACHED, reason="each connection holds a thread")
     def test_no_thread_and_two_descriptors_each(self, httpd, listen, ws):
         peer = listen()
-        clients = [ws(f"/tcp?{peer.port}") for _ in range(60)]
+        clients = [ws(f"/tcp?{peer.port}") for _ in range(20)]
         connections = [peer.accept() for _ in clients]
         for client, connection in zip(clients, connections):
             client.send(frame(BINARY, b"there"))

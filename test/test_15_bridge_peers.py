@@ -76,7 +76,14 @@ class TestRedis:
         path = httpd.root / "trail/redis"
         path.unlink(missing_ok=True)
         options = ["--port", 0, "--unixsocket", path, "--unixsocketperm", 777, "--save", "", "--appendonly", "no"]
-        with server("redis-server", *options, ready=path.exists, folder=tmp_path):
+
+        def answers():
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+                return True
+            return False
+
+        with server("redis-server", *options, ready=answers, folder=tmp_path):
             yield
 
     def test_lines(self, ws):
