@@ -397,11 +397,21 @@ impl Session {
     }
 
     /// Gives back what a large message left behind, for other connections to use; a driver calls it before the connection
-    /// rests.
+    /// rests. A message that has only begun does not keep the memory of a large one.
     #[inline]
     pub fn trim(&mut self) -> Option<Buffer> {
-        let gives = self.message.is_none() && self.buffer.capacity() > KEEP;
-        gives.then(|| core::mem::take(&mut self.buffer))
+        if self.buffer.capacity() <= KEEP {
+            return None;
+        }
+        let mut rest = Buffer::default();
+        if self.message.is_some() {
+            let len = self.buffer.len();
+            if len as u64 >= DIRECT || self.buffer.capacity() <= 2 * DIRECT as usize {
+                return None;
+            }
+            rest.extend(self.buffer.content());
+        }
+        Some(core::mem::replace(&mut self.buffer, rest))
     }
 }
 

@@ -37,6 +37,9 @@ from httpd import Httpd, echo, wait_until  # noqa: E402
 
 CONF = """
     LogLevel error
+    <Directory />
+        AllowOverride None
+    </Directory>
     <VirtualHost *:${TLS_PORT}>
         SSLEngine On
         SSLCertificateFile "${ROOT}/tls/cert.pem"
@@ -128,6 +131,8 @@ SCENARIOS = {
         messages(10, 2 * KIB, "json", deflate=True), ["module", "module, plain", "ws"],
     ),
 }
+# Another kind of scenario: what the protocol core takes, without a server.
+CORE = "core"
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -277,7 +282,14 @@ def figure(reports, name, key):
 
 def ratio(reports, name, over, key):
     """The median of the rounds' ratios."""
-    return statistics.median(a[key] / b[key] for a, b in zip(reports[name], reports[over]) if b[key])
+    ratios = [a[key] / b[key] for a, b in zip(reports[name], reports[over]) if b[key]]
+    return statistics.median(ratios) if ratios else float("nan")
+
+
+def judge(target, reports):
+    """The module's figure over the other's, and whether the target is met."""
+    value = ratio(reports, "module", target.over, target.figure)
+    return value, value <= target.most if target.most else value >= target.least
 
 
 def show(scenario, reports):
@@ -300,21 +312,43 @@ def show(scenario, reports):
         print("| " + " | ".join(cells) + " |")
     for target in scenario.targets:
         if target.over in reports:
-            value = ratio(reports, "module", target.over, target.figure)
-            met = value <= target.most if target.most else value >= target.least
+            value, met = judge(target, reports)
             print(f"\nTarget: {target.what}: **{value:.2f}**, {'met' if met else 'MISSED'}")
     print(flush=True)
 
 
+def summarise(results):
+    """One table: what the module does and takes, beside the others' processor time, and its targets."""
+    others = [name for name in ALL[1:] if any(name in reports for reports in results.values())]
+    columns = ["", "per second", "CPU s per million", *(f"CPU, × {name}" for name in others), "target"]
+    print("### Summary: below 1 the module takes less than the other\n")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for name, reports in results.items():
+        cells = [name, f"{figure(reports, 'module', RATE):,.0f}", f"{figure(reports, 'module', CPU):,.2f}"]
+        cells += [f"{ratio(reports, 'module', o, CPU):.2f}" if o in reports else "" for o in others]
+        verdicts = []
+        for target in SCENARIOS[name].targets:
+            if target.over in reports:
+                value, met = judge(target, reports)
+                verdicts.append(f"{target.what}: {value:.2f}{'' if met else ', **missed**'}")
+        print("| " + " | ".join([*cells, "; ".join(verdicts)]) + " |")
+    print()
+
+
 def main():
-    names = [name for name in os.environ.get("SCENARIOS", "").replace(",", " ").split() if name] or list(SCENARIOS)
-    unknown = [name for name in names if name not in SCENARIOS]
-    if unknown:
-        sys.exit(f"unknown: {', '.join(unknown)}; there are: {', '.join(SCENARIOS)}")
-    if len(os.sched_getaffinity(0)) < 2:
-        sys.exit("the benchmark needs two cores: one for the client, one for the servers")
     fetch_ws()
     enter_namespace()
+    names = [name for name in os.environ.get("SCENARIOS", "").replace(",", " ").split() if name] or [*SCENARIOS, CORE]
+    unknown = [name for name in names if name not in (*SCENARIOS, CORE)]
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}; there are: {', '.join([*SCENARIOS, CORE])}")
+    if CORE in names:
+        names.remove(CORE)
+        print(subprocess.run([BIN / "core"], capture_output=True, text=True, check=True).stdout, flush=True)
+    if not names:
+        return
+    if len(os.sched_getaffinity(0)) < 2:
+        sys.exit("the benchmark needs two cores: one for the client, one for the servers")
     set_up_network()
     os.environ["TEST_MPM"] = "event"
     OUT.mkdir(parents=True, exist_ok=True)
@@ -333,6 +367,7 @@ def main():
     for name in names:
         results[name] = measure(SCENARIOS[name], servers)
         show(SCENARIOS[name], results[name])
+    summarise(results)
     (OUT / "result.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"It took {time.monotonic() - started:.0f} s.")
 
