@@ -138,7 +138,7 @@ typedef struct {
  *        before each call. NULL in the last call.
  * @param framing_data A pointer of the framing's own for this connection, NULL at first. If it is
  *        not NULL when the connection ends there is a last call, with data NULL and length 0, to
- *        free what it points to.
+ *        free what it points to; a child process may end without it.
  * @param config The framing's configuration; NULL if there is none. It lives as long as the
  *        connection.
  * @return How many bytes, from the first one on, are a message; 0 to wait for more. A negative
