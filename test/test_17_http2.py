@@ -3,13 +3,15 @@
 import os
 import shutil
 import signal
+import threading
 import time
 import zlib
 
 import pytest
 from httpd import TIMED, TOP, debug, echo, location, wait_until
 from test_09_browser import devtools, page  # noqa: F401 (fixtures)
-from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Refused, close_frame, frame, random_text
+from test_14_bridge import ALLOW, Listener, bridge, random_bytes, read_exactly, read_messages, read_to_end
+from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Refused, close_frame, frame, random_text
 from ws_h2 import Connection, Stream
 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
@@ -593,3 +595,40 @@ class TestBrowser:
         )
         assert result == [f"socket {n}" for n in (1, 2, 3, 4)]
         assert {e.request for e in httpd.access("?several", 4)} == {"GET /echo?several HTTP/2.0"}
+
+
+@threaded
+class TestBridge:
+    """A peer instead of a plugin."""
+
+    CONF = SITE + bridge("/bridge", "tcp://127.0.0.1:%{QUERY_STRING}", ALLOW, "WebSocketBridgeFraming binary")
+
+    def test_both_ways_and_the_peers_end(self, h2):
+        with Listener() as listener:
+            stream = h2.websocket(f"/bridge?{listener.port}")
+            peer, data = listener.accept(), random_bytes(300_000)
+            stream.send(frame(BINARY, data[:1000], fin=False), frame(CONTINUATION, data[1000:2000]))
+            assert read_exactly(peer, 2000) == data[:2000]
+            sender = threading.Thread(target=peer.sendall, args=(data,))
+            sender.start()
+            assert read_messages(stream, len(data)) == data
+            sender.join()
+            peer.close()
+            stream.expect_close(1000)
+        works(h2.websocket())
+
+    def test_the_clients_end(self, h2):
+        with Listener() as listener:
+            stream = h2.websocket(f"/bridge?{listener.port}")
+            peer = listener.accept()
+            stream.send(frame(BINARY, b"the last"), close_frame(1000))
+            assert read_to_end(peer) == b"the last"
+            peer.close()
+            stream.expect_close(1000, reply=False)
+
+    def test_a_peer_that_refuses(self, httpd, h2):
+        with Listener() as listener:
+            port = listener.port
+        httpd.expect_log("WS05")
+        assert Stream(h2).ask(f"/bridge?{port}").status == 502
+        works(h2.websocket())
