@@ -445,7 +445,8 @@ class TestPressure:
         sender.start()
         wait_until(lambda: (n := len(sent), time.sleep(0.5))[0] == len(sent) and n, 20, "a pause")
         assert len(sent) < count, "nothing held the client up"
-        assert httpd.memory(child) - before < 20_000
+        # Of 90 MB: two queues that may be half full, and the memory that a thread keeps for large messages.
+        assert httpd.memory(child) - before < 40_000
         for n in range(count):
             assert read_exactly(connection, 0) == b""
             got = bytearray()

@@ -583,6 +583,8 @@ class TestCommand:
                     "TMPDIR": str(temporary), **dict(environment),
                 },
                 cwd=folder, stderr=stderr, text=True, start_new_session=True,
+                # Tests in the background have it ignored, and a shell cannot trap what it finds ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             process.port, process.temporary = port, temporary
             started.append(process)

@@ -61,12 +61,12 @@ def works(stream, text="works"):
     stream.expect(TEXT, text)
 
 
-def settle(connection, streams=32):
+def settle(connection, streams=64):
     """Has mod_http2 run `streams` streams of the connection at once. It begins with 6, and doubles
     that with each request that ends well, but not more often than all 100 ms."""
     limit = 6
     while limit < streams:
-        time.sleep(0.11)
+        time.sleep(0.2)
         assert connection.get()[0] == 200
         limit *= 2
 
