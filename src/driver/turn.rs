@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     buffer::Buffer,
-    endpoint::{Endpoint, Relayed},
+    endpoint::{Endpoint, Peer, Relayed},
     journal::Level,
     outbox::{Outbox, State},
     proto::{Violation, close, frame::Opcode},
@@ -125,8 +125,8 @@ const NO_PEER: Relayed = Relayed { again: false, paused: false, settled: true };
 
 /// Whether reading from the client should pause: too much waits for it, or for the peer. When the conversation is over
 /// nothing goes to the peer any more.
-fn is_crowded(outbox: &Outbox, endpoint: &dyn Endpoint) -> bool {
-    let peer = || endpoint.peer().is_some_and(|peer| peer.is_crowded());
+fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
+    let peer = || peer.is_some_and(|peer| peer.is_crowded());
     outbox.is_crowded() || peer() && outbox.state() <= State::Open
 }
 
@@ -169,7 +169,7 @@ impl Turn {
         loop {
             let read = match self.input {
                 Input::Waiting => readable,
-                Input::Paused => !is_crowded(outbox, endpoint),
+                Input::Paused => !is_crowded(outbox, peer),
                 Input::Over => false,
             };
             if read {
@@ -189,7 +189,7 @@ impl Turn {
             if flushed == Flushed::More || paused || relayed.again {
                 return Ok(Outcome::Again);
             }
-            if !relay && (self.input != Input::Paused || is_crowded(outbox, endpoint)) {
+            if !relay && (self.input != Input::Paused || is_crowded(outbox, peer)) {
                 if let Some(buffer) = self.session.trim() {
                     buffers.keep(buffer);
                 }
@@ -262,7 +262,7 @@ impl Turn {
             // Reading on before answering would let a client fill our memory with answers.
             lane.flush()?;
             *reads -= 1;
-            if *reads == 0 || is_crowded(&lane.outbox, endpoint) {
+            if *reads == 0 || is_crowded(&lane.outbox, endpoint.peer()) {
                 return Ok(Input::Paused);
             }
         }
@@ -271,7 +271,7 @@ impl Turn {
     /// Lets the session make events of `input`, and handles them. `false` if too much waits for the client: then the
     /// rest of the input is kept for later.
     fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) -> bool {
-        let mut at = 0;
+        let (peer, mut at) = (endpoint.peer(), 0);
         loop {
             let progress = match self.session.feed(&mut input[at..]) {
                 Ok(progress) => progress,
@@ -286,7 +286,7 @@ impl Turn {
             if at == input.len() {
                 return true;
             }
-            if is_crowded(outbox, endpoint) {
+            if is_crowded(outbox, peer) {
                 self.unread = input[at..].to_vec();
                 return false;
             }
