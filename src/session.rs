@@ -352,11 +352,11 @@ impl Session {
         Ok(Taken::Assembled(kind))
     }
 
-    /// Where the next bytes belong, if they are the middle of a large frame: a driver that reads into it tells so with
+    /// Where the next bytes belong, if they are the middle of a large data frame: a driver that reads into it tells so with
     /// [`filled`](Self::filled), and has them neither copied nor cut. It may as well read elsewhere and call
     /// [`feed`](Self::feed).
     pub fn room(&mut self) -> Option<&mut [u8]> {
-        let missing = self.deframer.missing();
+        let missing = self.deframer.missing_data();
         let message = self.message.as_ref()?;
         if missing < DIRECT || message.compressed || self.phase != Phase::Frames {
             return None;
@@ -573,6 +573,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_a_data_frame_is_read_straight_into_its_message() {
+        let limits = Limits { version: Version::V13, max_message: 1000, allow_reserved: false };
+        let mut session = Session::new(limits, None);
+        // The first fragment of a text, then the header of a Ping and half of its payload.
+        let mut bytes = [&b"\x01\x82\0\0\0\0\xce\xba\x89\xfd\0\0\0\0"[..], &[0xff; 60]].concat();
+        assert_eq!(session.feed(&mut bytes), Ok(Progress { consumed: 74, event: None }));
+        assert!(session.room().is_none());
+        let ping =
+            session.feed(&mut [0xff; 65]).map(|p| p.event == Some(Event::Ping(&[0xff; 125])));
+        assert_eq!(ping, Ok(true));
+        // The last fragment, which is as long.
+        let mut bytes = [&b"\x80\xfd\0\0\0\0"[..], &[b'k'; 60]].concat();
+        assert_eq!(session.feed(&mut bytes), Ok(Progress { consumed: 66, event: None }));
+        session.room().expect("room for 65 bytes")[..65].fill(b'k');
+        let text = [&b"\xce\xba"[..], &[b'k'; 125]].concat();
+        let whole = session.filled(65).map(|event| event.map(|event| owned(event, &limits)));
+        assert_eq!(whole, Ok(Some((1, text))));
     }
 
     #[test]

@@ -207,9 +207,10 @@ impl Deframer {
         self.current.is_none() && self.partial_len == 0
     }
 
-    /// How much of the current frame's payload has not arrived.
-    pub fn missing(&self) -> u64 {
-        self.current.map_or(0, |(_, missing)| missing)
+    /// How much of the current data frame's payload has not arrived; 0 between frames and within a control frame.
+    pub fn missing_data(&self) -> u64 {
+        let data = self.current.filter(|(header, _)| !header.opcode.is_control());
+        data.map_or(0, |(_, missing)| missing)
     }
 
     /// Takes the next piece out of `input`: how many bytes it consumed, and the piece if there is one.
