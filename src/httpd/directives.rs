@@ -597,6 +597,8 @@ fn choice<T: Copy>(words: &[&str], choices: &[(&str, T)]) -> Result<T, String> {
 /// What one section of the configuration (server, Directory, Location, .htaccess file) sets.
 #[derive(Clone, Default)]
 pub(super) struct Section {
+    /// A directive has been read into it.
+    is_set: bool,
     pub(super) settings: Settings,
     pub(super) plugin: Option<Arc<Plugin>>,
     /// Where the bridge's peers come from. A section has one of the two at most.
@@ -829,6 +831,7 @@ unsafe fn set(
         };
         let words: Vec<Cow<'_, str>> = words.iter().filter_map(word).collect();
         let words: Vec<&str> = words.iter().map(|word| &**word).collect();
+        section.is_set = true;
         let Err(message) = setter(Parms(parms), section, &words) else { return ptr::null() };
         // SAFETY: the directive's name is of static life.
         let name = unsafe { CStr::from_ptr((*parms.cmd).name) }.to_string_lossy();
@@ -875,7 +878,8 @@ pub(super) unsafe extern "C" fn create_dir(
     boundary(ptr::null_mut(), || register(pool, Section::default()))
 }
 
-/// Merges an outer section with one inside it.
+/// Merges an outer section with one inside it. If one of them sets nothing the result is the other one itself, as most often:
+/// httpd merges several times per request.
 pub(super) unsafe extern "C" fn merge_dir(
     pool: *mut sys::apr_pool_t,
     outer: *mut c_void,
@@ -883,11 +887,19 @@ pub(super) unsafe extern "C" fn merge_dir(
 ) -> *mut c_void {
     boundary(ptr::null_mut(), || {
         // SAFETY: httpd passes sections that create_dir or merge_dir made; while sections are merged nobody writes
-        // to them (R4).
-        let (outer, inner) = unsafe { (&*outer.cast::<Section>(), &*inner.cast::<Section>()) };
-        let has_endpoint = inner.plugin.is_some() || inner.bridge.is_some();
-        let Section { plugin, bridge, .. } = if has_endpoint { inner } else { outer }.clone();
-        register(pool, Section { settings: outer.settings.merge(&inner.settings), plugin, bridge })
+        // to them (R4). What is given back lives as long as the result has to: both sections outlive the request, or
+        // are of the configuration as the result is.
+        let (outside, inside) = unsafe { (&*outer.cast::<Section>(), &*inner.cast::<Section>()) };
+        if !inside.is_set {
+            return outer;
+        }
+        if !outside.is_set {
+            return inner;
+        }
+        let has_endpoint = inside.plugin.is_some() || inside.bridge.is_some();
+        let Section { plugin, bridge, .. } = if has_endpoint { inside } else { outside }.clone();
+        let settings = outside.settings.merge(&inside.settings);
+        register(pool, Section { is_set: true, settings, plugin, bridge })
     })
 }
 

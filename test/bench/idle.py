@@ -4,8 +4,8 @@ For each MPM and each home of a connection a server is started, connections are 
 them echoes once, and all are closed. The result is a table. The environment is that of the tests (see
 ../httpd.py); `--help` lists the options. Memory is the proportional share of all children, from the kernel.
 
-Beside the suspended connections stand two homes that are httpd's alone: TLS connections that are kept alive after a
-request, and those whose request a module suspends and forgets (mod_idle.c).
+Beside the suspended connections stand homes that are httpd's alone: TLS connections that are kept alive after a
+request, and connections whose request a module answers, suspends and forgets (mod_idle.c).
 """
 
 import argparse
@@ -25,7 +25,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "test"))
 os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 
-from httpd import Httpd, echo, wait_until  # noqa: E402
+from httpd import Httpd, echo, location, wait_until  # noqa: E402
 from ws_frame import EXAMPLE_KEY, TEXT, frame  # noqa: E402
 
 # One child as it comes, for detached and suspended connections; as many threads or processes as connections otherwise.
@@ -92,9 +92,11 @@ class Home(NamedTuple):
 
 HOMES = [
     Home("detached"),
+    Home("suspended (ws, the plugin keeps the request)", mpms=("event",), path="/request"),
     Home("suspended (wss)", tls=True, mpms=("event",)),
     Home("blocking (ws)", detach="Off", threads=True),
     Home("blocking (wss)", tls=True, detach="Off", threads=True),
+    Home("httpd: http, suspended", mpms=("event",), path="/idle"),
     Home("httpd: https, suspended", tls=True, mpms=("event",), path="/idle"),
     Home("httpd: https, kept alive", tls=True, mpms=("event",), path="/index.html"),
 ]
@@ -204,9 +206,11 @@ def measure(mpm, home, count):
     if home.tls:
         cert = httpd.certificate()
         conf += TLS.format(cert=cert, key=cert.parent / "key.pem") + "SSLSessionCache none\n"
+    if home.path == "/request":
+        conf += location("/request", "${PLUGINS}/request.so", "request_init")
     if home.path == "/idle":
         conf += mod_idle(httpd)
-    echoes = home.path == "/echo"
+    echoes = home.path in ("/echo", "/request")
     forgotten = home.path == "/idle"  # nobody ends them
     httpd.start(conf)
     try:
@@ -251,7 +255,7 @@ def main():
     parser.add_argument("--home", default="", help="those whose name contains it: " + ", ".join(h.name for h in HOMES))
     parser.add_argument("--connections", type=words, default=["1000", "10000", "19000"])
     parser.add_argument("--most-threads", type=int, default=1000, help="no more connections than that on threads")
-    parser.add_argument("--most-tls", type=int, default=10000, help="no more connections than that over TLS")
+    parser.add_argument("--most-suspended", type=int, default=10000, help="nor than that suspended or kept alive")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -260,7 +264,9 @@ def main():
         for home in HOMES:
             if mpm not in home.mpms or options.home not in home.name:
                 continue
-            most = min(hard - 500, options.most_threads if home.threads else options.most_tls if home.tls else hard)
+            most = min(hard - 500, options.most_threads if home.threads else hard)
+            if home.tls or home.path != "/echo":
+                most = min(most, options.most_suspended)
             for count in map(int, options.connections):
                 if count <= most:
                     print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)
