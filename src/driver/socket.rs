@@ -57,18 +57,21 @@ pub struct Plain {
     socket: Arc<Socket>,
     /// Read before the socket itself.
     early: Vec<u8>,
+    /// The socket has not been read since it was shown to be ready: what was read so far were early bytes.
+    unread: bool,
 }
 
 impl Plain {
     /// Reads `early` and then `socket`.
     pub fn new(socket: Arc<Socket>, early: Vec<u8>) -> Self {
-        Self { socket, early }
+        Self { socket, early, unread: true }
     }
 }
 
 impl Transport for Plain {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.early.is_empty() {
+            self.unread = false;
             return self.socket.read(buffer);
         }
         Ok(take_front(&mut self.early, buffer))
@@ -83,7 +86,7 @@ impl Transport for Plain {
     }
 
     fn holds_input(&self) -> bool {
-        !self.early.is_empty()
+        self.unread
     }
 
     fn socket(&self) -> Option<Arc<Socket>> {
@@ -104,4 +107,24 @@ pub fn take_front(early: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
         *early = Vec::new();
     }
     n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn early_bytes_do_not_stand_for_those_in_the_socket() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut plain = Plain::new(Arc::new(Socket::new(ours.into()).unwrap()), b"early".to_vec());
+        theirs.write_all(b"late").unwrap();
+        let mut buffer = [0; 64];
+        assert_eq!(plain.read(&mut buffer).unwrap(), 5);
+        // A single event has told of both; a driver that stopped here would never hear of the rest.
+        assert!(plain.holds_input());
+        assert_eq!(plain.read(&mut buffer).unwrap(), 4);
+        assert_eq!(&buffer[..4], b"late");
+        assert!(!plain.holds_input());
+    }
 }
