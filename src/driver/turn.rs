@@ -178,6 +178,11 @@ impl Turn {
             }
             let relayed = peer.map_or(NO_PEER, |peer| peer.relay(&mut buffers.input));
             let (flushed, _) = lane.flush()?;
+            // The last read may have taken all there was, and too much for those who have to take it on.
+            let waits = flushed != Flushed::Done || peer.is_some();
+            if self.input == Input::Waiting && waits && is_crowded(outbox, peer) {
+                self.input = Input::Paused;
+            }
             let over = self.input == Input::Over || outbox.state() == State::Closed;
             if flushed == Flushed::Done && over && relayed.settled {
                 return Ok(Outcome::Over);
