@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::{
-    Transport,
     clocks::{Clocks, Sight, Verdict},
     lane::Lane,
     service::STOP_TIMEOUT,
@@ -36,12 +35,12 @@ const HASTE: Duration = Duration::from_millis(100);
 const PARTING: Duration = Duration::from_secs(1);
 
 /// The thread's part of a connection that other threads, and callbacks on this one, reach through the outbox.
-struct Blocking<T> {
-    lane: Lane<T>,
+struct Blocking {
+    lane: Lane,
     waker: Waker,
 }
 
-impl<T: Transport> Carrier for Blocking<T> {
+impl Carrier for Blocking {
     fn wake(&self) {
         self.waker.wake();
     }
@@ -64,34 +63,38 @@ pub struct Ended {
     pub lost: bool,
 }
 
-/// Serves a connection until its conversation is over, and calls `closed` of its endpoint.
+/// Serves a connection until its conversation is over, and calls `closed` of its endpoint. Without a descriptor for the
+/// wake-up it is lost at once.
 ///
 /// `stop`, or one of `signals` where the MPM handles them on this thread, ends it with Close 1001: at once, or at its
 /// moment of a drain.
-pub fn serve<T: Transport + 'static>(
-    lane: Lane<T>,
-    waker: Waker,
+pub fn serve(
+    lane: Lane,
     session: Session,
     endpoint: &dyn Endpoint,
     patience: Patience,
     stop: &Stop,
     signals: Option<&Signals>,
 ) -> Ended {
-    let blocking = Arc::new(Blocking { lane, waker });
-    let carrier: Arc<dyn Carrier> = blocking.clone();
-    let outbox = &*blocking.lane.outbox;
-    let entry = stop.enter(&carrier);
-    let weak: Weak<dyn Carrier> = Arc::downgrade(&carrier);
-    outbox.open(weak);
-    outbox.own();
+    let outbox = lane.outbox.clone();
     let mut turn = Turn::new(session);
-    let result = turns(&blocking, &mut turn, endpoint, patience, &entry, signals);
+    let blocking = Waker::new().map(|waker| Arc::new(Blocking { lane, waker }));
+    let result = match &blocking {
+        Ok(blocking) => {
+            let carrier: Arc<dyn Carrier> = blocking.clone();
+            let entry = stop.enter(&carrier);
+            let weak: Weak<dyn Carrier> = Arc::downgrade(&carrier);
+            outbox.open(weak);
+            outbox.own();
+            turns(blocking, &mut turn, endpoint, patience, &entry, signals)
+        }
+        Err(e) => Err(io::Error::other(format!("no descriptor for its wake-up: {e}"))),
+    };
     if let Err(error) = &result {
         let line = format_args!("WS0302: the connection is lost: {error}");
         outbox.journal().write(Level::Info, line);
     }
     outbox.end("the connection is over");
-    drop(entry);
     endpoint.closed();
     if let (Some(peer), false) = (endpoint.peer(), stop.ending() == Ending::Stop) {
         part(peer);
@@ -108,8 +111,8 @@ fn part(peer: &dyn Peer) {
     }
 }
 
-fn turns<T: Transport>(
-    blocking: &Blocking<T>,
+fn turns(
+    blocking: &Blocking,
     turn: &mut Turn,
     endpoint: &dyn Endpoint,
     mut patience: Patience,

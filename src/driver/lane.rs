@@ -16,12 +16,12 @@ use super::{
 use crate::outbox::Outbox;
 
 /// A transport with what its outbox needs to be written.
-pub struct Lane<T> {
+pub struct Lane {
     pub(super) outbox: Arc<Outbox>,
     /// `Some` if the outbox writes by itself.
     pub(super) socket: Option<Arc<Socket>>,
     descriptor: RawFd,
-    io: Mutex<Io<T>>,
+    io: Mutex<Io>,
 }
 
 /// What a flush came to.
@@ -35,15 +35,15 @@ pub enum Flushed {
     More,
 }
 
-struct Io<T> {
-    transport: T,
+struct Io {
+    transport: Box<dyn Transport>,
     /// Bytes taken from the outbox, where the driver writes.
     taken: Vec<u8>,
     /// How many of `taken` are written.
     written: usize,
 }
 
-impl<T: Transport> Io<T> {
+impl Io {
     /// Writes what waits now, until the transport would block; and whether anything has left.
     fn flush(&mut self, outbox: &Outbox) -> io::Result<(Flushed, bool)> {
         let mut progress = false;
@@ -78,9 +78,9 @@ impl<T: Transport> Io<T> {
     }
 }
 
-impl<T: Transport> Lane<T> {
+impl Lane {
     /// The lane of a connection whose handshake is answered.
-    pub fn new(transport: T, outbox: Arc<Outbox>) -> Self {
+    pub fn new(transport: Box<dyn Transport>, outbox: Arc<Outbox>) -> Self {
         let (socket, descriptor) = (transport.socket(), transport.descriptor());
         let io = Mutex::new(Io { transport, taken: Vec::new(), written: 0 });
         Self { outbox, socket, descriptor, io }
@@ -98,7 +98,7 @@ impl<T: Transport> Lane<T> {
     }
 
     /// Only the thread at work locks it, around a single call that does not block, so it is always free.
-    fn io(&self) -> MutexGuard<'_, Io<T>> {
+    fn io(&self) -> MutexGuard<'_, Io> {
         self.io.lock().unwrap_or_else(|e| e.into_inner())
     }
 

@@ -59,33 +59,3 @@ pub trait Transport: Send {
         None
     }
 }
-
-impl Transport for Box<dyn Transport> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (**self).read(buffer)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (**self).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<bool> {
-        (**self).flush()
-    }
-
-    fn holds_input(&self) -> bool {
-        (**self).holds_input()
-    }
-
-    fn socket(&self) -> Option<Arc<socket::Socket>> {
-        (**self).socket()
-    }
-
-    fn descriptor(&self) -> RawFd {
-        (**self).descriptor()
-    }
-
-    fn retry(&self) -> Option<Duration> {
-        (**self).retry()
-    }
-}

@@ -22,7 +22,6 @@ use std::{
 };
 
 use super::{
-    Transport,
     blocking::{act, peer_patience},
     clocks::{Clocks, Sight},
     epoll::{Epoll, Events, Flags},
@@ -120,7 +119,7 @@ pub trait Host: Send {
 /// A connection that is handed to the service.
 pub struct Guest {
     /// Its bytes.
-    pub lane: Lane<Box<dyn Transport>>,
+    pub lane: Lane,
     /// What it has been told so far.
     pub session: Session,
     /// What its messages are for.
@@ -194,7 +193,7 @@ struct Seated {
     flags: AtomicU32,
     /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages.
     heard: AtomicU8,
-    lane: Lane<Box<dyn Transport>>,
+    lane: Lane,
     endpoint: Box<dyn Endpoint>,
     patience: Patience,
     clocks: Mutex<Clocks>,
@@ -793,14 +792,20 @@ impl Seated {
         let (service, descriptor) = (self.service, self.lane.descriptor());
         let farewell = Farewell { summary: outbox.summary(), received: turn.received() };
         service.add_to_past(&farewell);
-        service.epoll.remove(descriptor);
-        let lingers = host.farewell(&farewell, lost);
-        if lingers && service.epoll.add(descriptor, self.token).is_ok() {
-            self.linger(service.start.elapsed() + LINGER, host, buffers)
-        } else {
-            self.leave(host);
-            false
+        // A descriptor of httpd's may be closed, and its number in use again, when the farewell is over.
+        let own = self.lane.socket.is_some();
+        if !own {
+            service.epoll.remove(descriptor);
         }
+        let lingers = host.farewell(&farewell, lost);
+        if lingers && (own || service.epoll.add(descriptor, self.token).is_ok()) {
+            return self.linger(service.start.elapsed() + LINGER, host, buffers);
+        }
+        if own {
+            service.epoll.remove(descriptor);
+        }
+        self.leave(host);
+        false
     }
 
     /// Reads what the client still sends, to nobody, until it ends the stream: closing before that could make

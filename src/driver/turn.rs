@@ -4,10 +4,7 @@
 
 use std::io;
 
-use super::{
-    Transport,
-    lane::{Flushed, Lane},
-};
+use super::lane::{Flushed, Lane};
 use crate::{
     buffer::Buffer,
     endpoint::{Endpoint, Peer, Relayed},
@@ -155,9 +152,9 @@ impl Turn {
 
     /// Runs a turn. `readable` says that the descriptor shows something to read, and `to_the_end` that the end of
     /// the stream, or an error, is among it, so that a short read must not end the turn.
-    pub fn run<T: Transport>(
+    pub fn run(
         &mut self,
-        lane: &Lane<T>,
+        lane: &Lane,
         endpoint: &dyn Endpoint,
         (readable, to_the_end): (bool, bool),
         buffers: &mut Buffers,
@@ -205,9 +202,9 @@ impl Turn {
     }
 
     /// Reads and handles what has arrived.
-    fn read<T: Transport>(
+    fn read(
         &mut self,
-        lane: &Lane<T>,
+        lane: &Lane,
         endpoint: &dyn Endpoint,
         reads: &mut u32,
         buffers: &mut Buffers,

@@ -32,7 +32,7 @@ use crate::{
         lane::Lane,
         service::{Farewell, Guest, Host},
         socket::{Plain, Socket},
-        wait::{Signals, Waker},
+        wait::Signals,
     },
     endpoint::Endpoint,
     journal::Level,
@@ -206,7 +206,6 @@ struct Upgrade {
     socket: Option<Arc<Socket>>,
     /// The same bytes as httpd sees them.
     filters: Filters,
-    waker: Waker,
     patience: Patience,
     deflate: Option<(Params, Reserved<'static>)>,
     /// The connection's places under the limits.
@@ -265,7 +264,6 @@ impl Upgrade {
             outbox: Arc::new(outbox),
             socket,
             filters,
-            waker: Waker::new()?,
             patience,
             deflate,
             counted,
@@ -310,7 +308,7 @@ impl Upgrade {
         // SAFETY: the connection is the request's own (wrap::R1).
         unsafe { filters::remove_obstacles(r.connection()) };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
-        let Self { outbox, session, socket, mut filters, waker, patience, .. } = self;
+        let Self { outbox, session, socket, mut filters, patience, .. } = self;
         let Self { deflate, counted, signals, .. } = self;
         let proved = opening.proof.map_or(Ok(()), |proof| filters.write_all(&proof));
         let take = |()| take_early_bytes(&mut filters, r.connection(), socket.is_some());
@@ -331,49 +329,40 @@ impl Upgrade {
         // SAFETY: the connection is the request's own (wrap::R1).
         let can_suspend = unsafe { suspend::is_possible(connection) };
         let service = ending::service().filter(|_| detach != Detach::Off);
-        match (service, socket.zip(early)) {
-            (Some(service), Some((socket, early))) if !keeps_request => {
+        let plain = socket.zip(early);
+        let transport: Box<dyn Transport> = match plain {
+            Some((socket, early)) => Box::new(Plain::new(socket, early)),
+            None => Box::new(filters),
+        };
+        let own = transport.socket();
+        let lane = Lane::new(transport, outbox.clone());
+        match (service, own) {
+            (Some(service), Some(socket)) if !keeps_request => {
                 endpoint.forget_request();
                 let record = Some(Record::of(r, headers));
-                let host = Box::new(Detached { record, socket: socket.clone(), reserve });
-                let plain: Box<dyn Transport> = Box::new(Plain::new(socket, early));
-                let lane = Lane::new(plain, outbox);
+                let host = Box::new(Detached { record, socket, reserve });
                 // SAFETY: the connection is the request's own (wrap::R1).
                 unsafe { super::mark_detached(connection) };
                 r.set(Table::Env, ENV_OPEN, c"1");
                 service.adopt(Guest { lane, session, endpoint, patience, host });
                 sys::HOOK_OK
             }
-            (Some(_), plain) if can_suspend => {
-                let host = Box::new(Suspended::new(r, reserve, plain.is_some()));
-                let transport: Box<dyn Transport> = match plain {
-                    Some((socket, early)) => Box::new(Plain::new(socket, early)),
-                    None => Box::new(filters),
-                };
-                let lane = Lane::new(transport, outbox);
+            (Some(_), own) if can_suspend => {
+                let host = Box::new(Suspended::new(r, reserve, own.is_some()));
                 // SAFETY: the connection is the request's own (wrap::R1), and its guest.
                 unsafe {
                     suspend::park(connection, Guest { lane, session, endpoint, patience, host })
                 };
                 sys::SUSPENDED
             }
-            (_, Some((socket, early))) => {
-                let lane = Lane::new(Plain::new(socket, early), outbox.clone());
+            (_, own) => {
                 let held = signals.as_ref();
-                let ended =
-                    blocking::serve(lane, waker, session, &*endpoint, patience, &STOP, held);
+                let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
                 let summary = outbox.summary();
-                super::count_bytes(connection, ended.received, summary.bytes_out);
+                if own.is_some() {
+                    super::count_bytes(connection, ended.received, summary.bytes_out);
+                }
                 finish(r, &summary, ended.lost);
-                release_after_log(r, signals);
-                sys::HOOK_OK
-            }
-            (_, None) => {
-                let lane = Lane::new(filters, outbox.clone());
-                let held = signals.as_ref();
-                let ended =
-                    blocking::serve(lane, waker, session, &*endpoint, patience, &STOP, held);
-                finish(r, &outbox.summary(), ended.lost);
                 release_after_log(r, signals);
                 sys::HOOK_OK
             }
