@@ -46,6 +46,24 @@ MPM_SETTINGS = """
         MaxSpareThreads 256
     </IfModule>
 """
+# One child, with as many threads as Debian gives it; prefork may start others while that one ends.
+ONE_CHILD = """
+    <IfModule mpm_prefork_module>
+        ServerLimit 8
+        MaxRequestWorkers 1
+        StartServers 1
+        MinSpareServers 1
+        MaxSpareServers 8
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 1
+        MaxRequestWorkers 25
+        ThreadsPerChild 25
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads 25
+    </IfModule>
+"""
 SUSPICIOUS = re.compile(r"\[[\w-]*:(warn|error|crit|alert|emerg)\]|segfault|exit signal|panicked")
 MACHINE = re.compile("AH01882")  # mod_ssl does not like the installed OpenSSL's number
 # Advice about settings of the MPM, which tests choose as it suits them; TestAdvice reads it.

@@ -13,28 +13,11 @@ import threading
 import time
 
 import pytest
-from httpd import DETACHED, TIMED, debug, echo, wait_until
-from ws_frame import CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
+from httpd import DETACHED, ONE_CHILD, TIMED, debug, echo, wait_until
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
 DETACH = "WebSocketDetach Auto\nWebSocketPluginCalls Parallel\n"
-ONE_CHILD = """
-    <IfModule mpm_prefork_module>
-        ServerLimit 8
-        MaxRequestWorkers 1
-        StartServers 1
-        MinSpareServers 1
-        MaxSpareServers 8
-    </IfModule>
-    <IfModule !mpm_prefork_module>
-        ServerLimit 1
-        MaxRequestWorkers 25
-        ThreadsPerChild 25
-        StartServers 1
-        MinSpareThreads 1
-        MaxSpareThreads 25
-    </IfModule>
-"""
 
 
 def says(client, text="are you there"):
@@ -182,6 +165,27 @@ class TestBlockedPlugin:
 
 
 @TIMED
+class TestSlowReader:
+    CONF = DETACH + "WebSocketThreads 1\nWebSocketSendQueueLimit 400k\n" + ONE_CHILD + echo()
+
+    def test_it_is_not_read_from_before_its_echo_has_to_wait(self, ws):
+        """Though each of its messages is all that there is to read: the only thread stays free for others."""
+        slow, other = ws("/echo", rcvbuf=4096), ws("/echo")
+        message, sent = os.urandom(16_000), 0
+        slow.sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            while sent < 3000:
+                slow.send(frame(BINARY, message))
+                sent += 1
+                time.sleep(0.001)
+        for _ in range(20):
+            start = time.monotonic()
+            says(other)
+            assert time.monotonic() - start < 0.5
+        for _ in range(sent):
+            slow.expect(BINARY, message)
+
+
 class TestEndWhileBlocked:
     """All threads are blocked for long when the child goes down."""
 

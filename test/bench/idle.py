@@ -25,27 +25,10 @@ TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "test"))
 os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 
-from httpd import Httpd, echo, location, wait_until  # noqa: E402
+from httpd import ONE_CHILD, Httpd, echo, location, wait_until  # noqa: E402
 from ws_frame import EXAMPLE_KEY, TEXT, frame  # noqa: E402
 
-# One child as it comes, for detached and suspended connections; as many threads or processes as connections otherwise.
-ONE_CHILD = """
-    <IfModule mpm_prefork_module>
-        ServerLimit 8
-        MaxRequestWorkers 1
-        StartServers 1
-        MinSpareServers 1
-        MaxSpareServers 8
-    </IfModule>
-    <IfModule !mpm_prefork_module>
-        ServerLimit 1
-        MaxRequestWorkers 25
-        ThreadsPerChild 25
-        StartServers 1
-        MinSpareThreads 1
-        MaxSpareThreads 25
-    </IfModule>
-"""
+# One child as it comes serves detached and suspended connections; others need a thread or a process each.
 MANY_THREADS = """
     <IfModule mpm_prefork_module>
         ServerLimit {more}

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from httpd import MACHINE, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
-from talk import Churn, Tally  # noqa: E402
+from talk import Churn, Crowd, Tally  # noqa: E402
 from ws_frame import TEXT, Client, frame  # noqa: E402
 
 RESTART = 10.0  # seconds from one graceful restart to the next
@@ -34,6 +35,8 @@ OLD = 30.0  # seconds within which the children before a restart are gone, even 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
 CLIENTS = 12 if PREFORK else 32
+# TLS connections that are open at the same time, before the churn: suspended ones, which only event has.
+CROWD = (20, 50) if os.environ.get("TEST_MPM", "event") == "event" else (0, 0)  # threads of the client's, connections each
 PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
 SITE = (
     f"""
@@ -79,6 +82,7 @@ SITE = (
     + echo()
     + location("/threads", "${PLUGINS}/threads.so", "threads_init")
     + location("/probe", "${PLUGINS}/probe.so", "probe_init")
+    + echo("/crowd", "WebSocketMaxConnections Off", "WebSocketPingInterval Off", "WebSocketIdleTimeout Off")
     + echo("/held/echo", "WebSocketDetach Off")
     + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
 )
@@ -185,6 +189,19 @@ def warm(httpd):
                 client.expect(TEXT, "warm")
 
 
+def crowd(httpd, options, tally):
+    """Many TLS connections at once."""
+    threads, size = CROWD
+    together = threading.Barrier(max(threads, 1), timeout=120)
+    clients = [Crowd(httpd, options.seed * 1000 + 500 + n, size, together, tally) for n in range(threads)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(180)
+        if thread.is_alive():
+            tally.surprise(f"a client is stuck: {thread}")
+
+
 def restart(httpd, tally):
     """Restarts gracefully; the children of before have to go."""
     began = time.monotonic()
@@ -283,6 +300,7 @@ def run(options):
         httpd.start(SITE)
     try:
         warm(httpd)
+        crowd(httpd, options, tally)
         before = level(httpd)
         longest, slowest = churn(httpd, sanitizer, options, tally)
         print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
@@ -315,6 +333,8 @@ def main():
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mpm = os.environ.get("TEST_MPM", "event")
     print(f"soak: {mpm}, {options.time:g} s, {options.clients} clients, seed {options.seed}", flush=True)
     wrong = run(options)

@@ -5,6 +5,7 @@ only with the server's Close 1001 (a restart, an idle connection). What breaks t
 """
 
 import collections
+import contextlib
 import random
 import socket
 import ssl
@@ -313,6 +314,35 @@ class Churn(threading.Thread):
             sock.close()
 
 
+class Crowd(Churn):
+    """Holds many TLS connections at once, on which it talks in turns before each ends in one of the ways there are."""
+
+    def __init__(self, httpd, seed, size, together, tally):
+        super().__init__(httpd, seed, threading.Event(), tally)
+        self.size, self.together = size, together
+
+    def converse(self, part):
+        self.stop.set()  # once
+        random = self.random
+        part.append("crowd")
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for _ in range(self.size):
+                client = Talker(self.httpd.tls_port, tls=self.context, timeout=60, source=self.source)
+                clients.append(stack.enter_context(client))
+                client.greet("/crowd", random.choice((None, EXTENSION)))
+            self.together.wait()
+            for _ in range(3 * self.size):
+                act = random.choice((self.message, self.message, self.fragments, self.ping))
+                act(random.choice(clients))
+            self.together.wait()
+            self.tally.note("in a crowd", self.size)
+            for client in clients:
+                end = random.choice((self.close, self.vanish, self.reset, self.half_close, self.torn_frame, self.violation))
+                with contextlib.suppress(OSError, EOFError):
+                    end(client)
+
+
 class Tally:
     """What the conversations have met."""
 
@@ -320,9 +350,9 @@ class Tally:
         self.lock = threading.Lock()
         self.counts, self.surprises = collections.Counter(), []
 
-    def note(self, what):
+    def note(self, what, times=1):
         with self.lock:
-            self.counts[what] += 1
+            self.counts[what] += times
 
     def surprise(self, what):
         print(f"soak: {what}", file=sys.stderr, flush=True)
