@@ -35,7 +35,7 @@ OLD = 30.0  # seconds within which the children before a restart are gone, even 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
 CLIENTS = 12 if PREFORK else 32
-# TLS connections that are open at the same time, before the churn: suspended ones, which only event has.
+# TLS connections that are open at the same time, after the churn: suspended ones, which only event has.
 CROWD = (20, 50) if os.environ.get("TEST_MPM", "event") == "event" else (0, 0)  # threads of the client's, connections each
 PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
 SITE = (
@@ -300,7 +300,6 @@ def run(options):
         httpd.start(SITE)
     try:
         warm(httpd)
-        crowd(httpd, options, tally)
         before = level(httpd)
         longest, slowest = churn(httpd, sanitizer, options, tally)
         print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
@@ -311,6 +310,8 @@ def run(options):
             if any(LEVELS[0] in line for line in more):
                 probe(httpd, "profile")  # becomes one of the reports
             wrong += more
+            crowd(httpd, options, tally)
+            wrong += nothing_left(httpd)
             for name, levels in (("before", before), ("after", after)):
                 numbers = ", ".join(f"{number} {what}" for number, what in zip(most(levels), LEVELS))
                 print(f"{name}: {len(levels)} children, at most {numbers}")

@@ -271,7 +271,7 @@ class Churn(threading.Thread):
     def violation(self, client):
         client.send(self.random.choice((
             frame(TEXT, b"\xff"), frame(TEXT, b"x", rsv=2), frame(0xB), frame(BINARY, b"x", mask=None),
-            frame(CONTINUATION, b"x"), frame(PING, b"x" * 126), struct.pack("!BBQ", 0x82, 0xFF, 1 << 62),
+            frame(CONTINUATION, b"x"), frame(PING, b"x" * 126), struct.pack("!BBQI", 0x82, 0xFF, 1 << 62, 0),
         )))
         self.until_end(client)
 
@@ -339,6 +339,7 @@ class Crowd(Churn):
             self.tally.note("in a crowd", self.size)
             for client in clients:
                 end = random.choice((self.close, self.vanish, self.reset, self.half_close, self.torn_frame, self.violation))
+                part[1:] = ["crowd", end.__name__]
                 with contextlib.suppress(OSError, EOFError):
                     end(client)
 
