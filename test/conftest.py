@@ -66,3 +66,13 @@ def pytest_runtest_makereport(item, call):
     if report.failed and environment:
         lines = environment.new_log().splitlines()[-40:]
         report.sections.append(("error log, its new lines", "\n".join(lines)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What failed at first and passed when it was tried once more is told all the same."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"{report.nodeid} failed at first", sep="_")
+        terminalreporter.write_line(report.longreprtext)
+        for title, text in report.sections:
+            terminalreporter.section(title, sep="-")
+            terminalreporter.write_line(text)
