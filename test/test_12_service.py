@@ -441,6 +441,7 @@ class TestDrain:
                     assert client.read_response().status == 101
                     assert moment - start < 1.5, "new connections have to wait"
                     says(fresh)
+                    accepted_by = httpd.child_of(fresh)
                 else:
                     closed_with_1001(client)
                     moments.append(moment - start)
@@ -454,7 +455,7 @@ class TestDrain:
                 client.expect_eof(3)
             httpd.renewed()
             # In the first instant after the signal an old child may still have accepted it.
-            if httpd.child_of(fresh) not in old:
+            if accepted_by not in old:
                 says(fresh)
 
     def test_graceful_stop(self, httpd, server):
