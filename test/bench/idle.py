@@ -250,6 +250,8 @@ def main():
             most = min(hard - 500, options.most_threads if home.threads else hard)
             if home.tls or home.path != "/echo":
                 most = min(most, options.most_suspended)
+            if home.path == "/request":
+                most = min(most, (hard - 500) // 2)  # it takes two descriptors, httpd's and our own
             for count in map(int, options.connections):
                 if count <= most:
                     print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)
