@@ -12,7 +12,7 @@ use std::{ffi::CString, io};
 use super::{
     boundary, directives,
     filters::Filters,
-    log, module_index, sys,
+    log, module_index, structure, sys,
     wrap::{Request, Table},
 };
 use crate::{
@@ -27,23 +27,12 @@ use crate::{
 /// The module structure that `LoadModule websocket_draft76_module` looks up.
 #[unsafe(no_mangle)]
 #[expect(unreachable_pub, reason = "httpd looks the symbol up; nothing in Rust does")]
-pub static mut websocket_draft76_module: sys::module = sys::module {
-    version: sys::MODULE_MAGIC_NUMBER_MAJOR as c_int,
-    minor_version: sys::MODULE_MAGIC_NUMBER_MINOR as c_int,
-    module_index: -1,
-    name: c"mod_websocket_draft76.c".as_ptr(),
-    dynamic_load_handle: ptr::null_mut(),
-    next: ptr::null_mut(),
-    magic: sys::MODULE_MAGIC_COOKIE as core::ffi::c_ulong,
-    rewrite_args: None,
-    create_dir_config: Some(directives::create_dir),
-    merge_dir_config: Some(directives::merge_dir),
-    create_server_config: None,
-    merge_server_config: None,
-    cmds: directives::DRAFT_COMMANDS.as_ptr(),
-    register_hooks: Some(register_hooks),
-    flags: 0,
-};
+pub static mut websocket_draft76_module: sys::module = structure(
+    c"mod_websocket_draft76.c",
+    None,
+    directives::DRAFT_COMMANDS.as_ptr(),
+    register_hooks,
+);
 
 /// Whether httpd has loaded this module: it numbers those that it loads, and takes the number back.
 fn is_loaded() -> bool {

@@ -58,28 +58,43 @@ static STOP: Stop = Stop::new();
 static CONTEXTS: Budget = Budget::new(config::COMPRESSION_MEMORY);
 
 /// The module structure that `LoadModule websocket_module` looks up.
-///
-/// httpd fills in `module_index`, `next` and `dynamic_load_handle` when it loads the module.
 #[unsafe(no_mangle)]
 #[expect(unreachable_pub, reason = "httpd looks the symbol up; nothing in Rust does")]
-pub static mut websocket_module: sys::module = sys::module {
-    version: sys::MODULE_MAGIC_NUMBER_MAJOR as c_int,
-    minor_version: sys::MODULE_MAGIC_NUMBER_MINOR as c_int,
-    module_index: -1,
-    // The name that <IfModule> knows.
-    name: c"mod_websocket.c".as_ptr(),
-    dynamic_load_handle: ptr::null_mut(),
-    next: ptr::null_mut(),
-    magic: sys::MODULE_MAGIC_COOKIE as core::ffi::c_ulong,
-    rewrite_args: None,
-    create_dir_config: Some(directives::create_dir),
-    merge_dir_config: Some(directives::merge_dir),
-    create_server_config: Some(directives::create_server),
-    merge_server_config: None,
-    cmds: directives::COMMANDS.as_ptr(),
-    register_hooks: Some(register_hooks),
-    flags: 0,
-};
+pub static mut websocket_module: sys::module = structure(
+    c"mod_websocket.c",
+    Some(directives::create_server),
+    directives::COMMANDS.as_ptr(),
+    register_hooks,
+);
+
+/// What httpd knows of a module: the name that `<IfModule>` takes, its directives and hooks. It fills in `module_index`, `next`
+/// and `dynamic_load_handle` when it loads the module.
+const fn structure(
+    name: &'static CStr,
+    create_server: Option<
+        unsafe extern "C" fn(*mut sys::apr_pool_t, *mut sys::server_rec) -> *mut c_void,
+    >,
+    commands: *const sys::command_rec,
+    register_hooks: unsafe extern "C" fn(*mut sys::apr_pool_t),
+) -> sys::module {
+    sys::module {
+        version: sys::MODULE_MAGIC_NUMBER_MAJOR as c_int,
+        minor_version: sys::MODULE_MAGIC_NUMBER_MINOR as c_int,
+        module_index: -1,
+        name: name.as_ptr(),
+        dynamic_load_handle: ptr::null_mut(),
+        next: ptr::null_mut(),
+        magic: sys::MODULE_MAGIC_COOKIE as core::ffi::c_ulong,
+        rewrite_args: None,
+        create_dir_config: Some(directives::create_dir),
+        merge_dir_config: Some(directives::merge_dir),
+        create_server_config: create_server,
+        merge_server_config: None,
+        cmds: commands,
+        register_hooks: Some(register_hooks),
+        flags: 0,
+    }
+}
 
 /// The module structure, as httpd's functions take it.
 fn module() -> *const sys::module {

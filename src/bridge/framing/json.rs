@@ -41,7 +41,7 @@ enum Text {
     Plain,
     /// Behind a backslash.
     Escape,
-    /// So many digits of `\uXXXX` are missing.
+    /// So many of the four digits behind `\u` are missing.
     Digits(u8),
 }
 
