@@ -64,6 +64,22 @@ ONE_CHILD = """
         MaxSpareThreads 25
     </IfModule>
 """
+# The same over https.
+TLS = """
+    SSLSessionCache shmcb:run/sessions(128000)
+    <VirtualHost *:${TLS_PORT}>
+        SSLEngine on
+        SSLCertificateFile tls/cert.pem
+        SSLCertificateKeyFile tls/key.pem
+    </VirtualHost>
+"""
+# How the server is told to end, or to begin anew.
+ENDS = {
+    "graceful restart": signal.SIGUSR1,
+    "restart": signal.SIGHUP,
+    "graceful stop": signal.SIGWINCH,
+    "stop": signal.SIGTERM,
+}
 SUSPICIOUS = re.compile(r"\[[\w-]*:(warn|error|crit|alert|emerg)\]|segfault|exit signal|panicked")
 MACHINE = re.compile("AH01882")  # mod_ssl does not like the installed OpenSSL's number
 # Advice about settings of the MPM, which tests choose as it suits them; TestAdvice reads it.

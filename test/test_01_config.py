@@ -1,7 +1,7 @@
 """Configuration: what is refused and how it is said, where directives may stand, how they merge."""
 
 import pytest
-from httpd import debug, echo, location
+from httpd import TLS, debug, echo, location
 from ws_frame import BINARY, TEXT, close_frame, frame
 
 ECHO = "${EXAMPLES}/mod_websocket_echo.so"
@@ -363,15 +363,6 @@ class TestLoading:
 class TestAdvice:
     """Settings of the MPM that end or starve WebSockets are named at start, each with what to set instead."""
 
-    TLS = """
-        SSLSessionCache shmcb:run/sessions
-        <VirtualHost *:${TLS_PORT}>
-            SSLEngine on
-            SSLCertificateFile tls/cert.pem
-            SSLCertificateKeyFile tls/key.pem
-        </VirtualHost>
-    """
-
     def advice(self, httpd, conf):
         with httpd.serve(conf):
             lines = [line for line in httpd.new_log().splitlines() if ":warn]" in line and "WS04" in line]
@@ -397,6 +388,6 @@ class TestAdvice:
         assert list(found) == ["0408"] and "set MaxConnectionsPerChild 0" in found["0408"]
 
     def test_few_connections_over_tls(self, httpd):
-        found = self.advice(httpd, self.TLS + echo())
+        found = self.advice(httpd, TLS + echo())
         assert list(found) == ["0409"] and "about 192" in found["0409"]
-        assert not self.advice(httpd, "AsyncRequestWorkerFactor 2000\n" + self.TLS + echo())
+        assert not self.advice(httpd, "AsyncRequestWorkerFactor 2000\n" + TLS + echo())

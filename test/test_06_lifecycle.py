@@ -1,10 +1,9 @@
 """Ends: of connections, of children, of the server; and what the access log says about them."""
 
-import signal
 import time
 
 import pytest
-from httpd import DETACHED, debug, echo, location, wait_until
+from httpd import DETACHED, ENDS, debug, echo, location, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 SITE = (
@@ -18,12 +17,6 @@ SITE = (
     </Location>
     """
 )
-ENDS = {
-    "graceful restart": signal.SIGUSR1,
-    "restart": signal.SIGHUP,
-    "graceful stop": signal.SIGWINCH,
-    "stop": signal.SIGTERM,
-}
 
 
 class TestServerEnds:

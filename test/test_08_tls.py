@@ -7,16 +7,11 @@ import subprocess
 import time
 
 import pytest
-from httpd import debug, echo, location, wait_until
-from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, random_text
+from httpd import TLS, debug, echo, location, wait_until
+from ws_frame import BINARY, CLOSE, LAST_WORDS, PING, PONG, TEXT, close_frame, frame, random_text
 
 SITE = f"""
-    SSLSessionCache shmcb:run/sessions(128000)
-    <VirtualHost *:${{TLS_PORT}}>
-        SSLEngine on
-        SSLCertificateFile tls/cert.pem
-        SSLCertificateKeyFile tls/key.pem
-    </VirtualHost>
+    {TLS}
     {debug()}
     {echo()}
     {location("/threads", "${PLUGINS}/threads.so", "threads_init")}
@@ -125,21 +120,10 @@ class TestMessages:
 class TestEnds:
     CONF = SITE
 
-    @pytest.mark.parametrize(
-        "data, code",
-        [
-            (close_frame(1000), 1000),
-            (close_frame(4321), 4321),
-            (close_frame(), 1005),
-            (frame(TEXT, rsv=4), 1002),
-            (frame(TEXT, b"\xff"), 1007),
-            (frame(TEXT, length=1 << 30), 1009),
-        ],
-        ids=lambda value: value if isinstance(value, int) else "frame",
-    )
-    def test_codes(self, wss, data, code):
+    @pytest.mark.parametrize("code", LAST_WORDS)
+    def test_codes(self, wss, code):
         client = wss()
-        client.send(data)
+        client.send(LAST_WORDS[code])
         client.expect_close(code, reply=False)
 
     def test_plugin_closes(self, wss):

@@ -47,6 +47,25 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def echo_of_megabytes(self, url):
+        """Sends 3 MiB to an echo: whether they come back the same, and the code of the Close behind them."""
+        return self.run(
+            """new Promise((resolve) => {
+                const sent = new Uint8Array(3 << 20).map((_, index) => index * 7);
+                const socket = new WebSocket(%s);
+                socket.binaryType = "arraybuffer";
+                socket.onopen = () => socket.send(sent);
+                socket.onerror = () => resolve("error");
+                socket.onmessage = (event) => {
+                    const back = new Uint8Array(event.data);
+                    const same = back.length === sent.length && back.every((b, i) => b === sent[i]);
+                    socket.onclose = (closed) => resolve(`${same} ${closed.code}`);
+                    socket.close(3001);
+                };
+            })"""
+            % json.dumps(url)
+        )
+
     def open(self, url):
         self.call("Page.navigate", url=url)
         self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
@@ -168,21 +187,7 @@ def test_increment_page(page, site):
 
 def test_megabytes_of_binary(page, site):
     page.open(site + "/client.html")
-    result = page.run(
-        """new Promise((resolve) => {
-            const sent = new Uint8Array(3 << 20).map((_, index) => index * 7);
-            const socket = new WebSocket(location.origin.replace("http", "ws") + "/echo");
-            socket.binaryType = "arraybuffer";
-            socket.onopen = () => socket.send(sent);
-            socket.onerror = () => resolve("error");
-            socket.onmessage = (event) => {
-                const back = new Uint8Array(event.data);
-                const same = back.length === sent.length && back.every((b, i) => b === sent[i]);
-                socket.onclose = (closed) => resolve(`${same} ${closed.code}`);
-                socket.close(3001);
-            };
-        })"""
-    )
+    result = page.echo_of_megabytes(site.replace("http", "ws") + "/echo")
     assert result == "true 3001"
 
 

@@ -19,21 +19,13 @@ from websockets.asyncio.client import connect as dial
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame
 
-from httpd import DETACHED, debug, echo, location, wait_until
+from httpd import DETACHED, TLS, debug, echo, location, wait_until
 
 NAME = "permessage-deflate"
 HEADER = "Sec-WebSocket-Extensions"
 RSV1 = 4  # as ws_frame counts the reserved bits
 TAIL = b"\x00\x00\xff\xff"  # RFC 7692 §7.2.1: what the sender of a message cuts off
 TAKEOVER = "WebSocketCompressionContextTakeover"
-TLS = """
-    SSLSessionCache shmcb:run/sessions(128000)
-    <VirtualHost *:${TLS_PORT}>
-        SSLEngine on
-        SSLCertificateFile tls/cert.pem
-        SSLCertificateKeyFile tls/key.pem
-    </VirtualHost>
-"""
 
 
 def deflating(path, *directives):

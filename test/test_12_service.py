@@ -7,7 +7,6 @@ import os
 import re
 import selectors
 import signal
-import socket
 import statistics
 import threading
 import time

@@ -15,8 +15,8 @@ import threading
 import time
 
 import pytest
-from httpd import DETACHED, TIMED, echo, wait_until
-from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, Refused, close_frame, frame
+from httpd import DETACHED, TIMED, TLS, echo, wait_until
+from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 PORT = "%{QUERY_STRING}"
 ALLOW = 'WebSocketBridgeAllow tcp://127.0.0.1:* udp://127.0.0.1:* tcp://[::1]:* tcp://localhost:*'
@@ -119,16 +119,18 @@ def site(extra=""):
         + bridge("/unix", "unix://${ROOT}/trail/stream", "WebSocketBridgeFraming binary")
         + bridge("/unix-dgram", "unix-dgram://${ROOT}/trail/dgram", "WebSocketBridgeFraming binary")
         + bridge("/off", f"tcp://127.0.0.1:{PORT}", "WebSocketDetach Off", "WebSocketBridgeFraming binary")
-        + """
-        SSLSessionCache shmcb:run/sessions(128000)
-        <VirtualHost 127.0.0.1:${TLS_PORT}>
-            SSLEngine on
-            SSLCertificateFile tls/cert.pem
-            SSLCertificateKeyFile tls/key.pem
-        </VirtualHost>
-        """
+        + TLS
         + extra
     )
+
+
+def fill_queue(peer):
+    """What makes a listener drop all others who connect, as long as it is open."""
+    fillers = [socket.socket() for _ in range(4)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(("127.0.0.1", peer.port))
+    return fillers
 
 
 @pytest.fixture
@@ -598,12 +600,7 @@ class TestRefusals:
     def test_no_answer(self, httpd, listen, connect):
         """A listener whose queue is full drops what comes."""
         peer = listen(backlog=0)
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", peer.port))
-            fillers.append(filler)
+        fillers = fill_queue(peer)
         httpd.expect_log(f"WS0501: no connection to tcp://127.0.0.1:{peer.port}: no answer within")
         begun = time.monotonic()
         assert connect().ask(f"/slow?{peer.port}").status == 504
@@ -876,12 +873,7 @@ class TestResources:
     def test_a_slow_peer_holds_nobody_up(self, httpd, listen, connect, ws):
         """While a peer does not answer the connect, others are served."""
         full = listen(backlog=0)
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", full.port))
-            fillers.append(filler)
+        fillers = fill_queue(full)
         httpd.expect_log(f"WS0501: no connection to tcp://127.0.0.1:{full.port}")
         waiting = connect()
         waiting.send(waiting.request(f"/tcp?{full.port}"))

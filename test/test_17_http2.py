@@ -8,10 +8,10 @@ import time
 import zlib
 
 import pytest
-from httpd import TIMED, TOP, debug, echo, location, wait_until
+from httpd import TIMED, TLS, TOP, debug, echo, location, wait_until
 from test_09_browser import devtools, page  # noqa: F401 (fixtures)
 from test_14_bridge import ALLOW, Listener, bridge, random_bytes, read_exactly, read_messages, read_to_end
-from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Refused, close_frame, frame, random_text
+from ws_frame import BINARY, CLOSE, CONTINUATION, LAST_WORDS, PING, PONG, TEXT, Refused, close_frame, frame, random_text
 from ws_h2 import Connection, Stream
 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
@@ -21,12 +21,7 @@ threaded = pytest.mark.skipif(PREFORK, reason="mod_http2 does not support prefor
 SITE = f"""
     Protocols h2 h2c http/1.1
     H2WebSockets On
-    SSLSessionCache shmcb:run/sessions(128000)
-    <VirtualHost *:${{TLS_PORT}}>
-        SSLEngine on
-        SSLCertificateFile tls/cert.pem
-        SSLCertificateKeyFile tls/key.pem
-    </VirtualHost>
+    {TLS}
     {debug()}
     {echo()}
     {echo("/deflate", "WebSocketCompression On")}
@@ -221,21 +216,10 @@ class TestMessages:
 class TestEnds:
     CONF = SITE
 
-    @pytest.mark.parametrize(
-        "data, code",
-        [
-            (close_frame(1000), 1000),
-            (close_frame(4321), 4321),
-            (close_frame(), 1005),
-            (frame(TEXT, rsv=4), 1002),
-            (frame(TEXT, b"\xff"), 1007),
-            (frame(TEXT, length=1 << 30), 1009),
-        ],
-        ids=lambda value: value if isinstance(value, int) else "frame",
-    )
-    def test_a_close_ends_the_stream_alone(self, h2, data, code):
+    @pytest.mark.parametrize("code", LAST_WORDS)
+    def test_a_close_ends_the_stream_alone(self, h2, code):
         stream, other = h2.websocket(), h2.websocket()
-        stream.send(data)
+        stream.send(LAST_WORDS[code])
         stream.expect_close(code, reply=False)
         assert not stream.reset_code  # NO_ERROR is what a server says that needs no more input
         works(other)
@@ -554,21 +538,7 @@ class TestBrowser:
         page.call("Security.enable")
         page.call("Security.setIgnoreCertificateErrors", ignore=True)
         page.open(f"https://localhost:{httpd.tls_port}/client.html")
-        result = page.run(
-            """new Promise((resolve) => {
-                const sent = new Uint8Array(3 << 20).map((_, index) => index * 7);
-                const socket = new WebSocket("wss://" + location.host + "/echo?chromium");
-                socket.binaryType = "arraybuffer";
-                socket.onopen = () => socket.send(sent);
-                socket.onerror = () => resolve("error");
-                socket.onmessage = (event) => {
-                    const back = new Uint8Array(event.data);
-                    const same = back.length === sent.length && back.every((b, i) => b === sent[i]);
-                    socket.onclose = (closed) => resolve(`${same} ${closed.code}`);
-                    socket.close(3001);
-                };
-            })"""
-        )
+        result = page.echo_of_megabytes(f"wss://localhost:{httpd.tls_port}/echo?chromium")
         assert result == "true 3001"
         entry = httpd.access("?chromium")[-1]
         assert entry.request == "GET /echo?chromium HTTP/2.0"

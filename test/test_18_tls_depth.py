@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from httpd import debug, echo, location, wait_until
+from httpd import TLS, debug, echo, location, wait_until
 from test_08_tls import exchange
 from ws_frame import BINARY, PING, PONG, TEXT, Client, close_frame, frame, random_text
 
@@ -27,12 +27,7 @@ def request(path, *directives):
 
 
 SITE = f"""
-    SSLSessionCache shmcb:run/sessions(128000)
-    <VirtualHost *:${{TLS_PORT}}>
-        SSLEngine on
-        SSLCertificateFile tls/cert.pem
-        SSLCertificateKeyFile tls/key.pem
-    </VirtualHost>
+    {TLS}
     {debug()}
     {echo()}
     {request("/request", "SSLOptions +StdEnvVars")}

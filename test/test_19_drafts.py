@@ -1,7 +1,6 @@
 """Drafts 76 and 75: the opening handshake, frames, ends, and what hostile clients try."""
 
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -9,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from httpd import TIMED, debug, echo, location, wait_until
+from httpd import ENDS, TIMED, TLS, debug, echo, location, wait_until
 from ws_frame import TEXT, Client, frame, random_text
 from ws_h2 import Connection, Stream
 
@@ -37,14 +36,6 @@ SITE = (
     </Location>
     """
 )
-TLS = """
-    SSLSessionCache shmcb:run/sessions(128000)
-    <VirtualHost *:${TLS_PORT}>
-        SSLEngine on
-        SSLCertificateFile tls/cert.pem
-        SSLCertificateKeyFile tls/key.pem
-    </VirtualHost>
-"""
 
 # The handshake that draft 76 gives as its example.
 KEY1, KEY2, KEY3 = "4 @1  46546xW%0l 1 5", "12998 5 Y3 1  .P00", b"^n:ds[4U"
@@ -875,14 +866,6 @@ class TestHostile:
             client.send(b"\x80\x8e\xc7\x9c\x00", b"x" * 10)
         time.sleep(0.3)
         assert sum(map(httpd.memory, httpd.children())) < before + 20_000  # KiB
-
-
-ENDS = {
-    "graceful restart": signal.SIGUSR1,
-    "restart": signal.SIGHUP,
-    "graceful stop": signal.SIGWINCH,
-    "stop": signal.SIGTERM,
-}
 
 
 class TestServerEnds:

@@ -244,3 +244,14 @@ class Client:
 def random_text(size):
     """`size` bytes of printable text that no run repeats."""
     return base64.b64encode(os.urandom(size))[:size]
+
+
+# Codes that a conversation ends with, each after these bytes of the client's.
+LAST_WORDS = {
+    1000: close_frame(1000),
+    4321: close_frame(4321),
+    1005: close_frame(),
+    1002: frame(TEXT, rsv=4),
+    1007: frame(TEXT, b"\xff"),
+    1009: frame(TEXT, length=1 << 30),
+}

@@ -177,7 +177,7 @@ def main():
     if table["compiler"] != known["compiler"]:
         print(f"instructions are not compared: the table was made with {known['compiler']}")
     if wrong:
-        sys.exit("\n".join([*wrong, f"if that is meant: make check-cost ARGS=--update, and commit cost.json with the reason"]))
+        sys.exit("\n".join([*wrong, "if that is meant: make check-cost ARGS=--update, and commit cost.json with the reason"]))
 
 
 if __name__ == "__main__":
