@@ -17,7 +17,9 @@ APXS=${APXS:-$(command -v apxs || command -v apxs2 || echo apxs)}
 need "command -v cc" gcc libc6-dev
 need "'$APXS' -q INCLUDEDIR" apache2 apache2-dev
 need "test -x \"\$('$APXS' -q SBINDIR)/\$('$APXS' -q PROGNAME)\"" apache2
-need "ls /usr/lib/llvm*/lib/libclang*.so* /usr/lib/*/libclang*.so* | grep ." libclang-dev
+# The names that bindgen looks for; libclang-cpp.so is another library.
+need "find -L \${LIBCLANG_PATH:-/usr/lib} /usr/lib/llvm*/lib /usr/lib*/*-linux-gnu /usr/lib64 -maxdepth 1 \
+    \( -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' \) 2>/dev/null | grep ." libclang-dev
 need "command -v openssl" openssl
 need "command -v python3" python3
 if [ "$what" = check ]; then
