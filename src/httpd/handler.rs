@@ -310,7 +310,10 @@ impl Upgrade {
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
         let Self { outbox, session, socket, mut filters, patience, .. } = self;
         let Self { deflate, counted, signals, .. } = self;
-        let proved = opening.proof.map_or(Ok(()), |proof| filters.write_all(&proof));
+        let sent =
+            if r.is_aborted() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
+        let proof = opening.proof.as_ref();
+        let proved = sent.and_then(|()| proof.map_or(Ok(()), |proof| filters.write_all(proof)));
         let take = |()| take_early_bytes(&mut filters, r.connection(), socket.is_some());
         let early = match proved.and_then(take) {
             Ok(early) => early,
@@ -343,7 +346,7 @@ impl Upgrade {
                 let host = Box::new(Detached { record, socket, reserve });
                 // SAFETY: the connection is the request's own (wrap::R1).
                 unsafe { super::mark_detached(connection) };
-                r.set(Table::Env, ENV_OPEN, c"1");
+                r.set_for_log(ENV_OPEN);
                 service.adopt(Guest { lane, session, endpoint, patience, host });
                 sys::HOOK_OK
             }
@@ -453,23 +456,14 @@ fn switch_protocols(
         }
         c"101 Switching Protocols"
     };
-    // SAFETY: the request and its connection are live and ours (wrap::R1); the filters put in place are the
-    // connection's own.
+    // SAFETY: the request is live and ours (wrap::R1); the status line is a literal.
     unsafe {
         let rec = r.as_ptr();
         (*rec).status = sys::HTTP_SWITCHING_PROTOCOLS as c_int;
         (*rec).status_line = status_line.as_ptr();
         sys::ap_send_interim_response(rec, 1);
-        // From here on the request has no body to read and no response to write: its filters step aside, so that
-        // httpd neither waits for the one nor sends the other.
-        let connection = (*rec).connection;
-        (*rec).input_filters = (*connection).input_filters;
-        (*rec).proto_input_filters = (*connection).input_filters;
-        (*rec).output_filters = (*connection).output_filters;
-        (*rec).proto_output_filters = (*connection).output_filters;
-        (*rec).eos_sent = 1;
-        (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
     }
+    r.leave_http();
 }
 
 /// Takes what the client sent along with the handshake out of httpd's filters. `None` if they have to stay in use,
@@ -541,5 +535,5 @@ pub(super) fn note_summary(r: Request<'_>, summary: &Summary) {
             r.set(Table::Notes, name, &value);
         }
     }
-    r.set(Table::Env, c"websocket-close", c"1");
+    r.set_for_log(c"websocket-close");
 }

@@ -35,8 +35,6 @@ pub(super) enum Table {
     ErrHeadersOut,
     /// `notes`, which LogFormat shows with `%{…}n`.
     Notes,
-    /// `subprocess_env`, which `CustomLog … env=` asks.
-    Env,
 }
 
 impl<'r> Request<'r> {
@@ -141,6 +139,50 @@ impl<'r> Request<'r> {
         (scheme, string(self.rec().hostname).unwrap_or(c""), port)
     }
 
+    /// The request itself, and those that httpd has redirected to it (RewriteRule in a folder, ErrorDocument), up to the
+    /// client's own.
+    fn and_previous(self) -> impl Iterator<Item = *mut sys::request_rec> {
+        // SAFETY: R1: `prev` is NULL or a request that lives as long, in the same pool.
+        let previous = |&r: &*mut sys::request_rec| unsafe { (*r).prev };
+        core::iter::successors(Some(self.as_ptr()), move |r| {
+            Some(previous(r)).filter(|previous| !previous.is_null())
+        })
+    }
+
+    /// From here on the request has no body to read and no response to write, and no request follows it: its filters step
+    /// aside, so that httpd neither waits for the one nor sends the other. httpd ends each request of a redirection, and
+    /// would send a response for each.
+    pub(super) fn leave_http(self) {
+        for rec in self.and_previous() {
+            // SAFETY: R1; the filters put in place are the connection's own.
+            unsafe {
+                let connection = (*rec).connection;
+                (*rec).input_filters = (*connection).input_filters;
+                (*rec).proto_input_filters = (*connection).input_filters;
+                (*rec).output_filters = (*connection).output_filters;
+                (*rec).proto_output_filters = (*connection).output_filters;
+                (*rec).eos_sent = 1;
+                (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
+            }
+        }
+    }
+
+    /// Whether the client is known to be gone: httpd marks a connection that could not be written to.
+    pub(super) fn is_aborted(self) -> bool {
+        // SAFETY: R1; the connection is live as long as its request.
+        unsafe { (*self.connection()).aborted != 0 }
+    }
+
+    /// Sets a variable of the environment that `CustomLog … env=` asks, which looks at the client's own request.
+    pub(super) fn set_for_log(self, name: &CStr) {
+        for rec in self.and_previous() {
+            // SAFETY: R1; the name lives for the call, which copies it and the literal.
+            unsafe {
+                sys::apr_table_set((*rec).subprocess_env, name.as_ptr(), c"1".as_ptr());
+            }
+        }
+    }
+
     fn table(self, table: Table) -> *mut sys::apr_table_t {
         let rec = self.rec();
         match table {
@@ -148,7 +190,6 @@ impl<'r> Request<'r> {
             Table::HeadersOut => rec.headers_out,
             Table::ErrHeadersOut => rec.err_headers_out,
             Table::Notes => rec.notes,
-            Table::Env => rec.subprocess_env,
         }
     }
 
