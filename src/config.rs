@@ -49,8 +49,6 @@ pub struct Settings {
     pub idle_timeout: Option<Option<Duration>>,
     /// `WebSocketCloseTimeout`; `Some(None)` is Off.
     pub close_timeout: Option<Option<Duration>>,
-    /// `WebSocketPluginCalls`.
-    pub plugin_calls: Option<PluginCalls>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
     /// `SupportDraft75`.
@@ -78,15 +76,6 @@ pub enum Detach {
     On,
     /// Never.
     Off,
-}
-
-/// Whether a plugin's callbacks for different connections may run at the same time (`WebSocketPluginCalls`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PluginCalls {
-    /// They may.
-    Parallel,
-    /// One after the other, in each child.
-    Serial,
 }
 
 /// How long to wait for what; `None` is for ever.
@@ -145,7 +134,6 @@ impl Settings {
             ping_interval: inner.ping_interval.or(self.ping_interval),
             idle_timeout: inner.idle_timeout.or(self.idle_timeout),
             close_timeout: inner.close_timeout.or(self.close_timeout),
-            plugin_calls: inner.plugin_calls.or(self.plugin_calls),
             compression: Compression {
                 enabled: inner_c.enabled.or(outer_c.enabled),
                 level: inner_c.level.or(outer_c.level),
@@ -191,13 +179,6 @@ impl Settings {
     /// Whether connections leave httpd's threads.
     pub fn detach(&self) -> Detach {
         self.detach.unwrap_or_default()
-    }
-
-    /// Whether a plugin's callbacks may overlap. Plugins written for a server with one connection per process, as
-    /// prefork is without our threads, need no locks there: so they are not called in parallel unless that is asked for.
-    pub fn plugin_calls(&self, threaded: bool) -> PluginCalls {
-        let default = if threaded { PluginCalls::Parallel } else { PluginCalls::Serial };
-        self.plugin_calls.unwrap_or(default)
     }
 
     /// How long a connection waits for what; `stall` is httpd's `Timeout`.

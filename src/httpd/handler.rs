@@ -26,7 +26,7 @@ use super::{
     wrap::{Request, Table},
 };
 use crate::{
-    config::{Detach, Limit, Patience, PluginCalls, Settings},
+    config::{Detach, Limit, Patience, Settings},
     driver::{
         Transport, blocking,
         lane::Lane,
@@ -111,7 +111,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Err(status) => return status,
     };
     let endpoint = match (&section.plugin, &section.bridge) {
-        (Some(plugin), _) => Chosen::Plugin(plugin, section.settings.plugin_calls(is_threaded())),
+        (Some(plugin), _) => Chosen::Plugin(plugin),
         (None, Some(source)) => {
             let (settings, max_message) =
                 (&section.settings.bridge, section.settings.max_message());
@@ -130,7 +130,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
 
 /// What a request's messages are for.
 enum Chosen<'s> {
-    Plugin(&'s Arc<Plugin>, PluginCalls),
+    Plugin(&'s Arc<Plugin>),
     /// A peer, connected already.
     Bridge(Bridge),
 }
@@ -288,9 +288,9 @@ impl Upgrade {
         let mut protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok());
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
         let (endpoint, answer, wants_request): (Box<dyn Endpoint>, _, _) = match chosen {
-            Chosen::Plugin(plugin, calls) => {
+            Chosen::Plugin(plugin) => {
                 let (headers, protocols) = (headers.clone(), protocols.collect());
-                let asked = PluginOpening { outbox, request, headers, protocols, calls };
+                let asked = PluginOpening { outbox, request, headers, protocols };
                 let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
                     let uri = r.uri().to_string_lossy();
                     log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
