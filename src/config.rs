@@ -69,13 +69,31 @@ pub struct Limit {
 /// Whether connections leave httpd's threads (`WebSocketDetach`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Detach {
-    /// Unless the plugin asks for httpd's request.
+    /// Unless the plugin asks for httpd's request, or the MPM has no threads: plugins count on one connection per process
+    /// there.
     #[default]
     Auto,
-    /// Even then: the request is there during on_connect only.
+    /// Even then: the request is there during on_connect only, and the plugin has to bear many connections per process.
     On,
     /// Never.
     Off,
+}
+
+impl Detach {
+    /// Whether a plugin's connection may leave httpd's threads. `wants_request`: it has asked for httpd's request;
+    /// `threaded`: the MPM has threads.
+    pub fn allows_plugin(self, wants_request: bool, threaded: bool) -> bool {
+        match self {
+            Self::Auto => threaded && !wants_request,
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
+
+    /// Whether a bridge's connection may.
+    pub fn allows_bridge(self) -> bool {
+        self != Self::Off
+    }
 }
 
 /// How long to wait for what; `None` is for ever.
@@ -315,6 +333,23 @@ mod tests {
             ("9999999999G", None),
         ] {
             assert_eq!(size(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_be_detached() {
+        // Has the plugin asked for the request, and has the MPM threads?
+        let asked = [(false, true), (true, true), (false, false), (true, false)];
+        for (detach, bridge, plugins) in [
+            (Detach::Auto, true, [true, false, false, false]),
+            (Detach::On, true, [true; 4]),
+            (Detach::Off, false, [false; 4]),
+        ] {
+            assert_eq!(detach.allows_bridge(), bridge, "{detach:?}");
+            for ((request, threads), plugin) in asked.into_iter().zip(plugins) {
+                let allowed = detach.allows_plugin(request, threads);
+                assert_eq!(allowed, plugin, "{detach:?}, request {request}, threads {threads}");
+            }
         }
     }
 
