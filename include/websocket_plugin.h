@@ -44,8 +44,7 @@
  * Threads
  *     - The callbacks of one connection never overlap, but they may come from different threads:
  *       keep nothing about a connection in thread-local storage.
- *     - Callbacks of different connections run at the same time, unless the configuration says
- *       WebSocketPluginCalls Serial, the default on the prefork MPM. Protect what they share.
+ *     - Callbacks of different connections run at the same time. Protect what they share.
  *     - send and close may be called from any thread, from the moment on_connect is entered until
  *       on_disconnect returns. After that the WebSocketServer is gone: on_disconnect has to stop
  *       and join the threads that use it. It can do so safely, since a send in another thread

@@ -49,8 +49,6 @@ pub struct Settings {
     pub idle_timeout: Option<Option<Duration>>,
     /// `WebSocketCloseTimeout`; `Some(None)` is Off.
     pub close_timeout: Option<Option<Duration>>,
-    /// `WebSocketPluginCalls`.
-    pub plugin_calls: Option<PluginCalls>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
     /// `SupportDraft75`.
@@ -71,22 +69,31 @@ pub struct Limit {
 /// Whether connections leave httpd's threads (`WebSocketDetach`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Detach {
-    /// Unless the plugin asks for httpd's request.
+    /// Unless the plugin asks for httpd's request, or the MPM has no threads: plugins count on one connection per process
+    /// there.
     #[default]
     Auto,
-    /// Even then: the request is there during on_connect only.
+    /// Even then: the request is there during on_connect only, and the plugin has to bear many connections per process.
     On,
     /// Never.
     Off,
 }
 
-/// Whether a plugin's callbacks for different connections may run at the same time (`WebSocketPluginCalls`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PluginCalls {
-    /// They may.
-    Parallel,
-    /// One after the other, in each child.
-    Serial,
+impl Detach {
+    /// Whether a plugin's connection may leave httpd's threads. `wants_request`: it has asked for httpd's request;
+    /// `threaded`: the MPM has threads.
+    pub fn allows_plugin(self, wants_request: bool, threaded: bool) -> bool {
+        match self {
+            Self::Auto => threaded && !wants_request,
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
+
+    /// Whether a bridge's connection may.
+    pub fn allows_bridge(self) -> bool {
+        self != Self::Off
+    }
 }
 
 /// How long to wait for what; `None` is for ever.
@@ -145,7 +152,6 @@ impl Settings {
             ping_interval: inner.ping_interval.or(self.ping_interval),
             idle_timeout: inner.idle_timeout.or(self.idle_timeout),
             close_timeout: inner.close_timeout.or(self.close_timeout),
-            plugin_calls: inner.plugin_calls.or(self.plugin_calls),
             compression: Compression {
                 enabled: inner_c.enabled.or(outer_c.enabled),
                 level: inner_c.level.or(outer_c.level),
@@ -191,13 +197,6 @@ impl Settings {
     /// Whether connections leave httpd's threads.
     pub fn detach(&self) -> Detach {
         self.detach.unwrap_or_default()
-    }
-
-    /// Whether a plugin's callbacks may overlap. Plugins written for a server with one connection per process, as
-    /// prefork is without our threads, need no locks there: so they are not called in parallel unless that is asked for.
-    pub fn plugin_calls(&self, threaded: bool) -> PluginCalls {
-        let default = if threaded { PluginCalls::Parallel } else { PluginCalls::Serial };
-        self.plugin_calls.unwrap_or(default)
     }
 
     /// How long a connection waits for what; `stall` is httpd's `Timeout`.
@@ -334,6 +333,23 @@ mod tests {
             ("9999999999G", None),
         ] {
             assert_eq!(size(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_be_detached() {
+        // Has the plugin asked for the request, and has the MPM threads?
+        let asked = [(false, true), (true, true), (false, false), (true, false)];
+        for (detach, bridge, plugins) in [
+            (Detach::Auto, true, [true, false, false, false]),
+            (Detach::On, true, [true; 4]),
+            (Detach::Off, false, [false; 4]),
+        ] {
+            assert_eq!(detach.allows_bridge(), bridge, "{detach:?}");
+            for ((request, threads), plugin) in asked.into_iter().zip(plugins) {
+                let allowed = detach.allows_plugin(request, threads);
+                assert_eq!(allowed, plugin, "{detach:?}, request {request}, threads {threads}");
+            }
         }
     }
 

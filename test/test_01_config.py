@@ -119,7 +119,6 @@ class TestValues:
 
 
 DIRECTIVES = [
-    "WebSocketPluginCalls Serial",
     f'WebSocketHandler "{ECHO}" echo_init',
     "WebSocketMaxMessageSize 1M",
     "MaxMessageSize 1M",

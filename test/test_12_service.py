@@ -16,7 +16,7 @@ from httpd import DETACHED, ONE_CHILD, TIMED, debug, echo, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
-DETACH = "WebSocketDetach Auto\nWebSocketPluginCalls Parallel\n"
+DETACH = "WebSocketDetach Auto\n"
 
 
 def says(client, text="are you there"):
@@ -783,28 +783,6 @@ class TestRequest:
             self.answers(client, "header: X-Three", "(null)")
             self.answers(client, "protocols", "p,q")
             time.sleep(0.2)
-
-
-class TestPluginCalls:
-    """Whether callbacks of different connections overlap."""
-
-    @pytest.mark.parametrize("calls, overlap", [("Parallel", True), ("Serial", False), (None, None)])
-    def test_overlap(self, httpd, ws, calls, overlap):
-        if overlap is None:
-            overlap = httpd.mpm != "prefork"
-        own = f"WebSocketPluginCalls {calls}\n" if calls else ""
-        with httpd.serve("WebSocketDetach Auto\nWebSocketThreads 8\n" + own + ONE_CHILD + debug()):
-            clients = [ws("/debug") for _ in range(4)]
-            start = time.monotonic()
-            for client in clients:
-                client.send(frame(TEXT, "sleep 300"))
-            for client in clients:
-                client.expect(TEXT, "ok", 4)
-            took = time.monotonic() - start
-            assert took < 0.9 if overlap else took > 1.19, f"4 callbacks of 0.3 s took {took:.2f} s"
-            # Threads that send are not callbacks: nobody waits for them.
-            for client in clients:
-                client.close()
 
 
 @pytest.mark.skipif(os.environ.get("TEST_MPM") != "prefork", reason="elsewhere the buffers have a lock")

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
-    config::{self, Detach, Limit, PluginCalls, Settings},
+    config::{self, Detach, Limit, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::OriginCheck,
@@ -36,7 +36,7 @@ const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
 /// Legal in the main server's configuration only.
 const GLOBAL: u32 = sys::RSRC_CONF;
 
-pub(super) static COMMANDS: Commands<33> = Commands([
+pub(super) static COMMANDS: Commands<32> = Commands([
     take2(
         c"WebSocketHandler",
         &(handler as Setter),
@@ -96,12 +96,6 @@ pub(super) static COMMANDS: Commands<33> = Commands([
         &(detach as Setter),
         ADMIN,
         c"whether connections leave httpd's threads: Auto, On or Off",
-    ),
-    take1(
-        c"WebSocketPluginCalls",
-        &(plugin_calls as Setter),
-        ADMIN,
-        c"whether a plugin's callbacks may run at the same time: Parallel or Serial",
     ),
     take1(
         c"WebSocketPingInterval",
@@ -342,12 +336,6 @@ fn limit(parms: Parms<'_>, words: &[&str]) -> Result<Option<Limit>, String> {
 fn detach(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     let choices = [("Auto", Detach::Auto), ("On", Detach::On), ("Off", Detach::Off)];
     section.settings.detach = Some(choice(words, &choices)?);
-    Ok(())
-}
-
-fn plugin_calls(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
-    let choices = [("Parallel", PluginCalls::Parallel), ("Serial", PluginCalls::Serial)];
-    section.settings.plugin_calls = Some(choice(words, &choices)?);
     Ok(())
 }
 

@@ -26,7 +26,7 @@ use super::{
     wrap::{Request, Table},
 };
 use crate::{
-    config::{Detach, Limit, Patience, PluginCalls, Settings},
+    config::{Detach, Limit, Patience, Settings},
     driver::{
         Transport, blocking,
         lane::Lane,
@@ -111,7 +111,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Err(status) => return status,
     };
     let endpoint = match (&section.plugin, &section.bridge) {
-        (Some(plugin), _) => Chosen::Plugin(plugin, section.settings.plugin_calls(is_threaded())),
+        (Some(plugin), _) => Chosen::Plugin(plugin),
         (None, Some(source)) => {
             let (settings, max_message) =
                 (&section.settings.bridge, section.settings.max_message());
@@ -130,7 +130,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
 
 /// What a request's messages are for.
 enum Chosen<'s> {
-    Plugin(&'s Arc<Plugin>, PluginCalls),
+    Plugin(&'s Arc<Plugin>),
     /// A peer, connected already.
     Bridge(Bridge),
 }
@@ -287,22 +287,28 @@ impl Upgrade {
         let headers = Arc::new(headers);
         let mut protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok());
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
-        let (endpoint, answer, wants_request): (Box<dyn Endpoint>, _, _) = match chosen {
-            Chosen::Plugin(plugin, calls) => {
+        let (endpoint, answer, may_detach): (Box<dyn Endpoint>, _, _) = match chosen {
+            Chosen::Plugin(plugin) => {
                 let (headers, protocols) = (headers.clone(), protocols.collect());
-                let asked = PluginOpening { outbox, request, headers, protocols, calls };
+                let asked = PluginOpening { outbox, request, headers, protocols };
                 let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
                     let uri = r.uri().to_string_lossy();
                     log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
                     return sys::HTTP_FORBIDDEN as c_int;
                 };
-                let wants_request = connection.wants_request();
-                (Box::new(connection), answer, wants_request)
+                let threaded = is_threaded();
+                if detach == Detach::Auto && !threaded {
+                    let line = "not detached: on this MPM a plugin has one connection per process";
+                    let unless = "unless WebSocketDetach is On";
+                    log::request(r, Level::Debug, format_args!("{line}, {unless}"));
+                }
+                let may_detach = detach.allows_plugin(connection.wants_request(), threaded);
+                (Box::new(connection), answer, may_detach)
             }
             Chosen::Bridge(bridge) => {
                 let protocol = bridge.protocol.and_then(|n| protocols.nth(n));
                 let answer = Answer { protocol, ..Answer::default() };
-                (Box::new(bridge.open(outbox)), answer, false)
+                (Box::new(bridge.open(outbox)), answer, detach.allows_bridge())
             }
         };
         // SAFETY: the connection is the request's own (wrap::R1).
@@ -327,7 +333,6 @@ impl Upgrade {
             }
         };
         let reserve = Some(Reserve { _deflate: deflate, _counted: counted });
-        let keeps_request = detach == Detach::Auto && wants_request;
         let connection = r.connection();
         // SAFETY: the connection is the request's own (wrap::R1).
         let can_suspend = unsafe { suspend::is_possible(connection) };
@@ -340,7 +345,7 @@ impl Upgrade {
         let own = transport.socket();
         let lane = Lane::new(transport, outbox.clone());
         match (service, own) {
-            (Some(service), Some(socket)) if !keeps_request => {
+            (Some(service), Some(socket)) if may_detach => {
                 endpoint.forget_request();
                 let record = Some(Record::of(r, headers));
                 let host = Box::new(Detached { record, socket, reserve });

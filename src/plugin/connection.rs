@@ -21,7 +21,6 @@ use std::{
 
 use super::{Plugin, abi, headers::Headers};
 use crate::{
-    config::PluginCalls,
     endpoint::Endpoint,
     journal::Level,
     outbox::{Outbox, Refused},
@@ -41,8 +40,6 @@ pub struct Opening {
     pub headers: Arc<Headers>,
     /// The subprotocols offered.
     pub protocols: Vec<CString>,
-    /// Whether its callbacks may overlap with those of other connections.
-    pub calls: PluginCalls,
 }
 
 /// What the plugin wants in the 101.
@@ -57,7 +54,6 @@ pub struct Answer {
 /// A connection that a plugin has accepted.
 pub struct Connection {
     plugin: Arc<Plugin>,
-    calls: PluginCalls,
     /// What on_connect returned.
     private: AtomicPtr<c_void>,
     /// `Some` until `closed`.
@@ -128,7 +124,7 @@ static GRAVES: Mutex<VecDeque<Owned>> = Mutex::new(VecDeque::new());
 impl Connection {
     /// Asks the plugin's on_connect. `None` if it refuses.
     pub fn open(plugin: Arc<Plugin>, opening: Opening) -> Option<(Self, Answer)> {
-        let Opening { outbox, request, headers, protocols, calls } = opening;
+        let Opening { outbox, request, headers, protocols } = opening;
         let handle = Owned::new(Handle {
             server: abi::WebSocketServer {
                 size: size_of::<abi::WebSocketServer>() as u32,
@@ -163,7 +159,6 @@ impl Connection {
         let private = match plugin.on_connect {
             None => ptr::null_mut(),
             Some(on_connect) => {
-                let _turn = plugin.turn(calls);
                 // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until it is retired.
                 let private = unsafe { on_connect(server) };
                 if private.is_null() {
@@ -178,7 +173,6 @@ impl Connection {
         let answer = handle.get().state.answer().take().unwrap_or_default();
         let connection = Self {
             plugin,
-            calls,
             private: AtomicPtr::new(private),
             handle: Mutex::new(Some(handle)),
             server: AtomicPtr::new(server),
@@ -203,7 +197,6 @@ impl Endpoint for Connection {
         let server = self.server.load(Ordering::Relaxed);
         let private = self.private.load(Ordering::Relaxed);
         let (buffer, size) = (data.as_mut_ptr(), data.len());
-        let _turn = self.plugin.turn(self.calls);
         // SAFETY: the ABI's on_message takes what on_connect returned, the same server structure, and a buffer
         // that it may change during the call.
         let _ = unsafe { (self.plugin.on_message)(private, server, kind, buffer, size) };
@@ -214,7 +207,6 @@ impl Endpoint for Connection {
         let Some(handle) = handle else { return };
         if let Some(on_disconnect) = self.plugin.on_disconnect {
             let server = self.server.load(Ordering::Relaxed);
-            let _turn = self.plugin.turn(self.calls);
             // SAFETY: as for on_message; it is the last call of this connection.
             unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
         }

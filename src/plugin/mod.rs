@@ -11,12 +11,10 @@ use core::{ffi::c_int, fmt, ptr::NonNull};
 use std::{
     ffi::{CStr, CString, OsStr},
     os::unix::ffi::OsStrExt as _,
-    sync::{Arc, Mutex, MutexGuard, Weak, atomic::AtomicBool},
+    sync::{Arc, Mutex, Weak, atomic::AtomicBool},
 };
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-
-use crate::config::PluginCalls;
 
 pub mod abi;
 pub mod connection;
@@ -31,8 +29,6 @@ pub struct Plugin {
     on_disconnect: Option<abi::WS_OnDisconnect>,
     /// A connection asked for its request when that was gone: later ones keep theirs.
     wants_request: AtomicBool,
-    /// Held during the callbacks of connections whose callbacks must not overlap.
-    turn: Mutex<()>,
     /// Closed after `drop` has called `destroy`.
     _library: Library,
 }
@@ -125,18 +121,8 @@ impl Plugin {
             on_message: members.on_message.ok_or(LoadError::OnMessage)?,
             on_disconnect: members.on_disconnect,
             wants_request: AtomicBool::new(false),
-            turn: Mutex::new(()),
             _library: library,
         })
-    }
-}
-
-impl Plugin {
-    /// The turn of a connection to be called: nobody else's while the value lives, if calls are `serial`.
-    ///
-    /// Never taken by what a plugin calls, so a callback may wait for threads that send.
-    fn turn(&self, calls: PluginCalls) -> Option<MutexGuard<'_, ()>> {
-        (calls == PluginCalls::Serial).then(|| self.turn.lock().unwrap_or_else(|e| e.into_inner()))
     }
 }
 
