@@ -10,6 +10,8 @@ pub enum Level {
     Error,
     /// Something an administrator should look at.
     Warn,
+    /// What is normal but decides much.
+    Notice,
     /// What is normal but worth knowing.
     Info,
     /// For tracing a problem.

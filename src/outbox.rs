@@ -155,6 +155,8 @@ struct Queue {
     /// Senders that wait for room.
     waiting: u32,
     code: Option<CloseCode>,
+    /// The Close that was queued is our own, and not the answer to the client's.
+    own_close: bool,
     messages_in: u64,
     messages_out: u64,
     bytes_out: u64,
@@ -281,6 +283,7 @@ impl Outbox {
                 paused_until: 0,
                 waiting: 0,
                 code: None,
+                own_close: false,
                 messages_in: 0,
                 messages_out: 0,
                 bytes_out: 0,
@@ -522,6 +525,7 @@ impl Outbox {
         if queue.state > State::Open {
             return false;
         }
+        queue.own_close = true;
         queue.push_close(&*self.journal, payload, why, State::Closing);
         self.room.notify_all();
         let carrier = self.carrier();
@@ -639,23 +643,29 @@ impl Outbox {
         queue.written = 0;
     }
 
-    /// Moves the queued bytes into `taken`, which has to be empty, for the driver to write.
-    pub fn take(&self, taken: &mut Vec<u8>) {
+    /// Moves the queued bytes into `taken`, which has to be empty, for the driver to write; what it was told before that
+    /// has left, and what it still has, is as in [`wrote`](Self::wrote).
+    pub fn take(&self, taken: &mut Vec<u8>, left: u64, held: usize) {
         debug_assert!(taken.is_empty());
         if taken.capacity() > KEEP {
             *taken = Vec::new();
         }
-        let mut queue = self.lock();
-        core::mem::swap(taken, &mut queue.bytes);
-        queue.in_flight = taken.len();
+        self.note_written(left, |queue| {
+            core::mem::swap(taken, &mut queue.bytes);
+            queue.in_flight = taken.len() + held;
+        });
     }
 
-    /// `len` of the bytes taken have left.
-    pub fn wrote(&self, len: usize) {
+    /// `left` more bytes have left, and the driver has `held` bytes that have not.
+    pub fn wrote(&self, left: u64, held: usize) {
+        self.note_written(left, |queue| queue.in_flight = held);
+    }
+
+    fn note_written(&self, left: u64, change: impl FnOnce(&mut Queue)) {
         let mut queue = self.lock();
-        queue.in_flight -= len;
-        queue.bytes_out += len as u64;
-        let waiting = queue.waiting > 0;
+        change(&mut queue);
+        queue.bytes_out += left;
+        let waiting = queue.waiting > 0 && left > 0;
         drop(queue);
         if waiting {
             self.room.notify_all();
@@ -696,8 +706,10 @@ impl Outbox {
     /// How far the conversation has come, what became of it so far, and whether something waits for the client.
     pub fn look(&self) -> (State, Summary, bool) {
         let queue = self.lock();
+        // Nothing is queued behind a Close, so one of ours has not left as long as anything waits.
+        let unheard = queue.own_close && queue.state == State::Closed && queue.unsent() > 0;
         let summary = Summary {
-            code: queue.code.unwrap_or(CloseCode::ABNORMAL),
+            code: queue.code.filter(|_| !unheard).unwrap_or(CloseCode::ABNORMAL),
             messages_in: queue.messages_in,
             messages_out: queue.messages_out,
             bytes_out: queue.bytes_out,

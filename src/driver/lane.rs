@@ -26,6 +26,17 @@ pub struct Lane {
 
 /// What a flush came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Flush {
+    /// What is left.
+    pub left: Flushed,
+    /// Something has left.
+    pub progress: bool,
+    /// What held up reading has left: there may be something to read that the descriptor does not show.
+    pub readable: bool,
+}
+
+/// What a flush has left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Flushed {
     /// Nothing is left.
     Done,
@@ -41,40 +52,64 @@ struct Io {
     taken: Vec<u8>,
     /// How many of `taken` are written.
     written: usize,
+    /// How many bytes the transport has taken in all.
+    accepted: u64,
+    /// How many had left, and how many were here, when the outbox was told last.
+    left: u64,
+    here: usize,
 }
 
 impl Io {
-    /// Writes what waits now, until the transport would block; and whether anything has left.
-    fn flush(&mut self, outbox: &Outbox) -> io::Result<(Flushed, bool)> {
-        let mut progress = false;
+    /// Writes what waits now, until the transport would block.
+    fn flush(&mut self, outbox: &Outbox) -> io::Result<Flush> {
+        let before = self.left;
+        let held_up = self.transport.is_held_up();
         let mut takes = 2;
-        loop {
+        let left = loop {
             if self.written == self.taken.len() {
                 self.taken.clear();
                 self.written = 0;
                 if takes == 0 {
-                    return Ok((Flushed::More, progress));
+                    self.tell(outbox, false);
+                    break Flushed::More;
                 }
                 takes -= 1;
-                outbox.take(&mut self.taken);
+                self.tell(outbox, true);
                 if self.taken.is_empty() {
                     let done = self.transport.flush()?;
-                    return Ok((if done { Flushed::Done } else { Flushed::Blocked }, progress));
+                    self.tell(outbox, false);
+                    break if done { Flushed::Done } else { Flushed::Blocked };
                 }
             }
             match self.transport.write(&self.taken[self.written..]) {
                 Ok(n) => {
                     self.written += n;
-                    outbox.wrote(n);
-                    progress = true;
+                    self.accepted += n as u64;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok((Flushed::Blocked, progress));
+                    self.tell(outbox, false);
+                    break Flushed::Blocked;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
+        };
+        let readable = held_up && self.transport.held_output() == 0;
+        Ok(Flush { left, progress: self.left != before, readable })
+    }
+
+    /// Tells the outbox what has left and what is still here, and takes what waits there, if asked to.
+    fn tell(&mut self, outbox: &Outbox, take: bool) {
+        let left = self.transport.on_the_wire().map_or(self.accepted, |(_, sent)| sent);
+        let here = self.taken.len() - self.written + self.transport.held_output();
+        let more = left - self.left;
+        self.left = left;
+        if take {
+            outbox.take(&mut self.taken, more, here);
+        } else if more > 0 || here != self.here {
+            outbox.wrote(more, here);
         }
+        self.here = here + if take { self.taken.len() } else { 0 };
     }
 }
 
@@ -82,7 +117,14 @@ impl Lane {
     /// The lane of a connection whose handshake is answered.
     pub fn new(transport: Box<dyn Transport>, outbox: Arc<Outbox>) -> Self {
         let (socket, descriptor) = (transport.socket(), transport.descriptor());
-        let io = Mutex::new(Io { transport, taken: Vec::new(), written: 0 });
+        let io = Mutex::new(Io {
+            transport,
+            taken: Vec::new(),
+            written: 0,
+            accepted: 0,
+            left: 0,
+            here: 0,
+        });
         Self { outbox, socket, descriptor, io }
     }
 
@@ -119,12 +161,23 @@ impl Lane {
         }
     }
 
-    /// Writes what it can; and whether anything was written.
-    pub(super) fn flush(&self) -> io::Result<(Flushed, bool)> {
+    /// How many bytes were received, of which `read` were read.
+    pub(super) fn received(&self, read: u64) -> u64 {
+        self.io().transport.on_the_wire().map_or(read, |(received, _)| received)
+    }
+
+    /// Ends our direction of the stream.
+    pub(super) fn end_output(&self) {
+        self.io().transport.end_output();
+    }
+
+    /// Writes what it can.
+    pub(super) fn flush(&self) -> io::Result<Flush> {
         match &self.socket {
             Some(socket) => {
                 let (done, progress) = self.outbox.flush(&**socket)?;
-                Ok((if done { Flushed::Done } else { Flushed::Blocked }, progress))
+                let left = if done { Flushed::Done } else { Flushed::Blocked };
+                Ok(Flush { left, progress, readable: false })
             }
             None => self.io().flush(&self.outbox),
         }
@@ -135,7 +188,7 @@ impl Lane {
     pub(super) fn pump(&self, deadline: Instant) {
         loop {
             match self.flush() {
-                Ok((Flushed::Blocked, false)) => {}
+                Ok(Flush { left: Flushed::Blocked, progress: false, .. }) => {}
                 Ok(_) => return,
                 Err(_) => return self.outbox.end("writing failed"),
             }

@@ -17,6 +17,8 @@
 //! | [`run_word`] | the word that keeps a second thread away from a connection |
 //! | [`epoll`] | the kernel's list of ready sockets |
 //! | [`socket`] | the transport over such a socket |
+//! | [`tls`] | the transport over such a socket with TLS |
+//! | [`openssl`] | the functions of OpenSSL that it needs |
 //! | [`stop`] | telling every blocking connection that the child goes down |
 //! | [`wait`] | waiting for a descriptor, a wake-up or a deadline |
 
@@ -26,10 +28,12 @@ pub mod blocking;
 pub mod clocks;
 pub mod epoll;
 pub mod lane;
+pub mod openssl;
 pub mod run_word;
 pub mod service;
 pub mod socket;
 pub mod stop;
+pub mod tls;
 pub mod turn;
 pub mod wait;
 
@@ -53,6 +57,24 @@ pub trait Transport: Send {
 
     /// The descriptor to wait on.
     fn descriptor(&self) -> RawFd;
+
+    /// Whether `read` would block because of output that has to leave first; the descriptor need not show when to read on.
+    fn is_held_up(&self) -> bool {
+        false
+    }
+
+    /// How many bytes `write` has made of what it took that have not left, if they count as unsent.
+    fn held_output(&self) -> usize {
+        0
+    }
+
+    /// How many bytes were received and sent, if those are others than `read` gave and `write` took.
+    fn on_the_wire(&self) -> Option<(u64, u64)> {
+        None
+    }
+
+    /// Ends our direction of the stream, as far as that is the driver's to do. Everything was flushed, or is lost.
+    fn end_output(&mut self) {}
 
     /// When to try again after `write` would have blocked, if the descriptor does not show that there is room.
     fn retry(&self) -> Option<Duration> {

@@ -98,23 +98,8 @@ pub struct Totals {
 /// Who wants to know, about once a second while there are connections: the number of threads, and the totals.
 pub type Report = Box<dyn Fn(usize, &Totals) + Send + Sync>;
 
-/// Where a connection comes from: what has to be done there at its end.
-pub trait Host: Send {
-    /// The conversation is over, and `closed` of the endpoint has returned: writes the access log and ends our
-    /// direction of the stream. `lost` says that nothing can be written any more. `true` if the client should be given
-    /// the time to end its direction; `false` if the descriptor may be closed already.
-    ///
-    /// The descriptor is not watched during the call.
-    fn farewell(&mut self, farewell: &Farewell, lost: bool) -> bool;
-
-    /// How long nothing may be released yet, counted from now; asked when nothing else is left to do, and again then.
-    fn settles(&mut self) -> Duration {
-        Duration::ZERO
-    }
-
-    /// Nothing is left to do, and nobody uses the descriptor any more.
-    fn release(self: Box<Self>);
-}
+/// What is done when a conversation is over and `closed` of its endpoint has returned: the access log is written.
+pub type Ended = Box<dyn FnOnce(&Farewell) + Send>;
 
 /// A connection that is handed to the service.
 pub struct Guest {
@@ -126,8 +111,8 @@ pub struct Guest {
     pub endpoint: Box<dyn Endpoint>,
     /// How long it waits for what.
     pub patience: Patience,
-    /// Where it comes from.
-    pub host: Box<dyn Host>,
+    /// What is done at its end.
+    pub ended: Ended,
 }
 
 /// The threads of this process and the connections they serve.
@@ -158,8 +143,6 @@ pub struct Service {
     over: AtomicBool,
     /// The most connections there were since memory was given back.
     peak: AtomicU64,
-    /// Connections that are over but cannot be released yet.
-    departed: Mutex<Vec<Departed>>,
     /// What connections that are gone have done.
     past: Mutex<Totals>,
     report: Report,
@@ -198,30 +181,20 @@ struct Seated {
     patience: Patience,
     clocks: Mutex<Clocks>,
     phase: Mutex<Phase>,
+    /// `Some` until the end.
+    ended: Mutex<Option<Ended>>,
 }
 
 /// How far a connection has come with us; taken out by the thread that runs it.
 enum Phase {
     /// The conversation goes on.
-    Talking(Box<Talk>),
+    Talking(Box<Turn>),
     /// It is over, and the client has until then to close its side.
-    Lingering(Duration, Box<dyn Host>),
+    Lingering(Duration),
     /// A thread has taken it out.
     Running,
     /// Nothing is left to do.
     Gone,
-}
-
-/// What is left of a connection that has to be released later.
-struct Departed {
-    at: Duration,
-    token: u64,
-    host: Box<dyn Host>,
-}
-
-struct Talk {
-    turn: Turn,
-    host: Box<dyn Host>,
 }
 
 impl Service {
@@ -246,7 +219,6 @@ impl Service {
             ending,
             over: AtomicBool::new(false),
             peak: AtomicU64::new(0),
-            departed: Mutex::default(),
             past: Mutex::default(),
             report,
             handles: Mutex::default(),
@@ -266,9 +238,9 @@ impl Service {
 
     /// Takes a connection over, to its end. Its first turn comes at once.
     pub fn adopt(&'static self, guest: Guest) {
-        let Guest { lane, session, endpoint, patience, host } = guest;
+        let Guest { lane, session, endpoint, patience, ended } = guest;
         let outbox = lane.outbox.clone();
-        let talk = Box::new(Talk { turn: Turn::new(session), host });
+        let turn = Box::new(Turn::new(session));
         let seated = self.seat(|me, token| Seated {
             service: self,
             me,
@@ -280,7 +252,8 @@ impl Service {
             endpoint,
             patience,
             clocks: Mutex::new(Clocks::new(self.start.elapsed())),
-            phase: Mutex::new(Phase::Talking(talk)),
+            phase: Mutex::new(Phase::Talking(turn)),
+            ended: Mutex::new(Some(ended)),
         });
         let carrier: Weak<dyn Carrier> = seated.me.clone();
         outbox.open(carrier);
@@ -568,7 +541,6 @@ impl Service {
                 return;
             }
             let now = self.start.elapsed();
-            self.release_departed(now);
             let turns = self.turns.load(Ordering::Relaxed);
             let moved = turns != last_turns;
             last_turns = turns;
@@ -597,31 +569,6 @@ impl Service {
                     give_back_memory();
                 }
             }
-        }
-    }
-
-    /// Releases those whose time has come.
-    fn release_departed(&self, now: Duration) {
-        let mut departed = self.departed.lock().unwrap_or_else(|e| e.into_inner());
-        let (ripe, rest): (Vec<_>, _) = departed.drain(..).partition(|departed| departed.at <= now);
-        *departed = rest;
-        drop(departed);
-        for Departed { token, host, .. } in ripe {
-            self.depart(token, host);
-        }
-    }
-
-    /// Releases a connection as soon as that can be, and frees its seat.
-    fn depart(&self, token: u64, mut host: Box<dyn Host>) {
-        let settles = host.settles();
-        if settles.is_zero() {
-            host.release();
-            self.unseat(token);
-        } else {
-            // The clock looks soon enough: it is at its quickest while a thread is at work.
-            let at = self.start.elapsed() + settles;
-            let mut departed = self.departed.lock().unwrap_or_else(|e| e.into_inner());
-            departed.push(Departed { at, token, host });
         }
     }
 
@@ -716,40 +663,37 @@ impl Seated {
         }
         let flags = Flags::from_bits(flags);
         match self.set_phase(Phase::Running) {
-            Phase::Talking(mut talk) => {
+            Phase::Talking(mut turn) => {
                 let outbox = &*self.lane.outbox;
                 outbox.own();
-                // Where others write, the memory would go with the bytes.
-                if self.lane.socket.is_some() {
-                    outbox.lend(&mut buffers.output);
-                }
+                outbox.lend(&mut buffers.output);
                 let ready = (flags.readable(), flags.to_the_end());
-                let outcome = talk.turn.run(&self.lane, &*self.endpoint, ready, buffers);
+                let outcome = turn.run(&self.lane, &*self.endpoint, ready, buffers);
                 outbox.disown(&mut buffers.output);
-                let heard = talk.turn.heard();
+                let heard = turn.heard();
                 let bits = u8::from(heard.bytes) | u8::from(heard.message) << 1;
                 if self.heard.load(Ordering::Relaxed) | bits != self.heard.load(Ordering::Relaxed) {
                     self.heard.fetch_or(bits, Ordering::Relaxed);
                 }
                 match outcome {
                     Ok(Outcome::Rest { write, .. }) => {
-                        self.set_phase(Phase::Talking(talk));
+                        self.set_phase(Phase::Talking(turn));
                         // Where others cannot write, they wake us from now on; what they queued before is ours.
                         return self.lane.socket.is_none() && !outbox.fall_asleep(write);
                     }
                     Ok(Outcome::Again) => {
-                        self.set_phase(Phase::Talking(talk));
+                        self.set_phase(Phase::Talking(turn));
                         return true;
                     }
-                    Ok(Outcome::Over) => return self.finish(*talk, false, buffers),
+                    Ok(Outcome::Over) => return self.finish(&turn, false, buffers),
                     Err(error) => {
                         let line = format_args!("WS0302: the connection is lost: {error}");
                         outbox.journal().write(Level::Info, line);
-                        return self.finish(*talk, true, buffers);
+                        return self.finish(&turn, true, buffers);
                     }
                 }
             }
-            Phase::Lingering(until, host) => return self.linger(until, host, buffers),
+            Phase::Lingering(until) => return self.linger(until, buffers),
             Phase::Running | Phase::Gone => {
                 self.set_phase(Phase::Gone);
             }
@@ -770,11 +714,11 @@ impl Seated {
     /// Adds what a connection whose conversation goes on has done.
     fn add_to(&self, totals: &mut Totals) {
         totals.connections += 1;
-        if let Phase::Talking(talk) = &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
+        if let Phase::Talking(turn) = &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
             let summary = self.lane.outbox.summary();
             totals.messages_in += summary.messages_in;
             totals.messages_out += summary.messages_out;
-            totals.bytes_in += talk.turn.received();
+            totals.bytes_in += turn.received();
             totals.bytes_out += summary.bytes_out;
         }
     }
@@ -784,33 +728,31 @@ impl Seated {
     }
 
     /// The conversation is over.
-    fn finish(&self, talk: Talk, lost: bool, buffers: &mut Buffers) -> bool {
-        let Talk { turn, mut host } = talk;
-        let outbox = &*self.lane.outbox;
-        outbox.end("the connection is over");
+    fn finish(&self, turn: &Turn, lost: bool, buffers: &mut Buffers) -> bool {
+        self.lane.outbox.end("the connection is over");
         self.endpoint.closed();
-        let (service, descriptor) = (self.service, self.lane.descriptor());
-        let farewell = Farewell { summary: outbox.summary(), received: turn.received() };
-        service.add_to_past(&farewell);
-        // A descriptor of httpd's may be closed, and its number in use again, when the farewell is over.
-        let own = self.lane.socket.is_some();
-        if !own {
-            service.epoll.remove(descriptor);
+        self.tell_end(self.lane.received(turn.received()));
+        if !lost {
+            self.lane.end_output();
+            return self.linger(self.service.start.elapsed() + LINGER, buffers);
         }
-        let lingers = host.farewell(&farewell, lost);
-        if lingers && (own || service.epoll.add(descriptor, self.token).is_ok()) {
-            return self.linger(service.start.elapsed() + LINGER, host, buffers);
-        }
-        if own {
-            service.epoll.remove(descriptor);
-        }
-        self.leave(host);
+        self.leave();
         false
+    }
+
+    /// Writes the access log and the like.
+    fn tell_end(&self, received: u64) {
+        let farewell = Farewell { summary: self.lane.outbox.summary(), received };
+        self.service.add_to_past(&farewell);
+        let ended = self.ended.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(ended) = ended {
+            ended(&farewell);
+        }
     }
 
     /// Reads what the client still sends, to nobody, until it ends the stream: closing before that could make
     /// the kernel drop our last bytes (RFC 9112 §9.6). `true` if there is more to read.
-    fn linger(&self, until: Duration, host: Box<dyn Host>, buffers: &mut Buffers) -> bool {
+    fn linger(&self, until: Duration, buffers: &mut Buffers) -> bool {
         let descriptor = self.lane.descriptor();
         let mut discards = 0;
         // Throws away what the peer sends, too.
@@ -818,51 +760,61 @@ impl Seated {
         while self.service.ending.get() != Ending::Stop && self.service.start.elapsed() < until {
             match discard(descriptor, &mut buffers.input) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.set_phase(Phase::Lingering(until, host));
+                    self.set_phase(Phase::Lingering(until));
                     return false;
                 }
                 Ok(1..) if discards == DISCARDS => {
-                    self.set_phase(Phase::Lingering(until, host));
+                    self.set_phase(Phase::Lingering(until));
                     return true;
                 }
                 Ok(1..) => discards += 1,
                 Ok(0) | Err(_) if !parted => {
-                    self.set_phase(Phase::Lingering(until, host));
+                    self.set_phase(Phase::Lingering(until));
                     return false;
                 }
                 Ok(0) | Err(_) => break,
             }
         }
-        self.service.epoll.remove(descriptor);
-        self.leave(host);
+        self.leave();
         false
     }
 
-    /// A turn has panicked: the connection is dropped where it stands.
+    /// A turn has panicked, which is a bug of ours: the connection is dropped where it stands. Its endpoint and the access
+    /// log hear of it all the same, unless they have.
     fn abandon(&self) {
-        self.lane.outbox.end("an internal error");
-        if !matches!(self.set_phase(Phase::Gone), Phase::Gone) {
-            shut_down(self.lane.descriptor());
-            self.service.epoll.remove(self.lane.descriptor());
-            self.service.unseat(self.token);
+        let outbox = &*self.lane.outbox;
+        outbox.end("an internal error");
+        if matches!(self.set_phase(Phase::Gone), Phase::Gone) {
+            return;
         }
+        let line = format_args!("WS0306: the connection is dropped after an internal error");
+        outbox.journal().write(Level::Error, line);
+        let last = AssertUnwindSafe(|| {
+            self.endpoint.closed();
+            self.tell_end(self.lane.received(0));
+        });
+        // What panics again has said so.
+        let _ = catch_unwind(last);
+        shut_down(self.lane.descriptor());
+        self.leave();
     }
 
-    /// Nothing is left to do.
-    fn leave(&self, host: Box<dyn Host>) {
+    /// Nothing is left to do. The descriptor is closed with the last reference.
+    fn leave(&self) {
         self.set_phase(Phase::Gone);
-        self.service.depart(self.token, host);
+        self.service.epoll.remove(self.lane.descriptor());
+        self.service.unseat(self.token);
     }
 
     /// Asks the clocks. Called by the clock thread, which must not be held up by a callback.
     fn check(&self, now: Duration, ending: Ending) {
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
-            Phase::Lingering(until, _) => Some(ending == Ending::Stop || *until <= now),
+            Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
             Phase::Talking(_) => None,
             Phase::Running => {
                 // Nobody reads while a callback runs, so the client cannot be blamed for its silence.
                 self.heard.fetch_or(0b11, Ordering::Relaxed);
-                // On its way to the end it needs no clock, and its descriptor may be gone.
+                // On its way to the end it needs no clock.
                 (self.lane.outbox.state() == State::Closed).then_some(false)
             }
             Phase::Gone => Some(false),
@@ -903,7 +855,8 @@ impl Seated {
             let line = format_args!("WS0302: the connection is lost: {error}");
             outbox.journal().write(Level::Info, line);
             outbox.end("the client is given up");
-            // The thread that runs it, or the next one, meets the end of the stream.
+            // The thread that runs it, or the next one, meets the end of the stream. The descriptor is open as long as the
+            // transport, which is ours.
             shut_down(self.lane.descriptor());
         }
     }

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, IoSlice, Read as _, Write as _},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
     sync::Arc,
 };
@@ -32,7 +32,7 @@ impl Socket {
     }
 
     /// Ends the stream in one direction or both. What is already ended, or lost, stays so.
-    pub fn shutdown(&self, how: std::net::Shutdown) {
+    pub fn shutdown(&self, how: Shutdown) {
         let _ = self.stream.shutdown(how);
     }
 
@@ -95,6 +95,10 @@ impl Transport for Plain {
 
     fn descriptor(&self) -> RawFd {
         self.socket.descriptor()
+    }
+
+    fn end_output(&mut self) {
+        self.socket.shutdown(Shutdown::Write);
     }
 }
 

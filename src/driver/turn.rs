@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::lane::{Flushed, Lane};
+use super::lane::{Flush, Flushed, Lane};
 use crate::{
     buffer::Buffer,
     endpoint::{Endpoint, Peer, Relayed},
@@ -174,7 +174,11 @@ impl Turn {
                 readable = false;
             }
             let relayed = peer.map_or(NO_PEER, |peer| peer.relay(&mut buffers.input));
-            let (flushed, _) = lane.flush()?;
+            let Flush { left: flushed, readable: released, .. } = lane.flush()?;
+            if released && self.input == Input::Waiting {
+                readable = true;
+                continue;
+            }
             // The last read may have taken all there was, and too much for those who have to take it on.
             let waits = flushed != Flushed::Done || peer.is_some();
             if self.input == Input::Waiting && waits && is_crowded(outbox, peer) {
@@ -218,20 +222,13 @@ impl Turn {
                 return Ok(Input::Over);
             }
         }
-        // httpd's core filter reports the end of a stream when it is asked for the second time.
-        let mut again = self.to_the_end && lane.socket.is_none();
         loop {
             let room = self.session.room();
             let straight = room.is_some();
             let buffer = room.unwrap_or(&mut buffers.input);
             let size = buffer.len();
             let (n, more) = match lane.read(buffer) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if core::mem::take(&mut again) {
-                        continue;
-                    }
-                    return Ok(Input::Waiting);
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Input::Waiting),
                 result => result?,
             };
             if n == 0 {

@@ -12,11 +12,6 @@ use std::borrow::Cow;
 use super::{ending::RESERVE, http2, is_threaded, log, record, sys};
 use crate::journal::Level;
 
-/// event's default of `AsyncRequestWorkerFactor`.
-const ASYNC_FACTOR: f64 = 2.0;
-/// A child of event that holds fewer connections over TLS than this is small for WebSockets.
-const FEW: u64 = 1000;
-
 /// Says how many connections the child can hold.
 ///
 /// # Safety
@@ -24,26 +19,20 @@ const FEW: u64 = 1000;
 pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
     let detached = open_files.saturating_sub(RESERVE.min(open_files / 4));
     let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
-    let tell = |rest: core::fmt::Arguments<'_>| {
-        let line = format_args!(
-            "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and {rest}"
-        );
-        // SAFETY: the caller's word.
-        unsafe { log::server(server, Level::Info, line) };
-    };
-    if is_async() {
-        let suspended = suspended().min(detached);
-        tell(format_args!("{suspended} suspended ones (TLS), {threads} with WebSocketDetach Off"));
-    } else {
-        tell(format_args!("{threads} on threads of httpd's (TLS, WebSocketDetach Off)"));
-    }
+    let line = format_args!(
+        "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and {threads} on \
+         threads of httpd's"
+    );
+    // SAFETY: the caller's word.
+    unsafe { log::server(server, Level::Info, line) };
 }
 
-/// Warns of settings under which WebSockets are ended or starve, if the configuration has any WebSockets.
+/// Warns of settings under which WebSockets are ended or starve, if the configuration has any WebSockets; `tls` is what
+/// [`tls::find`](super::tls::find) came to.
 ///
 /// # Safety
 /// - `server` is the main server, and the configuration has been read.
-pub(super) unsafe fn warn(server: *const sys::server_rec) {
+pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(), String>>) {
     let bridges = ["WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
     if !has(&["WebSocketHandler"]) && !has(&bridges) {
         return;
@@ -100,27 +89,13 @@ pub(super) unsafe fn warn(server: *const sys::server_rec) {
              Off, or WebSocketDetach Off"
         ));
     }
-    if is_async() && suspended() < FEW && has(&["SSLEngine on", "SSLEngine optional"]) {
-        warn(format_args!(
-            "WS0409: a child holds only about {} WebSockets over TLS before it stops accepting connections: set \
-             AsyncRequestWorkerFactor, to 2000 for tens of thousands",
-            suspended()
-        ));
+    if let Some(Err(reason)) = tls {
+        let line = format_args!(
+            "WS0409: WebSockets over TLS cannot be detached, and take a thread of httpd's each: mod_ssl is there, but {reason}"
+        );
+        // SAFETY: the caller's word.
+        unsafe { log::server(server, Level::Notice, line) };
     }
-}
-
-/// How many suspended connections a child of event holds before it stops accepting: its threads, and for each of those
-/// that are idle the factor.
-fn suspended() -> u64 {
-    let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
-    let mut factor = ASYNC_FACTOR;
-    each_directive(&mut |name, args| {
-        if name.eq_ignore_ascii_case("AsyncRequestWorkerFactor") {
-            factor = args.trim().parse().unwrap_or(factor);
-        }
-    });
-    // A product beyond u64 saturates.
-    (threads as f64 * (1.0 + factor)) as u64
 }
 
 /// Whether the configuration has one of the directives, each with its arguments if any are given.
@@ -168,9 +143,4 @@ fn mpm(code: u32) -> u64 {
     // SAFETY: the result is a live integer.
     let status = unsafe { sys::ap_mpm_query(code as c_int, &raw mut answer) };
     if status == sys::APR_SUCCESS as c_int { u64::try_from(answer).unwrap_or(0) } else { 0 }
-}
-
-/// Whether the MPM can hold a connection without a thread.
-pub(super) fn is_async() -> bool {
-    mpm(sys::AP_MPMQ_IS_ASYNC) > 0
 }

@@ -11,7 +11,7 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use super::{STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys};
+use super::{STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys, tls};
 use crate::{
     config,
     driver::{
@@ -50,6 +50,7 @@ pub(super) unsafe fn begin(
     let drain = settings.drain_time.unwrap_or(config::DRAIN_TIME);
     // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
     STOP.reset(drain);
+    tls::begin();
     let open_files = raise_open_files();
     // SAFETY: the caller's word.
     unsafe { capacity::tell(server, open_files) };

@@ -7,7 +7,7 @@
 use core::{ffi::CStr, ptr};
 use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
-use super::{http2, sys};
+use super::{http2, sys, tls::Takeover};
 use crate::driver::{
     Transport,
     socket::{Socket, take_front},
@@ -16,9 +16,10 @@ use crate::driver::{
 /// The largest portion for the output filters, as a part of the limit at which the core filter starts to block
 /// (`FlushMaxThreshold`, 64 KiB): with what TLS adds it stays below that.
 const PORTION: (usize, usize) = (3, 4);
-/// How often a client that keeps sending may have its bytes taken out of the filters before the connection stays with
-/// them: 16 × 64 KiB.
-const EARLY_READS: usize = 16;
+/// How many bytes of a client that keeps sending are taken out of the filters before the connection stays with them, and
+/// how many reads that may take: a record of TLS may have a single byte.
+const EARLY: usize = 1 << 20;
+const EARLY_READS: usize = 256;
 
 /// A connection as httpd's filters see it.
 pub(super) struct Filters {
@@ -35,8 +36,7 @@ pub(super) struct Filters {
     early: Vec<u8>,
 }
 
-// SAFETY: a driver uses a transport on one thread at a time: the one that owns the connection, or, when the connection is
-// suspended, the one that runs it.
+// SAFETY: a driver uses a transport on one thread at a time: the one that owns the connection.
 unsafe impl Send for Filters {}
 
 impl Filters {
@@ -68,24 +68,73 @@ impl Filters {
 
     /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done: then
     /// what was taken is read again first, and the filters stay in use.
-    pub(super) fn drain(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn drain(&mut self, takeover: Option<&Takeover>) -> io::Result<Option<Vec<u8>>> {
+        if let Some(takeover) = takeover {
+            takeover.read_on(true);
+        }
+        let early = self.drain_within_bounds(takeover.is_some())?;
+        if early.is_none() {
+            if let Some(takeover) = takeover {
+                takeover.read_on(false);
+            }
+        }
+        Ok(early)
+    }
+
+    fn drain_within_bounds(&mut self, is_tls: bool) -> io::Result<Option<Vec<u8>>> {
         let mut early = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
         for _ in 0..EARLY_READS {
             match self.read(&mut buffer) {
+                Ok(0) => return Ok(Some(early)),
                 Ok(n) => {
                     early.extend_from_slice(&buffer[..n]);
                     // A short read leaves nothing behind: the core filter has asked the socket itself.
-                    if n < buffer.len() {
+                    if !is_tls && n < buffer.len() {
                         return Ok(Some(early));
                     }
                 }
+                // mod_ssl may say so although httpd's core has more for it.
+                Err(e)
+                    if e.kind() == io::ErrorKind::WouldBlock
+                        && is_tls
+                        && self.core_holds_input()? => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Some(early)),
                 Err(e) => return Err(e),
+            }
+            if early.len() > EARLY {
+                break;
             }
         }
         self.early = early;
         Ok(None)
+    }
+
+    /// Whether the last input filter, httpd's core, has bytes or the end of the stream. It asks the socket, too.
+    fn core_holds_input(&mut self) -> io::Result<bool> {
+        // SAFETY: connection and brigade are live and ours; each filter's `next` is a live filter or NULL. Nothing is taken out.
+        let (status, empty) = unsafe {
+            let mut core = (*self.connection).input_filters;
+            while !(*core).next.is_null() {
+                core = (*core).next;
+            }
+            let status = sys::ap_get_brigade(
+                core,
+                self.input,
+                sys::ap_input_mode_t_AP_MODE_SPECULATIVE,
+                sys::apr_read_type_e_APR_NONBLOCK_READ,
+                1,
+            );
+            let empty = sys::brigade_is_empty(self.input);
+            sys::apr_brigade_cleanup(self.input.cast());
+            (status, empty)
+        };
+        match status as u32 {
+            sys::APR_SUCCESS => Ok(!empty),
+            // The end of the stream: the next read finds it, too, wherever that takes place.
+            sys::APR_EAGAIN | sys::APR_EOF => Ok(false),
+            _ => Err(Self::error(status)),
+        }
     }
 
     /// Fills `buffer`, waiting for the client as long as httpd's `Timeout` and mod_reqtimeout allow. For the handshake.
@@ -138,7 +187,7 @@ impl Filters {
     }
 
     /// Whether the last filter, httpd's core, still holds output. What mod_http2 holds has left us.
-    fn holds_output(&self) -> bool {
+    pub(super) fn holds_output(&self) -> bool {
         // SAFETY: the connection is live and ours.
         self.stream.is_none() && unsafe { (*self.connection).data_in_output_filters != 0 }
     }
@@ -395,20 +444,22 @@ pub(super) unsafe fn allow_flushes(connection: *mut sys::conn_rec) {
     }
 }
 
-/// The name of the first filter that is not one of httpd's own for plain sockets, if there is one.
+/// The name of the first filter that is not one of httpd's own for plain sockets, nor, if that is said, of mod_ssl's.
 ///
 /// # Safety
 /// - `connection` is live and owned by this thread.
-pub(super) unsafe fn foreign(connection: *mut sys::conn_rec) -> Option<String> {
+pub(super) unsafe fn foreign(connection: *mut sys::conn_rec, with_tls: bool) -> Option<String> {
     // SAFETY: the caller's word.
     if unsafe { http2::is_stream(connection) } {
         return Some("HTTP/2".to_owned());
     }
     // remoteip_input is done once it has read its header, which comes before the request; reqtimeout is removed.
     let own = [c"core", c"core_in", c"log_input_output", c"remoteip_input", c"reqtimeout"];
+    let mod_ssls = [c"SSL/TLS Filter", c"SSL/TLS Coalescing Filter"];
+    let known = [&own[..], if with_tls { &mod_ssls } else { &[] }].concat();
     let filters = [input_filters(connection), output_filters(connection)].concat();
     // SAFETY: the list was just made from the connection's live filters.
-    let foreign = |&&f: &&_| !own.iter().any(|name| unsafe { is_named(f, name) });
+    let foreign = |&&f: &&_| !known.iter().any(|name| unsafe { is_named(f, name) });
     // SAFETY: as above; a filter's record and its name live as long as httpd.
     filters
         .iter()

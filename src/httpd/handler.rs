@@ -4,7 +4,6 @@ use core::ffi::{CStr, c_int, c_void};
 use std::{
     ffi::CString,
     io,
-    net::Shutdown,
     os::fd::{AsRawFd, BorrowedFd},
     sync::{
         Arc,
@@ -16,13 +15,13 @@ use std::{
 use super::{
     CONTEXTS, STOP,
     bridge::Bridge,
+    detach::{self, Leaving},
     directives, draft, ending,
     filters::{self, Filters},
     http2, is_threaded, log,
     record::Record,
-    shared,
-    suspend::{self, Suspended},
-    sys,
+    shared, sys,
+    tls::{self, Takeover},
     wrap::{Request, Table},
 };
 use crate::{
@@ -30,7 +29,7 @@ use crate::{
     driver::{
         Transport, blocking,
         lane::Lane,
-        service::{Farewell, Guest, Host},
+        service::Ended,
         socket::{Plain, Socket},
         wait::Signals,
     },
@@ -202,8 +201,8 @@ fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>)
 struct Upgrade {
     outbox: Arc<Outbox>,
     session: Session,
-    /// A socket of our own, if nothing but httpd's own filters is on the connection.
-    socket: Option<Arc<Socket>>,
+    /// How the connection may go past httpd's filters, or what keeps it there.
+    past: Result<PastFilters, String>,
     /// The same bytes as httpd sees them.
     filters: Filters,
     patience: Patience,
@@ -212,6 +211,34 @@ struct Upgrade {
     counted: Vec<Counted>,
     /// prefork handles signals on this thread; neither its callbacks nor a hand-over must be interrupted.
     signals: Option<Signals>,
+}
+
+/// A descriptor of our own for a connection on which httpd has nothing but its own filters, and mod_ssl's.
+struct PastFilters {
+    socket: Arc<Socket>,
+    /// For TLS, which only a detached connection can do without mod_ssl's filters.
+    takeover: Option<Takeover>,
+}
+
+impl PastFilters {
+    /// Makes one, or says what keeps the connection with the filters; an error if there are too few descriptors.
+    fn check(r: Request<'_>, filters: &Filters) -> io::Result<Result<Self, String>> {
+        let connection = r.connection();
+        // SAFETY: the connection is the request's own (wrap::R1).
+        let is_https = unsafe { tls::is_https(connection) };
+        // SAFETY: as above.
+        if let Some(name) = unsafe { filters::foreign(connection, is_https) } {
+            return Ok(Err(name));
+        }
+        let takeover = match is_https.then(|| Takeover::check(r)).transpose() {
+            Ok(takeover) => takeover,
+            Err(reason) => return Ok(Err(reason.to_owned())),
+        };
+        // SAFETY: httpd keeps the descriptor open while the handler runs; it is only duplicated.
+        let httpds = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
+        let socket = Arc::new(Socket::new(spare(httpds.try_clone_to_owned()?)?)?);
+        Ok(Ok(Self { socket, takeover }))
+    }
 }
 
 impl Upgrade {
@@ -243,26 +270,12 @@ impl Upgrade {
             max_message: settings.max_message(),
             allow_reserved: settings.allow_reserved(),
         };
-        let connection = r.connection();
         // SAFETY: the connection is the request's own (wrap::R1), and a lane with it does not outlive the handler.
-        let filters = unsafe { Filters::new(connection) }?;
-        // SAFETY: as above.
-        let socket = match unsafe { filters::foreign(connection) } {
-            Some(name) => {
-                let line = format_args!("bytes go through httpd's filters because of {name}");
-                log::request(r, Level::Debug, line);
-                None
-            }
-            None => {
-                // SAFETY: httpd keeps the descriptor open while the handler runs; it is only duplicated.
-                let httpds = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
-                Some(Arc::new(Socket::new(spare(httpds.try_clone_to_owned()?)?)?))
-            }
-        };
+        let filters = unsafe { Filters::new(r.connection()) }?;
         Ok(Self {
             session: Session::new(limits, params),
             outbox: Arc::new(outbox),
-            socket,
+            past: PastFilters::check(r, &filters)?,
             filters,
             patience,
             deflate,
@@ -314,15 +327,19 @@ impl Upgrade {
         // SAFETY: the connection is the request's own (wrap::R1).
         unsafe { filters::remove_obstacles(r.connection()) };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
-        let Self { outbox, session, socket, mut filters, patience, .. } = self;
+        let Self { outbox, session, past, mut filters, patience, .. } = self;
         let Self { deflate, counted, signals, .. } = self;
+        let may_detach = may_detach && ending::service().is_some();
+        let past = past.and_then(|past| match past.takeover {
+            Some(_) if !may_detach => Err("mod_ssl".to_owned()),
+            _ => Ok(past),
+        });
         let sent =
             if r.is_aborted() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
         let proof = opening.proof.as_ref();
         let proved = sent.and_then(|()| proof.map_or(Ok(()), |proof| filters.write_all(proof)));
-        let take = |()| take_early_bytes(&mut filters, r.connection(), socket.is_some());
-        let early = match proved.and_then(take) {
-            Ok(early) => early,
+        let past = match proved.and_then(|()| leave_filters(&mut filters, r.connection(), past)) {
+            Ok(past) => past,
             Err(error) => {
                 let line = format_args!("WS0302: the connection is lost: {error}");
                 outbox.journal().write(Level::Info, line);
@@ -332,76 +349,59 @@ impl Upgrade {
                 return sys::HOOK_OK;
             }
         };
-        let reserve = Some(Reserve { _deflate: deflate, _counted: counted });
-        let connection = r.connection();
-        // SAFETY: the connection is the request's own (wrap::R1).
-        let can_suspend = unsafe { suspend::is_possible(connection) };
-        let service = ending::service().filter(|_| detach != Detach::Off);
-        let plain = socket.zip(early);
-        let transport: Box<dyn Transport> = match plain {
-            Some((socket, early)) => Box::new(Plain::new(socket, early)),
-            None => Box::new(filters),
-        };
-        let own = transport.socket();
-        let lane = Lane::new(transport, outbox.clone());
-        match (service, own) {
-            (Some(service), Some(socket)) if may_detach => {
+        let reserve = Reserve { _deflate: deflate, _counted: counted };
+        let transport: Box<dyn Transport> = match past {
+            Ok((PastFilters { socket, takeover }, early)) if may_detach => {
+                let home = if takeover.is_some() { "TLS" } else { "clear text" };
+                outbox.journal().write(Level::Debug, format_args!("detached, {home}"));
                 endpoint.forget_request();
-                let record = Some(Record::of(r, headers));
-                let host = Box::new(Detached { record, socket, reserve });
-                // SAFETY: the connection is the request's own (wrap::R1).
-                unsafe { super::mark_detached(connection) };
                 r.set_for_log(ENV_OPEN);
-                service.adopt(Guest { lane, session, endpoint, patience, host });
-                sys::HOOK_OK
-            }
-            (Some(_), own) if can_suspend => {
-                let host = Box::new(Suspended::new(r, reserve, own.is_some()));
-                // SAFETY: the connection is the request's own (wrap::R1), and its guest.
-                unsafe {
-                    suspend::park(connection, Guest { lane, session, endpoint, patience, host })
+                let record = Record::of(r, headers);
+                let ended: Ended = Box::new(move |farewell| {
+                    drop(reserve);
+                    record.log(farewell);
+                });
+                let leaving = Leaving {
+                    outbox,
+                    session,
+                    endpoint,
+                    patience,
+                    ended,
+                    socket,
+                    early,
+                    takeover,
+                    signals,
                 };
-                sys::SUSPENDED
+                // SAFETY: the connection is the request's own (wrap::R1), which has left HTTP; the handler returns.
+                unsafe { detach::leave(r.connection(), leaving) };
+                return sys::HOOK_OK;
             }
-            (_, own) => {
-                let held = signals.as_ref();
-                let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
-                let summary = outbox.summary();
-                if own.is_some() {
-                    super::count_bytes(connection, ended.received, summary.bytes_out);
-                }
-                finish(r, &summary, ended.lost);
-                release_after_log(r, signals);
-                sys::HOOK_OK
+            Ok((past, early)) => Box::new(Plain::new(past.socket, early)),
+            Err(why) => {
+                let line = format_args!("bytes go through httpd's filters because of {why}");
+                outbox.journal().write(Level::Debug, line);
+                Box::new(filters)
             }
+        };
+        outbox.journal().write(Level::Debug, format_args!("served on httpd's thread"));
+        let uncounted = transport.socket().is_some();
+        let (lane, held) = (Lane::new(transport, outbox.clone()), signals.as_ref());
+        let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
+        let summary = outbox.summary();
+        if uncounted {
+            super::count_bytes(r.connection(), ended.received, summary.bytes_out);
         }
+        finish(r, &summary, ended.lost);
+        release_after_log(r, signals);
+        drop(reserve);
+        sys::HOOK_OK
     }
 }
 
 /// What a connection holds until its conversation is over.
-pub(super) struct Reserve {
+struct Reserve {
     _deflate: Option<(Params, Reserved<'static>)>,
     _counted: Vec<Counted>,
-}
-
-/// The httpd side of a detached connection: its request is gone, but for what the access log wants to know.
-struct Detached {
-    record: Option<Record>,
-    socket: Arc<Socket>,
-    reserve: Option<Reserve>,
-}
-
-impl Host for Detached {
-    fn farewell(&mut self, farewell: &Farewell, lost: bool) -> bool {
-        if let Some(record) = self.record.take() {
-            self.reserve = None;
-            record.log(farewell);
-        }
-        self.socket.shutdown(Shutdown::Write);
-        !lost
-    }
-
-    fn release(self: Box<Self>) {}
 }
 
 /// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
@@ -471,21 +471,31 @@ fn switch_protocols(
     r.leave_http();
 }
 
-/// Takes what the client sent along with the handshake out of httpd's filters. `None` if they have to stay in use,
-/// because that is wanted or because the client sends too fast.
-fn take_early_bytes(
+/// Takes what the client sent along with the handshake out of httpd's filters, so that the connection can go past them. If
+/// they have to stay in use, that is so because of what is said.
+fn leave_filters(
     filters: &mut Filters,
     connection: *mut sys::conn_rec,
-    leave_filters: bool,
-) -> io::Result<Option<Vec<u8>>> {
+    past: Result<PastFilters, String>,
+) -> io::Result<Result<(PastFilters, Vec<u8>), String>> {
     // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
     unsafe { filters::set_timeout(connection, 0) };
-    if leave_filters {
-        return filters.drain();
+    let past = match past {
+        Ok(past) if filters.holds_output() => {
+            drop(past);
+            Err("output that waits there".to_owned())
+        }
+        Ok(past) => filters
+            .drain(past.takeover.as_ref())?
+            .map(|early| (past, early))
+            .ok_or_else(|| "a client that sends too fast".to_owned()),
+        Err(why) => Err(why),
+    };
+    if past.is_err() {
+        // SAFETY: as above.
+        unsafe { filters::forbid_flushes(connection) };
     }
-    // SAFETY: as above.
-    unsafe { filters::forbid_flushes(connection) };
-    Ok(None)
+    Ok(past)
 }
 
 /// Set for a request whose connection is detached, so that `CustomLog … env=!websocket-open` leaves its first line out.

@@ -10,7 +10,8 @@
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `capacity.rs` | how many connections the settings hold, and warnings about those that starve them |
 //! | `record.rs` | the access log's line for the end of a detached connection |
-//! | `suspend.rs` | connections that stay httpd's but hold no thread |
+//! | `detach.rs` | a connection leaves httpd |
+//! | `tls.rs` | mod_ssl's connections, which leave it too |
 //! | `shared.rs` | the memory that all children share |
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
@@ -35,6 +36,7 @@ use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
 
 mod bridge;
 mod capacity;
+mod detach;
 mod directives;
 mod draft;
 mod ending;
@@ -45,11 +47,9 @@ mod log;
 mod record;
 mod shared;
 mod status;
-mod suspend;
 mod sys;
+mod tls;
 mod wrap;
-
-use handler::Reserve;
 
 /// The end of this child process, as its connections see it.
 static STOP: Stop = Stop::new();
@@ -126,9 +126,9 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         // Another module's error would end this hook's run, and httpd would shut down a socket that lives on.
         let really_first = sys::APR_HOOK_REALLY_FIRST;
         sys::ap_hook_pre_close_connection(Some(hook_pre_close), none, none, really_first);
-        sys::ap_hook_suspend_connection(Some(hook_suspend), none, none, middle);
         filters::register();
         status::register();
+        tls::register();
     }
 }
 
@@ -153,7 +153,7 @@ unsafe extern "C" fn hook_check_config(
 }
 
 unsafe extern "C" fn hook_post_config(
-    _config: *mut sys::apr_pool_t,
+    config: *mut sys::apr_pool_t,
     _log: *mut sys::apr_pool_t,
     _temporary: *mut sys::apr_pool_t,
     server: *mut sys::server_rec,
@@ -170,9 +170,11 @@ unsafe extern "C" fn hook_post_config(
         unsafe { http2::begin(server) };
         // SAFETY: httpd answers this with a number.
         let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) } as u32;
+        // SAFETY: httpd passes the configuration's pool.
+        let found = unsafe { tls::find(config) };
         if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG {
             // SAFETY: as above; httpd calls this hook when it has read the configuration.
-            unsafe { capacity::warn(server) };
+            unsafe { capacity::warn(server, found) };
         }
         sys::HOOK_OK
     })
@@ -204,38 +206,11 @@ unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, graceful: 
     boundary((), || ending::stopping(graceful != 0));
 }
 
-/// httpd is about to close a connection. One that was detached lives on: httpd only closes its own descriptor of
-/// the socket, as it does for a connection that was aborted.
+/// httpd is about to close a connection.
 unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
     // SAFETY: httpd passes a live connection that this thread owns.
-    unsafe {
-        if is_detached_mark(sys::ap_get_module_config((*connection).conn_config, module())) {
-            (*connection).aborted = 1;
-        }
-    }
+    boundary((), || unsafe { detach::before_close(connection) });
     sys::HOOK_OK
-}
-
-/// event is done with a connection whose handler returned SUSPENDED.
-unsafe extern "C" fn hook_suspend(connection: *mut sys::conn_rec, _r: *mut sys::request_rec) {
-    // SAFETY: httpd passes a live connection, and nobody but `park` stores anything for one that is suspended.
-    boundary((), || unsafe { suspend::hook(connection) });
-}
-
-/// Marks a connection as detached.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-unsafe fn mark_detached(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word. Only the address is of interest.
-    unsafe {
-        sys::ap_set_module_config((*connection).conn_config, module(), module().cast_mut().cast());
-    }
-}
-
-/// Whether what a connection's configuration vector holds for this module is the mark of a detached one.
-fn is_detached_mark(value: *const c_void) -> bool {
-    ptr::eq(value, module().cast())
 }
 
 /// Whether the MPM serves connections on threads of their own, so that signals go elsewhere.

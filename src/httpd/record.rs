@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::{
     capacity,
     handler::note_summary,
-    is_threaded, sys,
+    is_threaded, sys, tls,
     wrap::{Request, Table},
 };
 use crate::{driver::service::Farewell, plugin::headers::Headers};
@@ -31,6 +31,8 @@ pub(super) struct Record {
     connection_id: i64,
     client: Address,
     local: Address,
+    /// Of mod_ssl's variables those that are kept, each a name and a value.
+    tls: Headers,
 }
 
 /// One end of a connection.
@@ -57,6 +59,7 @@ impl Record {
             connection_id: connection.id,
             client: Address::of(rec.useragent_ip, rec.useragent_addr),
             local: Address::of(connection.local_ip, connection.local_addr),
+            tls: Headers::copy(tls::variables(r).into_iter()).0,
         }
     }
 
@@ -132,6 +135,9 @@ impl Record {
             let r = Request::from_ptr(ptr::NonNull::new_unchecked(rec));
             for (name, value) in self.headers.iter() {
                 r.set(Table::HeadersIn, name, value);
+            }
+            for (name, value) in self.tls.iter() {
+                sys::apr_table_set((*rec).subprocess_env, name.as_ptr(), value.as_ptr());
             }
             note_summary(r, &farewell.summary);
             prepare_logio(connection);

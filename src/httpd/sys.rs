@@ -45,6 +45,18 @@ pub(super) unsafe fn brigade_insert_tail(
     }
 }
 
+/// `APR_BRIGADE_EMPTY`.
+///
+/// # Safety
+/// - `brigade` is a live brigade.
+pub(super) unsafe fn brigade_is_empty(brigade: *mut apr_bucket_brigade) -> bool {
+    // SAFETY: the caller's word.
+    unsafe {
+        let sentinel = brigade_sentinel(brigade);
+        (*sentinel).link.next == sentinel
+    }
+}
+
 /// Whether a brigade contains an EOS bucket (`APR_BUCKET_IS_EOS`).
 ///
 /// # Safety

@@ -141,7 +141,7 @@ impl<'r> Request<'r> {
 
     /// The request itself, and those that httpd has redirected to it (RewriteRule in a folder, ErrorDocument), up to the
     /// client's own.
-    fn and_previous(self) -> impl Iterator<Item = *mut sys::request_rec> {
+    pub(super) fn and_previous(self) -> impl Iterator<Item = *mut sys::request_rec> {
         // SAFETY: R1: `prev` is NULL or a request that lives as long, in the same pool.
         let previous = |&r: &*mut sys::request_rec| unsafe { (*r).prev };
         core::iter::successors(Some(self.as_ptr()), move |r| {

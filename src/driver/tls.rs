@@ -1,0 +1,511 @@
+//! The transport over a TLS connection of our own: an `SSL` that reads records from, and writes them to, memory of ours.
+//!
+//! One receive and one send per event: what the socket has is received into a buffer that all connections of the thread
+//! share, and OpenSSL takes its records from there; what it writes is collected and sent at once. A connection at rest
+//! holds neither: bytes that are left over, in one direction or the other, are copied to memory of its own.
+//!
+//! An `SSL` is not for two threads at once. A [`Tls`] is used by the thread at work on its connection only.
+
+use core::{
+    cell::{Cell, RefCell},
+    ffi::{c_char, c_int, c_long, c_void},
+    mem, ptr,
+    ptr::NonNull,
+    slice,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+use std::{
+    io::{self, IoSlice},
+    net::Shutdown,
+    os::fd::RawFd,
+    sync::Arc,
+};
+
+use super::{
+    Transport,
+    openssl::{self, Bio, BioMethod, OpenSsl, Ssl},
+    socket::{Socket, take_front},
+};
+use crate::outbox::Socket as _;
+
+/// How much is received at a time.
+const RECEIVE: usize = 64 * 1024;
+/// So many bytes of records may be held that the socket has not taken; a record that was begun below that comes on top.
+const HELD: usize = 32 * 1024;
+/// The most data of a record (RFC 8446 §5.1).
+const RECORD: usize = 16 * 1024;
+
+thread_local! {
+    /// Where a thread receives records.
+    static RECEIVED: RefCell<Box<[u8]>> = RefCell::new(Box::default());
+    /// Where a thread collects records, between the connections that borrow it.
+    static COLLECTED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// OpenSSL runs on this thread for a connection of ours.
+    static AT_WORK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether OpenSSL calls back, on this thread, because of a [`Tls`].
+pub fn is_at_work() -> bool {
+    AT_WORK.get()
+}
+
+/// OpenSSL runs for a connection of ours while this lives.
+struct AtWork;
+
+impl AtWork {
+    fn begin() -> Self {
+        AT_WORK.set(true);
+        Self
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        AT_WORK.set(false);
+    }
+}
+
+/// Makes the kind of BIO that a [`Tls`] gives its `SSL`; `None` without memory.
+pub fn new_method(openssl: &'static OpenSsl) -> Option<NonNull<BioMethod>> {
+    OPENSSL.store(ptr::from_ref(openssl).cast_mut(), Ordering::Release);
+    openssl.new_method(c"mod_websocket", (read_records, write_records, control, create))
+}
+
+/// What the BIO of a connection reads from and writes to.
+struct Records {
+    /// Received, and not yet taken by OpenSSL: in the thread's buffer, or in `rest`. Only valid within a read.
+    input: *const u8,
+    input_len: usize,
+    /// What was left over when a read ended.
+    rest: Vec<u8>,
+    /// Records to send; the first `sent` bytes have left.
+    output: Vec<u8>,
+    sent: usize,
+}
+
+/// A TLS connection on a socket of ours.
+pub struct Tls {
+    openssl: &'static OpenSsl,
+    /// A reference of our own, the only one that is used.
+    ssl: NonNull<Ssl>,
+    /// From a Box; OpenSSL's BIO knows it too, and uses it within calls for `ssl` only.
+    records: NonNull<Records>,
+    socket: Arc<Socket>,
+    /// Data that was read before the connection was taken over.
+    early: Vec<u8>,
+    /// The `SSL` may hold something that no further byte will bring out.
+    unread: bool,
+    /// The last receive filled the buffer: there may be more.
+    more: bool,
+    /// Reading stopped since the socket does not take what OpenSSL has to answer (RFC 8446 §4.6.3).
+    held_up: bool,
+    /// What ended the connection, behind data that was delivered first.
+    failed: Option<io::Error>,
+    received: u64,
+    sent: u64,
+}
+
+// SAFETY: both pointers are used by nobody else, and neither object minds which thread it is used on.
+unsafe impl Send for Tls {}
+
+/// What a call of OpenSSL's came to.
+enum Done {
+    Bytes(usize),
+    WantRead,
+    WantWrite,
+    Ended,
+}
+
+impl Tls {
+    /// Takes over a connection whose handshake is done; `early` is data that was read from it before.
+    ///
+    /// # Safety
+    /// - `ssl` is live, this is a reference of the caller's own, which is handed over, and nobody else uses the
+    ///   connection any more.
+    /// - `method` was made by [`new_method`] with the same `openssl`.
+    pub unsafe fn new(
+        openssl: &'static OpenSsl,
+        method: NonNull<BioMethod>,
+        ssl: NonNull<Ssl>,
+        socket: Arc<Socket>,
+        early: Vec<u8>,
+    ) -> io::Result<Self> {
+        let records = Box::new(Records {
+            input: ptr::null(),
+            input_len: 0,
+            rest: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+        });
+        let records = NonNull::from(Box::leak(records));
+        let tls = Self {
+            openssl,
+            ssl,
+            records,
+            socket,
+            early,
+            unread: true,
+            more: false,
+            held_up: false,
+            failed: None,
+            received: 0,
+            sent: 0,
+        };
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one reason covers all")]
+        // SAFETY: the caller's word. The BIO's data outlives it, see `drop`; SSL_set_bio takes the one reference and drops
+        // the BIOs that there were.
+        unsafe {
+            let bio = (openssl.BIO_new)(method.as_ptr());
+            if bio.is_null() {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            (openssl.BIO_set_data)(bio, records.as_ptr().cast());
+            (openssl.SSL_set_bio)(ssl.as_ptr(), bio, bio);
+            (openssl.SSL_set_read_ahead)(ssl.as_ptr(), 0);
+            openssl.set_mode(
+                ssl.as_ptr(),
+                openssl::MODE_PARTIAL_WRITE
+                    | openssl::MODE_MOVING_WRITE_BUFFER
+                    | openssl::MODE_AUTO_RETRY
+                    | openssl::MODE_RELEASE_BUFFERS,
+            );
+        }
+        Ok(tls)
+    }
+
+    /// What OpenSSL's answer to a read or a write means.
+    fn judge(&self, answer: c_int) -> io::Result<Done> {
+        if answer > 0 {
+            return Ok(Done::Bytes(answer as usize));
+        }
+        // SAFETY: the connection is live and ours, and the answer is of the last call for it, on this thread.
+        match unsafe { (self.openssl.SSL_get_error)(self.ssl.as_ptr(), answer) } {
+            openssl::ERROR_WANT_READ => Ok(Done::WantRead),
+            openssl::ERROR_WANT_WRITE => Ok(Done::WantWrite),
+            openssl::ERROR_ZERO_RETURN => Ok(Done::Ended),
+            _ => Err(io::Error::other(format!("TLS: {}", self.openssl.error()))),
+        }
+    }
+
+    /// Has OpenSSL decrypt what there is.
+    fn decrypt(&mut self, buffer: &mut [u8]) -> io::Result<Done> {
+        let _at_work = AtWork::begin();
+        let len = buffer.len().min(c_int::MAX as usize) as c_int;
+        // SAFETY: the function has no preconditions.
+        unsafe { (self.openssl.ERR_clear_error)() };
+        // SAFETY: the connection is live and ours; the buffer is as long as said.
+        let answer =
+            unsafe { (self.openssl.SSL_read)(self.ssl.as_ptr(), buffer.as_mut_ptr().cast(), len) };
+        self.judge(answer)
+    }
+
+    /// Whether OpenSSL, or we, hold received bytes.
+    fn holds_records(&self) -> bool {
+        // SAFETY: the value is live, and nobody uses it at the moment.
+        unsafe { (*self.records.as_ptr()).input_len > 0 }
+    }
+
+    /// How many bytes of records the socket has not taken.
+    fn held(&self) -> usize {
+        // SAFETY: the value is live, and nobody uses it at the moment.
+        let records = unsafe { self.records.as_ref() };
+        records.output.len() - records.sent
+    }
+
+    /// Decrypts what has been received into `buffer` as far as there is room. 0 if nothing came of it: `None` at the end
+    /// of the stream.
+    fn decrypt_all(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut filled = 0;
+        // A record that is taken wholly leaves nothing behind, so that there is no need to ask.
+        while filled < buffer.len() && (self.unread || self.holds_records()) {
+            match self.decrypt(&mut buffer[filled..]) {
+                Ok(Done::Bytes(n)) => {
+                    filled += n;
+                    self.unread = filled == buffer.len();
+                }
+                Ok(Done::WantRead) => {
+                    self.unread = false;
+                    break;
+                }
+                // Its answer to a KeyUpdate has no room.
+                Ok(Done::WantWrite) => {
+                    self.unread = true;
+                    if !self.send()? {
+                        self.held_up = true;
+                        break;
+                    }
+                }
+                Ok(Done::Ended) if filled == 0 => return Ok(None),
+                Ok(Done::Ended) => {
+                    self.unread = true;
+                    break;
+                }
+                Err(error) => {
+                    // The alert that OpenSSL has for the client, as far as there is room.
+                    let _ = self.send();
+                    if filled == 0 {
+                        return Err(error);
+                    }
+                    self.failed = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(Some(filled))
+    }
+
+    /// Reads with `shared`, the thread's buffer for records.
+    fn read_with(&mut self, shared: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.decrypt_all(buffer)? {
+                None => return Ok(0),
+                Some(0) if self.held_up => return Err(io::ErrorKind::WouldBlock.into()),
+                Some(0) => {}
+                Some(n) => return Ok(n),
+            }
+            let n = self.socket.read(shared)?;
+            if n == 0 {
+                // Without a close_notify, as many clients end: what was on its way did not come to more.
+                return Ok(0);
+            }
+            self.received += n as u64;
+            self.more = n == shared.len();
+            // SAFETY: the value is live, and nobody uses it at the moment. The input is only used until `keep_rest`.
+            let records = unsafe { self.records.as_mut() };
+            (records.input, records.input_len) = (shared.as_ptr(), n);
+        }
+    }
+
+    /// Copies what OpenSSL has not taken of the thread's buffer to the connection.
+    fn keep_rest(&mut self) {
+        // SAFETY: the value is live, and nobody uses it at the moment.
+        let records = unsafe { self.records.as_mut() };
+        if records.input_len == 0 {
+            records.rest = Vec::new();
+        } else {
+            // SAFETY: `input` leads to so many bytes of the thread's buffer, or of `rest`, both of which still live.
+            let rest = unsafe { slice::from_raw_parts(records.input, records.input_len) };
+            records.rest = rest.to_vec();
+        }
+        (records.input, records.input_len) = (records.rest.as_ptr(), records.rest.len());
+    }
+
+    /// Sends the records that were collected; whether all of them left.
+    fn send(&mut self) -> io::Result<bool> {
+        // SAFETY: the value is live, and nobody uses it at the moment.
+        let records = unsafe { self.records.as_mut() };
+        while records.sent < records.output.len() {
+            match self.socket.write(&[IoSlice::new(&records.output[records.sent..])]) {
+                Ok(n) => {
+                    records.sent += n;
+                    self.sent += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    // A connection that waits keeps what waits, and no more.
+                    let rest = records.output[records.sent..].to_vec();
+                    give_back(mem::replace(&mut records.output, rest));
+                    records.sent = 0;
+                    return Ok(false);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        give_back(mem::take(&mut records.output));
+        records.sent = 0;
+        Ok(true)
+    }
+}
+
+/// Leaves memory for records to the thread's next connection.
+fn give_back(mut output: Vec<u8>) {
+    output.clear();
+    COLLECTED.with_borrow_mut(|collected| {
+        if collected.capacity() < output.capacity() {
+            *collected = output;
+        }
+    });
+}
+
+impl Transport for Tls {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.early.is_empty() {
+            return Ok(take_front(&mut self.early, buffer));
+        }
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.held_up = false;
+        self.more = false;
+        RECEIVED.with_borrow_mut(|shared| {
+            if shared.is_empty() {
+                *shared = vec![0; RECEIVE].into();
+            }
+            let result = self.read_with(shared, buffer);
+            self.keep_rest();
+            result
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            if self.held() >= HELD && !self.send()? {
+                break;
+            }
+            let portion = &bytes[taken..][..(bytes.len() - taken).min(RECORD)];
+            let answer = {
+                let _at_work = AtWork::begin();
+                // SAFETY: the function has no preconditions.
+                unsafe { (self.openssl.ERR_clear_error)() };
+                // SAFETY: the connection is live and ours; the bytes are as many as said. What would have blocked is
+                // offered again from where it began, in a portion that is as long.
+                unsafe {
+                    let (data, len) = (portion.as_ptr().cast(), portion.len() as c_int);
+                    (self.openssl.SSL_write)(self.ssl.as_ptr(), data, len)
+                }
+            };
+            match self.judge(answer)? {
+                Done::Bytes(n) => taken += n,
+                Done::WantWrite => {
+                    if !self.send()? {
+                        break;
+                    }
+                }
+                Done::WantRead => break,
+                Done::Ended => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    fn flush(&mut self) -> io::Result<bool> {
+        self.send()
+    }
+
+    fn holds_input(&self) -> bool {
+        self.more || self.unread || self.failed.is_some() || self.holds_records()
+    }
+
+    fn is_held_up(&self) -> bool {
+        self.held_up
+    }
+
+    fn held_output(&self) -> usize {
+        self.held()
+    }
+
+    fn on_the_wire(&self) -> Option<(u64, u64)> {
+        Some((self.received, self.sent))
+    }
+
+    fn socket(&self) -> Option<Arc<Socket>> {
+        None
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.socket.descriptor()
+    }
+
+    fn end_output(&mut self) {
+        {
+            let _at_work = AtWork::begin();
+            // SAFETY: the connection is live and ours. Its answer does not matter: the client's close_notify is not
+            // waited for (RFC 8446 §6.1).
+            unsafe { (self.openssl.SSL_shutdown)(self.ssl.as_ptr()) };
+            // SAFETY: the function has no preconditions.
+            unsafe { (self.openssl.ERR_clear_error)() };
+        }
+        let _ = self.send();
+        self.socket.shutdown(Shutdown::Write);
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _at_work = AtWork::begin();
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one reason covers both")]
+        // SAFETY: the connection is live, and this reference is ours and not used any more. Nothing is written: both sides
+        // count as shut down, so that the session may be resumed. Its BIO goes along, or, if somebody has kept a
+        // reference, is never used again.
+        unsafe {
+            (self.openssl.SSL_set_shutdown)(self.ssl.as_ptr(), openssl::BOTH_SHUTDOWNS);
+            (self.openssl.SSL_free)(self.ssl.as_ptr());
+        }
+        // SAFETY: `new` made it from a Box, and OpenSSL, whose BIO knew it, is done.
+        drop(unsafe { Box::from_raw(self.records.as_ptr()) });
+    }
+}
+
+/// OpenSSL's BIO_get_data and the like, for the functions that it calls: they are given the BIO, and nothing else.
+static OPENSSL: AtomicPtr<OpenSsl> = AtomicPtr::new(ptr::null_mut());
+
+/// Runs `f` with the records of the connection whose BIO this is; `default` for a BIO of nobody's.
+///
+/// # Safety
+/// - `bio` is that of a [`Tls`], within a call for its `SSL`.
+unsafe fn with_records(bio: *mut Bio, f: impl FnOnce(&OpenSsl, &mut Records) -> c_int) -> c_int {
+    // SAFETY: `new_method`, which comes before any BIO, stores a table that lives as long as the process.
+    let Some(openssl) = (unsafe { OPENSSL.load(Ordering::Acquire).as_ref() }) else { return -1 };
+    // SAFETY: the BIO is live, as OpenSSL calls for it.
+    let records = unsafe { (openssl.BIO_get_data)(bio) }.cast::<Records>();
+    // SAFETY: the caller's word: the records outlive the BIO, and while OpenSSL runs nobody else uses them.
+    let records = unsafe { records.as_mut() };
+    // SAFETY: the BIO is live, as OpenSSL calls for it.
+    unsafe { (openssl.BIO_clear_flags)(bio, openssl::BIO_RETRY) };
+    records.map_or(-1, |records| f(openssl, records))
+}
+
+/// Gives OpenSSL bytes that were received.
+unsafe extern "C" fn read_records(bio: *mut Bio, buffer: *mut c_char, len: c_int) -> c_int {
+    let read = |openssl: &OpenSsl, records: &mut Records| {
+        let n = records.input_len.min(len.max(0) as usize);
+        if n == 0 {
+            // SAFETY: the BIO is live, as OpenSSL calls for it.
+            unsafe { (openssl.BIO_set_flags)(bio, openssl::BIO_RETRY_READ) };
+            return -1;
+        }
+        // SAFETY: within a read `input` leads to so many live bytes, of which `n` are taken; OpenSSL's buffer has room for
+        // `len`, and is no memory of ours.
+        unsafe { ptr::copy_nonoverlapping(records.input, buffer.cast(), n) };
+        // SAFETY: as above.
+        records.input = unsafe { records.input.add(n) };
+        records.input_len -= n;
+        n as c_int
+    };
+    // SAFETY: OpenSSL calls this for the BIO of a Tls, within a call for its SSL.
+    unsafe { with_records(bio, read) }
+}
+
+/// Collects bytes that OpenSSL has for the client, unless too many wait already.
+unsafe extern "C" fn write_records(bio: *mut Bio, bytes: *const c_char, len: c_int) -> c_int {
+    let write = |openssl: &OpenSsl, records: &mut Records| {
+        if records.output.len() - records.sent >= HELD {
+            // SAFETY: the BIO is live, as OpenSSL calls for it.
+            unsafe { (openssl.BIO_set_flags)(bio, openssl::BIO_RETRY_WRITE) };
+            return -1;
+        }
+        if records.output.capacity() == 0 {
+            records.output = COLLECTED.take();
+        }
+        // SAFETY: OpenSSL passes so many live bytes.
+        let bytes = unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len.max(0) as usize) };
+        records.output.extend_from_slice(bytes);
+        len
+    };
+    // SAFETY: OpenSSL calls this for the BIO of a Tls, within a call for its SSL.
+    unsafe { with_records(bio, write) }
+}
+
+unsafe extern "C" fn control(_: *mut Bio, what: c_int, _: c_long, _: *mut c_void) -> c_long {
+    c_long::from(what == openssl::BIO_CTRL_FLUSH)
+}
+
+unsafe extern "C" fn create(bio: *mut Bio) -> c_int {
+    // SAFETY: `new_method` stores a table that lives as long as the process.
+    if let Some(openssl) = unsafe { OPENSSL.load(Ordering::Acquire).as_ref() } {
+        // SAFETY: OpenSSL passes the BIO that it makes.
+        unsafe { (openssl.BIO_set_init)(bio, 1) };
+    }
+    1
+}
