@@ -615,6 +615,10 @@ impl Outbox {
         if queue.state < State::Closed {
             queue.transit(&*self.journal, why, State::Closed);
         }
+        // Nothing is queued behind a Close, so one of ours has not left as long as anything waits: nobody heard it.
+        if queue.own_close && queue.unsent() > 0 {
+            queue.code = None;
+        }
         drop(queue);
         self.room.notify_all();
     }
@@ -706,10 +710,8 @@ impl Outbox {
     /// How far the conversation has come, what became of it so far, and whether something waits for the client.
     pub fn look(&self) -> (State, Summary, bool) {
         let queue = self.lock();
-        // Nothing is queued behind a Close, so one of ours has not left as long as anything waits.
-        let unheard = queue.own_close && queue.state == State::Closed && queue.unsent() > 0;
         let summary = Summary {
-            code: queue.code.filter(|_| !unheard).unwrap_or(CloseCode::ABNORMAL),
+            code: queue.code.unwrap_or(CloseCode::ABNORMAL),
             messages_in: queue.messages_in,
             messages_out: queue.messages_out,
             bytes_out: queue.bytes_out,

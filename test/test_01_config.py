@@ -385,8 +385,3 @@ class TestAdvice:
     def test_connections_per_child(self, httpd):
         found = self.advice(httpd, "MaxConnectionsPerChild 1000\n" + echo())
         assert list(found) == ["0408"] and "set MaxConnectionsPerChild 0" in found["0408"]
-
-    def test_few_connections_over_tls(self, httpd):
-        found = self.advice(httpd, TLS + echo())
-        assert list(found) == ["0409"] and "about 192" in found["0409"]
-        assert not self.advice(httpd, "AsyncRequestWorkerFactor 2000\n" + TLS + echo())

@@ -1,9 +1,7 @@
 """The same over TLS: wss."""
 
-import os
 import select
 import ssl
-import subprocess
 import time
 
 import pytest
@@ -204,6 +202,25 @@ class TestRestart:
 
 
 @pytest.mark.parametrize("wss", ["1.3"], indirect=True)
+class TestStop:
+    @pytest.mark.parametrize("detach", ["On", "Off"])
+    def test_the_access_log_says_what_the_client_heard(self, httpd, wss, detach):
+        """event and worker close the sockets of their own threads before they tell of a stop, so that nothing can be
+        said to a client whose connection is httpd's."""
+        with httpd.serve(SITE + debug("/end", f"WebSocketDetach {detach}")):
+            client, mark = wss("/end?stopped"), "?stopped"
+            client.send(frame(TEXT, "version"))
+            client.expect(TEXT, "1")
+            httpd.stop()
+            try:
+                heard = client.read_frame().code
+            except (EOFError, ConnectionError, ssl.SSLError):
+                heard = 1006
+            assert httpd.access(mark)[-1].close_code == str(heard)
+            assert heard == 1001 or detach == "Off"
+
+
+@pytest.mark.parametrize("wss", ["1.3"], indirect=True)
 class TestSlowClients:
     CONF = "Timeout 2\n" + SITE
 
@@ -242,71 +259,3 @@ class TestSmallPortions:
         exchange(client, frame(BINARY, data), len(data) + 10)
         client.expect(BINARY, data)
         client.close()
-
-
-# A module whose suspend_connection hook comes late and takes its time, as a busy machine makes event's own worker do.
-SLOW_HOOK = r"""
-#include <httpd.h>
-#include <http_config.h>
-#include <http_log.h>
-#include <mpm_common.h>
-
-static apr_status_t gone(void *flag)
-{
-    *(volatile int *)flag = 1;
-    return APR_SUCCESS;
-}
-
-static void suspended(conn_rec *c, request_rec *r)
-{
-    volatile int flag = 0;
-    apr_pool_t *pool = c->pool;
-
-    apr_pool_cleanup_register(pool, (void *)&flag, gone, apr_pool_cleanup_null);
-    apr_sleep(apr_time_from_msec(150));
-    if (flag) {
-        ap_log_error(APLOG_MARK, APLOG_CRIT, 0, NULL, "the connection is gone while it is suspended");
-    } else {
-        apr_pool_cleanup_kill(pool, (void *)&flag, gone);
-    }
-}
-
-static void hooks(apr_pool_t *pool)
-{
-    ap_hook_suspend_connection(suspended, NULL, NULL, APR_HOOK_REALLY_LAST);
-}
-
-AP_DECLARE_MODULE(slow) = { STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, NULL, hooks };
-"""
-
-
-@pytest.fixture(scope="module")
-def slow_hook(httpd):
-    """The module's LoadModule line."""
-
-    def apxs(name):
-        asked = [os.environ.get("APXS", "apxs"), "-q", name]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-
-    source, module = httpd.root / "slow.c", httpd.root / "slow.so"
-    source.write_text(SLOW_HOOK)
-    includes = [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
-    flags = [*apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", str(module), str(source)], check=True)
-    return f'LoadModule slow_module "{module}"\n'
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_connection_that_ends_while_it_is_being_suspended(httpd, slow_hook, connect, how):
-    if httpd.mpm != "event":
-        pytest.skip("suspended on event only")
-    with httpd.serve(slow_hook + SITE):
-        for _ in range(5):
-            client = connect(port=httpd.tls_port, tls=httpd.tls_context())
-            client.upgrade("/echo")
-            if how == "reset":
-                client.reset()
-            else:
-                client.close()
-        time.sleep(0.3)

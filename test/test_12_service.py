@@ -755,20 +755,6 @@ class TestRequest:
         for one in (client, after):
             one.close()
 
-    @pytest.mark.skipif(os.environ.get("TEST_MPM", "event") != "event", reason="other MPMs cannot do without a thread")
-    def test_kept_without_a_thread(self, httpd, ws):
-        """A connection with its request holds no thread of event's, of which there are 25."""
-        clients = [ws(f"/auto?kept{n}", [("X-Debug-Request", "1")]) for n in range(60)]
-        for client in clients:
-            self.answers(client, "request", "non-null")
-        assert httpd.get()[0] == 200
-        for client in clients:
-            client.close()
-        lines = both_lines(httpd, "?kept", 60)
-        assert {(line["open"], line["close"], line["status"]) for line in lines} == {("-", "1", "101")}
-        # The handshakes' bytes, and those of a command, a Close and their answers.
-        assert all(int(line["received"]) > 200 and int(line["sent"]) > 140 for line in lines), lines[0]
-
     def test_never_detached(self, httpd, ws):
         client = ws("/off?never")
         self.answers(client, "request", "non-null")

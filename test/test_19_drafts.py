@@ -557,7 +557,7 @@ class TestFrames:
 
     @both
     def test_with_httpds_request(self, httpd, connect, draft):
-        """The plugin keeps the request: suspended on event, blocking elsewhere."""
+        """The plugin keeps the request, and the connection its thread."""
         client = connect()
         opens(client, draft, f"/debug?kept-{draft}", [("X-Debug-Request", "1")])
         client.send(text("request-connect"), binary(b"back"))

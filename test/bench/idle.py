@@ -4,8 +4,7 @@ For each MPM and each home of a connection a server is started, connections are 
 them echoes once, and all are closed. The result is a table. The environment is that of the tests (see
 ../httpd.py); `--help` lists the options. Memory is the proportional share of all children, from the kernel.
 
-Beside the suspended connections stand homes that are httpd's alone: TLS connections that are kept alive after a
-request, and connections whose request a module answers, suspends and forgets (mod_idle.c).
+Beside them stand TLS connections that are httpd's alone, kept alive after a request.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import resource
 import selectors
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,10 +23,10 @@ TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "test"))
 os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 
-from httpd import ONE_CHILD, Httpd, echo, location, wait_until  # noqa: E402
+from httpd import ONE_CHILD, Httpd, echo, wait_until  # noqa: E402
 from ws_frame import EXAMPLE_KEY, TEXT, frame  # noqa: E402
 
-# One child as it comes serves detached and suspended connections; others need a thread or a process each.
+# One child as it comes serves detached connections; others need a thread or a process each.
 MANY_THREADS = """
     <IfModule mpm_prefork_module>
         ServerLimit {more}
@@ -54,7 +52,7 @@ TLS = """
         SSLCertificateKeyFile "{key}"
     </VirtualHost>
 """
-# event admits no more connections to a child than its threads times about this.
+# event keeps no more connections alive in a child than its threads times about this.
 FACTOR = """
     <IfModule mpm_event_module>
         AsyncRequestWorkerFactor 2000
@@ -67,20 +65,17 @@ class Home(NamedTuple):
 
     name: str
     tls: bool = False
-    detach: str = "Auto"
+    detach: str = "On"
     threads: bool = False  # each holds one of httpd's
     mpms: tuple = ("event", "worker", "prefork")
     path: str = "/echo"
 
 
 HOMES = [
-    Home("detached"),
-    Home("suspended (ws, the plugin keeps the request)", mpms=("event",), path="/request"),
-    Home("suspended (wss)", tls=True, mpms=("event",)),
+    Home("detached (ws)"),
+    Home("detached (wss)", tls=True),
     Home("blocking (ws)", detach="Off", threads=True),
     Home("blocking (wss)", tls=True, detach="Off", threads=True),
-    Home("httpd: http, suspended", mpms=("event",), path="/idle"),
-    Home("httpd: https, suspended", tls=True, mpms=("event",), path="/idle"),
     Home("httpd: https, kept alive", tls=True, mpms=("event",), path="/index.html"),
 ]
 COLUMNS = [
@@ -165,20 +160,6 @@ def echo_all(socks):
     return time.monotonic() - start
 
 
-def mod_idle(httpd):
-    """What loads mod_idle."""
-
-    def apxs(name):
-        asked = [os.environ.get("APXS", "apxs"), "-q", name]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-
-    module = httpd.root / "mod_idle.so"
-    includes = [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
-    command = ["cc", "-O2", *apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
-    subprocess.run([*command, "-o", str(module), str(TOP / "test/bench/mod_idle.c")], check=True)
-    return f'LoadModule idle_module "{module}"\n<Location /idle>\n    SetHandler idle\n</Location>\n'
-
-
 def measure(mpm, home, count):
     """One line of the table."""
     os.environ["TEST_MPM"] = mpm
@@ -189,12 +170,7 @@ def measure(mpm, home, count):
     if home.tls:
         cert = httpd.certificate()
         conf += TLS.format(cert=cert, key=cert.parent / "key.pem") + "SSLSessionCache none\n"
-    if home.path == "/request":
-        conf += location("/request", "${PLUGINS}/request.so", "request_init")
-    if home.path == "/idle":
-        conf += mod_idle(httpd)
-    echoes = home.path in ("/echo", "/request")
-    forgotten = home.path == "/idle"  # nobody ends them
+    echoes = home.path == "/echo"
     httpd.start(conf)
     try:
         # Whatever the first connections leave behind is not the others' cost.
@@ -218,7 +194,7 @@ def measure(mpm, home, count):
         for sock in socks:
             sock.close()
         few = descriptors + 10
-        if not forgotten and (mpm != "prefork" or not home.threads):
+        if mpm != "prefork" or not home.threads:
             wait_until(lambda: sum(map(httpd.descriptors, httpd.children())) <= few, 60, "the descriptors' return")
         time.sleep(QUIET)
         after = memory(httpd)
@@ -227,7 +203,7 @@ def measure(mpm, home, count):
     return [
         mpm, home.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
         f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{before / 1024:.1f}", f"{(before + held) / 1024:.1f}",
-        "-" if forgotten else f"{after / 1024:.1f}",
+        f"{after / 1024:.1f}",
     ]
 
 
@@ -238,7 +214,7 @@ def main():
     parser.add_argument("--home", default="", help="those whose name contains it: " + ", ".join(h.name for h in HOMES))
     parser.add_argument("--connections", type=words, default=["1000", "10000", "19000"])
     parser.add_argument("--most-threads", type=int, default=1000, help="no more connections than that on threads")
-    parser.add_argument("--most-suspended", type=int, default=10000, help="nor than that suspended or kept alive")
+    parser.add_argument("--most-tls", type=int, default=10000, help="nor than that over TLS")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -248,10 +224,8 @@ def main():
             if mpm not in home.mpms or options.home not in home.name:
                 continue
             most = min(hard - 500, options.most_threads if home.threads else hard)
-            if home.tls or home.path != "/echo":
-                most = min(most, options.most_suspended)
-            if home.path == "/request":
-                most = min(most, (hard - 500) // 2)  # it takes two descriptors, httpd's and our own
+            if home.tls:
+                most = min(most, options.most_tls)
             for count in map(int, options.connections):
                 if count <= most:
                     print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)

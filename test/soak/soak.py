@@ -35,8 +35,8 @@ OLD = 30.0  # seconds within which the children before a restart are gone, even 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
 CLIENTS = 12 if PREFORK else 32
-# TLS connections that are open at the same time, after the churn: suspended ones, which only event has.
-CROWD = (20, 50) if os.environ.get("TEST_MPM", "event") == "event" else (0, 0)  # threads of the client's, connections each
+# TLS connections that are open at the same time, after the churn.
+CROWD = (20, 50)  # threads of the client's, connections each
 PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
 SITE = (
     f"""
@@ -75,14 +75,11 @@ SITE = (
         MinSpareThreads 1
         MaxSpareThreads {PLACES}
     </IfModule>
-    <IfModule mpm_event_module>
-        AsyncRequestWorkerFactor 20
-    </IfModule>
     """
     + echo()
     + location("/threads", "${PLUGINS}/threads.so", "threads_init")
     + location("/probe", "${PLUGINS}/probe.so", "probe_init")
-    + echo("/crowd", "WebSocketMaxConnections Off", "WebSocketPingInterval Off", "WebSocketIdleTimeout Off")
+    + echo("/crowd", "WebSocketDetach On", "WebSocketMaxConnections Off", "WebSocketPingInterval Off", "WebSocketIdleTimeout Off")
     + echo("/held/echo", "WebSocketDetach Off")
     + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
 )
