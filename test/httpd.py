@@ -176,7 +176,7 @@ class Httpd:
         self.plugin_trail = self.trails / "plugin"  # of the debug plugin's init and destroy
         self.process = None
         self.read_to = 0  # how much of the error log was judged
-        self.expected = []
+        self.expected, self.allowed = [], []
 
     # --- where things are --------------------------------------------------------------------
 
@@ -519,10 +519,15 @@ class Httpd:
         """The running test provokes a line like this; it has to appear, and is no fault."""
         self.expected.append(re.compile(pattern))
 
+    def allow_log(self, pattern):
+        """The running test may provoke a line like this, which is said once a minute."""
+        self.allowed.append(re.compile(pattern))
+
     def judge_log(self):
         """Fails for a line of level warn or above, or one that tells of a crash, that no test
         announced, and for an announced line that did not come."""
         expected, self.expected = self.expected, []
+        allowed, self.allowed = self.allowed, []
         missing = []
         for pattern in expected:
             try:
@@ -533,7 +538,7 @@ class Httpd:
         self.read_to += len(text.encode(errors="surrogateescape")) + (1 if text else 0)
         bad = [line for line in text.splitlines() if SUSPICIOUS.search(line)]
         bad = [line for line in bad if not MACHINE.search(line) and not ADVICE.search(line)]
-        bad = [line for line in bad if not any(p.search(line) for p in expected)]
+        bad = [line for line in bad if not any(p.search(line) for p in expected + allowed)]
         assert not bad, "error log:\n" + "\n".join(bad)
         assert not missing, f"announced, but not in the error log: {missing}"
 

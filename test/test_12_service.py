@@ -134,6 +134,7 @@ class TestBlockedPlugin:
     def test_the_bound_is_kept_and_clocks_go_on(self, httpd, ws):
         """While all eight threads are blocked nobody is echoed to, and an idle client is pinged all the same."""
         pinged, other = ws("/pinged"), ws("/echo")
+        httpd.allow_log("WS0309")
         sleepers = [ws("/debug") for _ in range(10)]
         for client in sleepers:
             client.send(frame(TEXT, "sleep 2500"))
@@ -183,6 +184,20 @@ class TestSlowReader:
             assert time.monotonic() - start < 0.5
         for _ in range(sent):
             slow.expect(BINARY, message)
+
+
+class TestEveryThreadBlocked:
+    """An administrator learns that there are too few threads."""
+
+    def test_it_is_said(self, httpd, server, ws):
+        server("WebSocketThreads 2\n" + ONE_CHILD + debug())
+        httpd.expect_log(r"WS0309: all threads \(2, .*wait for one: 1")
+        sleepers = [ws("/debug") for _ in range(3)]
+        for client in sleepers:
+            client.send(frame(TEXT, "sleep 2000"))
+        for client in sleepers:
+            client.expect(TEXT, "ok")
+        assert httpd.new_log().count("WS0309") == 1
 
 
 class TestEndWhileBlocked:

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     config::Patience,
     endpoint::{Endpoint, Readiness},
-    journal::Level,
+    journal::{Journal, Level},
     outbox::{Carrier, Socket, State, Summary},
     proto::close::{self, CloseCode},
     session::Session,
@@ -60,6 +60,8 @@ const ENDING_TICK: Duration = Duration::from_millis(25);
 const CALM: Duration = Duration::from_secs(1);
 /// How often connections' clocks are asked.
 const ROUND: Duration = Duration::from_secs(1);
+/// How often it is said that connections wait for threads.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 /// How long a thread that is not the last one waits for work before it goes, in milliseconds.
 const SURPLUS: i32 = 5000;
 /// How long a thread that waits keeps the memory of large messages, in milliseconds.
@@ -146,9 +148,25 @@ pub struct Service {
     /// What connections that are gone have done.
     past: Mutex<Totals>,
     report: Report,
+    journal: Box<dyn Journal>,
     /// The threads, for the child to wait for: the code they run may be unmapped at its end.
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
     clock: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// Why connections wait for a thread.
+enum Complaint {
+    /// The system gives none.
+    NoThread(io::Error),
+    /// There are as many as there may be, and all of them are in callbacks; so many connections wait.
+    Bound(usize),
+}
+
+impl Complaint {
+    /// Whether it is worth a line at once; callbacks may just be long.
+    fn is_at_once(&self) -> bool {
+        matches!(self, Self::NoThread(_))
+    }
 }
 
 /// Where connections have their numbers.
@@ -198,9 +216,14 @@ enum Phase {
 }
 
 impl Service {
-    /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to, and `drain` how
-    /// long a drain may take.
-    pub fn start(bound: usize, drain: Duration, report: Report) -> io::Result<&'static Self> {
+    /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to, `drain` how
+    /// long a drain may take, and `journal` where it complains.
+    pub fn start(
+        bound: usize,
+        drain: Duration,
+        report: Report,
+        journal: Box<dyn Journal>,
+    ) -> io::Result<&'static Self> {
         let ending = EndingWord::new();
         ending.reset(drain);
         let service = Self {
@@ -221,6 +244,7 @@ impl Service {
             peak: AtomicU64::new(0),
             past: Mutex::default(),
             report,
+            journal,
             handles: Mutex::default(),
             clock: Mutex::default(),
         };
@@ -521,6 +545,7 @@ impl Service {
         let mut last_moved = self.start.elapsed();
         let mut next_round = self.start.elapsed() + ROUND;
         let mut draining_since = None;
+        let mut complained = None;
         loop {
             let calm = self.calm.load(Ordering::SeqCst);
             let until_round = next_round.saturating_sub(self.start.elapsed());
@@ -544,7 +569,13 @@ impl Service {
             let turns = self.turns.load(Ordering::Relaxed);
             let moved = turns != last_turns;
             last_turns = turns;
-            self.staff(moved, cores);
+            let stuck = now - last_moved >= CALM;
+            let complaint = self.staff(moved, cores).filter(|why| stuck || why.is_at_once());
+            let complains = |_: &Complaint| complained.is_none_or(|then| now - then >= COMPLAINTS);
+            if let Some(complaint) = complaint.filter(complains) {
+                complained = Some(now);
+                self.complain(&complaint);
+            }
             if moved {
                 last_moved = now;
             } else if !calm && now - last_moved > CALM {
@@ -587,8 +618,9 @@ impl Service {
         }
     }
 
-    /// Sees to it that a thread is there for what comes. `moved`: a turn has ended since the last look.
-    fn staff(&'static self, moved: bool, cores: usize) {
+    /// Sees to it that a thread is there for what comes, or says why there is none. `moved`: a turn has ended since the last
+    /// look.
+    fn staff(&'static self, moved: bool, cores: usize) -> Option<Complaint> {
         let idle = self.waiting.load(Ordering::SeqCst);
         let threads = self.threads.load(Ordering::SeqCst);
         let stranded = self.ready().len();
@@ -597,13 +629,35 @@ impl Service {
             if stranded > 0 && !moved {
                 self.poke.wake();
             }
-            return;
+            return None;
         }
         // Everybody has been at work for a whole tick: in callbacks, each of which may be followed by another one that
         // sleeps, or because there is so much to do.
         let wanted = if !moved { stranded.max(1) } else { usize::from(threads < cores) };
         for _ in 0..wanted.min(self.bound.saturating_sub(threads)) {
-            let _ = self.hire();
+            if let Err(error) = self.hire() {
+                return Some(Complaint::NoThread(error));
+            }
+        }
+        (!moved && stranded > 0 && threads >= self.bound).then_some(Complaint::Bound(stranded))
+    }
+
+    /// Says that connections wait for threads.
+    #[cold]
+    fn complain(&self, complaint: &Complaint) {
+        match complaint {
+            Complaint::NoThread(error) => {
+                let line = format_args!("WS0308: no thread can be started for WebSockets: {error}");
+                self.journal.write(Level::Error, line);
+            }
+            Complaint::Bound(waiting) => {
+                let line = format_args!(
+                    "WS0309: all threads ({}, see WebSocketThreads) are in callbacks that take long; connections that wait \
+                     for one: {waiting}",
+                    self.bound
+                );
+                self.journal.write(Level::Warn, line);
+            }
         }
     }
 

@@ -64,7 +64,10 @@ pub(super) unsafe fn begin(
             line.tell(threads, totals);
         }
     });
-    match Service::start(settings.threads.unwrap_or(config::THREADS).into(), drain, report) {
+    let bound = settings.threads.unwrap_or(config::THREADS).into();
+    // SAFETY: the caller's word.
+    let journal = Box::new(unsafe { log::ServerJournal::new(server) });
+    match Service::start(bound, drain, report, journal) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
             // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.

@@ -77,6 +77,40 @@ pub(super) unsafe fn server(
     }
 }
 
+/// The main server's place in the log, for any thread.
+pub(super) struct ServerJournal(*const sys::server_rec);
+
+// SAFETY: as for a ConnectionJournal.
+unsafe impl Send for ServerJournal {}
+// SAFETY: as above.
+unsafe impl Sync for ServerJournal {}
+
+impl ServerJournal {
+    /// # Safety
+    /// - `server` lives as long as the value.
+    pub(super) unsafe fn new(server: *const sys::server_rec) -> Self {
+        Self(server)
+    }
+}
+
+impl Journal for ServerJournal {
+    fn enabled(&self, level: Level) -> bool {
+        is_enabled(self.0, level)
+    }
+
+    fn write(&self, level: Level, text: fmt::Arguments<'_>) {
+        // SAFETY: `new`: the server lives.
+        unsafe { server(self.0, level, text) };
+    }
+}
+
+/// Whether a server's log has lines of this level.
+fn is_enabled(server: *const sys::server_rec, level: Level) -> bool {
+    // SAFETY: the callers' servers live as long as the child process.
+    let configured = unsafe { sys::ap_get_server_module_loglevel(server, module_index()) };
+    number(level) & sys::APLOG_LEVELMASK as c_int <= configured
+}
+
 /// A connection's place in the log, for any thread and beyond the request's end.
 pub(super) struct ConnectionJournal {
     server: *const sys::server_rec,
@@ -101,9 +135,7 @@ impl ConnectionJournal {
 
 impl Journal for ConnectionJournal {
     fn enabled(&self, level: Level) -> bool {
-        // SAFETY: the server lives as long as the child process.
-        let configured = unsafe { sys::ap_get_server_module_loglevel(self.server, module_index()) };
-        number(level) & sys::APLOG_LEVELMASK as c_int <= configured
+        is_enabled(self.server, level)
     }
 
     fn write(&self, level: Level, text: fmt::Arguments<'_>) {
