@@ -209,6 +209,7 @@ class TestEndWhileBlocked:
     @pytest.mark.parametrize("end", ENDS)
     @pytest.mark.parametrize("sleepers", [1, 8])
     def test_idle_clients_are_told(self, httpd, server, ws, end, sleepers):
+        httpd.allow_log("WS0309")
         server(self.SITE)
         number, bound = self.ENDS[end]
         clients = [ws("/echo") for _ in range(10)]
