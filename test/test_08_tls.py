@@ -283,17 +283,7 @@ AP_DECLARE_MODULE(slow) = { STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, NUL
 @pytest.fixture(scope="module")
 def slow_hook(httpd):
     """The module's LoadModule line."""
-
-    def apxs(name):
-        asked = [os.environ.get("APXS", "apxs"), "-q", name]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-
-    source, module = httpd.root / "slow.c", httpd.root / "slow.so"
-    source.write_text(SLOW_HOOK)
-    includes = [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
-    flags = [*apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", str(module), str(source)], check=True)
-    return f'LoadModule slow_module "{module}"\n'
+    return f'LoadModule slow_module "{httpd.compile("slow", SLOW_HOOK)}"\n'
 
 
 @pytest.mark.once
