@@ -139,8 +139,8 @@ typedef struct {
  * @param framing_data A pointer of the framing's own for this connection, NULL at first. If it is
  *        not NULL when the connection ends there is a last call, with data NULL and length 0, to
  *        free what it points to; a child process may end without it.
- * @param config The framing's configuration; NULL if there is none. It lives as long as the
- *        connection.
+ * @param config The framing's configuration, which may be empty; NULL if there is none. It lives as
+ *        long as the connection.
  * @return How many bytes, from the first one on, are a message; 0 to wait for more. A negative
  *         value, or more than length, ends the connection with close code 1011.
  */

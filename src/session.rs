@@ -18,7 +18,7 @@ use crate::{
         close::CloseReason,
         deflate::{Inflater, Params},
         draft,
-        frame::{Deframer, Opcode, Piece},
+        frame::{Deframer, Opcode, Piece, Rules},
         mask::Mask,
         utf8::{self, Validator},
     },
@@ -147,14 +147,15 @@ impl Session {
                 let middle = self.take_middle(&mut input[consumed..]);
                 consumed += middle.inspect_err(|_| self.phase = Phase::Finished)?;
             }
-            let step = self.deframer.next(&mut input[consumed..], self.inflater.is_some());
+            let rules = self.rules();
+            let step = self.deframer.next(&mut input[consumed..], rules);
             let (used, piece) = step.inspect_err(|_| self.phase = Phase::Finished)?;
             let base = consumed;
             consumed += used;
             let Some(piece) = piece else { return Ok(Progress { consumed, event: None }) };
             let data = &input[base..][piece.range.clone()];
             let taken = if piece.header.opcode.is_control() {
-                self.take_control(&piece, data)
+                Ok(self.take_control(&piece, data))
             } else {
                 self.take_data(&piece, data)
             };
@@ -281,52 +282,49 @@ impl Session {
         Ok(consumed)
     }
 
+    /// What the next header is judged by.
+    #[inline(always)]
+    fn rules(&self) -> Rules {
+        let most = self.limits.max_message;
+        let max_data = match &self.message {
+            None => most as u64,
+            // How large it is shows when it is inflated.
+            Some(Assembly { compressed: true, .. }) => u64::MAX,
+            Some(_) => (most - self.buffer.len()) as u64,
+        };
+        let (deflate, open) = (self.inflater.is_some(), self.message.is_some());
+        Rules { deflate, open, max_control: most as u64, max_data }
+    }
+
     /// Collects a control frame that spans reads.
-    fn take_control(&mut self, piece: &Piece, data: &[u8]) -> Result<Taken, Violation> {
+    fn take_control(&mut self, piece: &Piece, data: &[u8]) -> Taken {
         if piece.starts {
             self.control.clear();
-            if piece.header.len > self.limits.max_message as u64 {
-                return Err(Violation::TooBig);
-            }
             if piece.ends {
-                return Ok(Taken::Control);
+                return Taken::Control;
             }
         }
         self.control.extend_from_slice(data);
-        Ok(if piece.ends { Taken::Control } else { Taken::Nothing })
+        if piece.ends { Taken::Control } else { Taken::Nothing }
     }
 
     /// Checks and collects a piece of a data message.
     #[inline]
     fn take_data(&mut self, piece: &Piece, data: &[u8]) -> Result<Taken, Violation> {
         let header = &piece.header;
-        if piece.starts {
-            let (kind, compressed) = match (header.opcode, &self.message) {
-                // §5.4: fragments of one message must not be interleaved with another one.
-                (Opcode::Continuation, None) => return Err(Violation::NothingToContinue),
-                (Opcode::Continuation, Some(message)) => (message.kind, message.compressed),
-                (_, Some(_)) => return Err(Violation::MessageInterrupted),
-                (opcode, None) => {
-                    // The message lent last is over.
-                    self.buffer.clear();
-                    let kind = if opcode == Opcode::Text { Kind::Text } else { Kind::Binary };
-                    (kind, header.compressed)
+        if piece.starts && header.opcode != Opcode::Continuation {
+            // The message lent last is over.
+            self.buffer.clear();
+            let kind = if header.opcode == Opcode::Text { Kind::Text } else { Kind::Binary };
+            let compressed = header.compressed;
+            // The common case: one frame, all here, as it is.
+            if header.fin && piece.ends && !compressed {
+                if kind == Kind::Text && !piece.ascii && utf8::whole(data).is_none() {
+                    return Err(Violation::Text);
                 }
-            };
-            let room = (self.limits.max_message - self.buffer.len()) as u64;
-            if !compressed && header.len > room {
-                return Err(Violation::TooBig);
+                return Ok(Taken::Whole(kind));
             }
-            if header.opcode != Opcode::Continuation {
-                // The common case: one frame, all here, as it is.
-                if header.fin && piece.ends && !compressed {
-                    if kind == Kind::Text && !piece.ascii && utf8::whole(data).is_none() {
-                        return Err(Violation::Text);
-                    }
-                    return Ok(Taken::Whole(kind));
-                }
-                self.message = Some(Assembly { kind, compressed, utf8: Validator::default() });
-            }
+            self.message = Some(Assembly { kind, compressed, utf8: Validator::default() });
         }
         let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
         let last = header.fin && piece.ends;
@@ -366,9 +364,10 @@ impl Session {
 
     /// `len` bytes were read into the [`room`](Self::room). They may complete a message.
     pub fn filled(&mut self, len: usize) -> Result<Option<Event<'_>>, Violation> {
+        let rules = self.rules();
         let data = &mut self.buffer.room(len)[..len];
         let (_, piece) =
-            self.deframer.next(data, false).inspect_err(|_| self.phase = Phase::Finished)?;
+            self.deframer.next(data, rules).inspect_err(|_| self.phase = Phase::Finished)?;
         let (Some(piece), Some(message)) = (piece, &mut self.message) else { return Ok(None) };
         let last = piece.header.fin && piece.ends;
         let checked = message.check(data, piece.ascii, last);

@@ -112,7 +112,7 @@ fn a_library_is_set_up_asked_and_cleaned_up() {
         Target {
             peer: "tcp://h:7".into(),
             framing: "newline".into(),
-            framing_config: "lf".into(),
+            framing_config: Some("lf".into()),
             protocol: Some(1),
         }
     );
@@ -214,7 +214,7 @@ fn a_function_that_nobody_has_registered_can_be_a_framing() {
     let backend = load(&library, &[("host", "unix:///x")], false).unwrap();
     let target = ask(&*backend, "/own").unwrap().unwrap();
     assert_eq!(target.peer, "unix:///x");
-    let mut framing = framing::make(&target.framing, &target.framing_config).unwrap();
+    let mut framing = framing::make(&target.framing, target.framing_config.as_deref()).unwrap();
     assert_eq!(framing.next(&mut b"abc\0".to_owned(), 3), Piece::Message(Kind::Text, 3));
     // The function stays when the backend goes.
     drop(backend);
@@ -234,12 +234,12 @@ fn a_binary_of_websocksys_time_works() {
         Target {
             peer: "tcp://127.0.0.1:7001".into(),
             framing: "old".into(),
-            framing_config: ";".into(),
+            framing_config: Some(";".into()),
             protocol: None,
         }
     );
     assert_eq!(ask(&*backend, "/"), Ok(None));
-    let mut framing = framing::make("old", ";").unwrap();
+    let mut framing = framing::make("old", Some(";")).unwrap();
     assert_eq!(framing.next(&mut b"a;b;c\0".to_owned(), 5), Piece::Message(Kind::Text, 2));
     assert_eq!(framing.next(&mut b"b;c\0".to_owned(), 0), Piece::Message(Kind::Binary, 2));
     assert_eq!(framing.next(&mut b"c\0".to_owned(), 0), Piece::Wait);
@@ -248,8 +248,8 @@ fn a_binary_of_websocksys_time_works() {
     // It has registered a framing, so it stays: it can be set up again, and the framing goes on.
     drop(backend);
     let backend = load(&library, &[], false).unwrap();
-    assert_eq!(ask(&*backend, "/1").unwrap().unwrap().framing_config, "");
-    assert!(framing::make("old", "").is_ok());
+    assert_eq!(ask(&*backend, "/1").unwrap().unwrap().framing_config, None);
+    assert!(framing::make("old", None).is_ok());
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_library_of_framings_registers_when_it_is_loaded() {
         drop(unsafe { libloading::Library::new(&library) }.unwrap());
     }
     assert_eq!(bench.trail(), [format!("framings {}", std::process::id())]);
-    let mut framing = framing::make("words", "count").unwrap();
+    let mut framing = framing::make("words", Some("count")).unwrap();
     let mut data = b"-drop #bin t\xe9xt text rest\0".to_owned();
     let table = [
         (0, Piece::Discard(6), &b"1drop "[..]),
@@ -278,9 +278,9 @@ fn a_library_of_framings_registers_when_it_is_loaded() {
     }
     drop(framing);
     assert_eq!(bench.trail(), ["words 4"]);
-    let mut broken = framing::make("words", "").unwrap();
+    let mut broken = framing::make("words", None).unwrap();
     assert_eq!(broken.next(&mut b"!x \0".to_owned(), 3), Piece::Broken("The framing failed"));
-    let mut lines = framing::make("lines", "crlf").unwrap();
+    let mut lines = framing::make("lines", Some("crlf")).unwrap();
     assert_eq!(lines.next(&mut b"a\r\0".to_owned(), 2), Piece::Wait);
     assert_eq!(lines.next(&mut b"a\r\nb\0".to_owned(), 2), Piece::Message(Kind::Text, 3));
 }

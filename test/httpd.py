@@ -186,10 +186,7 @@ class Httpd:
 
     @staticmethod
     def _find_httpd():
-        def apxs(name):
-            asked = [os.environ.get("APXS", "apxs"), "-q", name]
-            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-
+        apxs = Httpd._apxs
         binary = os.environ.get("HTTPD") or "/usr/sbin/apache2"
         if not os.access(binary, os.X_OK):
             binary = f"{apxs('SBINDIR')}/{apxs('progname')}"
@@ -197,6 +194,11 @@ class Httpd:
         if not binary.startswith("/usr/sbin/apache2") or not os.path.isdir(modules):
             modules = apxs("LIBEXECDIR")
         return binary, Path(modules)
+
+    @staticmethod
+    def _apxs(name):
+        asked = [os.environ.get("APXS", "apxs"), "-q", name]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
     def _make_root(self):
         """A folder that the server's children can enter; they run as another user if we are root."""
@@ -304,6 +306,15 @@ class Httpd:
             command += ["-keyout", str(key), "-out", str(cert)]
             subprocess.run(command, check=True, capture_output=True)
         return cert
+
+    def compile(self, name, source):
+        """A library of a test's own, which may use httpd's headers."""
+        code, library = self.root / f"{name}.c", self.root / f"{name}.so"
+        code.write_text(source)
+        includes = [f"-I{self._apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
+        flags = ["-D_GNU_SOURCE", *self._apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
+        subprocess.run(["cc", *flags, "-o", str(library), str(code)], check=True)
+        return library
 
     def tls_context(self, version=None):
         """A client's TLS settings that trust the certificate, perhaps for one version only."""

@@ -6,7 +6,7 @@ import time
 import pytest
 from httpd import echo
 from ws_frame import (
-    BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame, random_text,
+    BINARY, CLOSE, CONTINUATION, MASK, PING, PONG, TEXT, close_frame, frame, random_text,
 )
 
 CONF = (
@@ -228,6 +228,12 @@ class TestMalformed:
         client.send(MALFORMED[name])
         client.expect_close(1002)
 
+    @pytest.mark.parametrize("name", [name for name in MALFORMED if "unmasked" not in name])
+    def test_refused_before_the_masking_key(self, ws, name):
+        client = ws()
+        client.send(MALFORMED[name].removesuffix(MASK))
+        client.expect_close(1002)
+
     @pytest.mark.parametrize("name", MALFORMED)
     def test_refused_when_bytes_trickle(self, ws, name):
         client = ws()
@@ -432,6 +438,22 @@ class TestLimits:
     def test_huge_lengths(self, ws, length):
         client = ws("/small")
         client.send(head(BINARY, length))
+        client.expect_close(1009)
+
+    @pytest.mark.parametrize("opcode, length", [(TEXT, 1001), (BINARY, 1 << 16), (BINARY, (1 << 63) - 1)])
+    def test_a_claim_is_refused_before_its_masking_key(self, ws, opcode, length):
+        client = ws("/small")
+        client.send(head(opcode, length).removesuffix(MASK))
+        client.expect_close(1009)
+
+    def test_a_fragment_is_refused_before_its_masking_key(self, ws):
+        client = ws("/small")
+        client.send(frame(TEXT, "a" * 600, fin=False), head(CONTINUATION, 401).removesuffix(MASK))
+        client.expect_close(1009)
+
+    def test_a_ping_is_refused_before_its_masking_key(self, ws):
+        client = ws("/tiny")
+        client.send(head(PING, 31).removesuffix(MASK))
         client.expect_close(1009)
 
     def test_the_sum_of_fragments(self, ws):

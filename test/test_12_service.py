@@ -884,6 +884,99 @@ class TestEndInTheLog:
         assert [line["code"] for line in lines if line["close"] == "1"] == ["1001"] * 20
 
 
+# What another module does for the access log, and where.
+LOG_HOOK = r"""
+#include <sys/prctl.h>
+#include <unistd.h>
+#include <httpd.h>
+#include <http_config.h>
+#include <http_log.h>
+#include <http_protocol.h>
+
+static int tell(request_rec *r)
+{
+    char name[16];
+
+    prctl(PR_GET_NAME, name);
+    ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, NULL, "hooked: %s of %s", gettid() == getpid() ? "main" : name, r->uri);
+    return DECLINED;
+}
+
+static void hooks(apr_pool_t *pool)
+{
+    ap_hook_log_transaction(tell, NULL, NULL, APR_HOOK_FIRST);
+}
+
+AP_DECLARE_MODULE(hooked) = { STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, NULL, hooks };
+"""
+
+
+def test_hooks_of_other_modules_for_the_log(httpd, server, ws):
+    """On prefork they need not be made for threads, so they are run for the first line only."""
+    server(f'LoadModule hooked_module "{httpd.compile("hooked", LOG_HOOK)}"\n' + BOTH_LINES + echo())
+    client = ws("/echo?hooks")
+    both_lines(httpd, "?hooks", 1)
+    client.close()
+    both_lines(httpd, "?hooks", 2)
+    threads = re.findall("hooked: (.*) of /echo", httpd.new_log())
+    if httpd.mpm == "prefork":
+        assert threads == ["main"]
+    else:
+        assert len(threads) == 2 and threads[1] == "ws-service"
+
+
+# Instead of the DNS: every client has the same name, or none, and the thread that asked is written down.
+NAMES = r"""
+#include <fcntl.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+int getnameinfo(const struct sockaddr *address, socklen_t size, char *host, socklen_t host_size,
+                char *service, socklen_t service_size, int flags)
+{
+    char name[16];
+    int file = open(getenv("NAMES_TRAIL"), O_WRONLY | O_APPEND | O_CREAT, 0666);
+
+    prctl(PR_GET_NAME, name);
+    dprintf(file, "%s\n", name);
+    close(file);
+    if (getenv("NAMES_NONE"))
+        return EAI_NONAME;
+    snprintf(host, host_size, "Client.example");
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("everywhere, here, known, host", [
+    ("On", None, True, "client.example"),
+    ("Off", "On", True, "client.example"),
+    ("On", "Off", True, "127.0.0.1"),
+    ("On", None, False, "127.0.0.1"),
+])
+def test_names_are_looked_up_on_httpds_threads(
+    httpd, server, ws, monkeypatch, everywhere, here, known, host
+):
+    """HostnameLookups: both lines have the name, and a thread that serves WebSockets never asks for it."""
+    trail = httpd.trail("names")
+    monkeypatch.setenv("LD_PRELOAD", str(httpd.compile("names", NAMES)))
+    monkeypatch.setenv("NAMES_TRAIL", str(trail))
+    if not known:
+        monkeypatch.setenv("NAMES_NONE", "1")
+    own = [f"HostnameLookups {here}"] if here else []
+    server(f"HostnameLookups {everywhere}\n" + BOTH_LINES + echo("/echo", *own))
+    mark = f"/echo?name-{everywhere}-{here}-{known}"
+    client = ws(mark)
+    says(client)
+    client.close()
+    assert [line["host"] for line in both_lines(httpd, mark, 2)] == [host] * 2
+    asked = httpd.trail_lines(trail)
+    assert "ws-service" not in asked and bool(asked) == ("On" in (here or everywhere))
+
+
 @TIMED
 class TestMany:
     CONF = DETACH + ONE_CHILD + echo()

@@ -213,6 +213,15 @@ class TestFramings:
         httpd.check(conf).refused("WebSocketBridgeFraming", words, at="WebSocketBridgeFraming")
 
 
+def told(ws, peer, path):
+    """What the framing "words" says about its configuration."""
+    client = ws(path)
+    with peer.accept() as sock:
+        sock.sendall(b"? ")
+        [(_, word)] = received(client, 1)
+    return word
+
+
 class TestFramingLibrary:
     """Peer stream framing API: a library registers its framings from a constructor."""
 
@@ -497,9 +506,9 @@ class TestConfigurationFile:
         """Runs the server with the file's text."""
 
         @contextlib.contextmanager
-        def run(text):
+        def run(text, conf=""):
             (httpd.root / "websocksy.conf").write_text(text)
-            httpd.start(self.CONF)
+            httpd.start(conf + self.CONF)
             try:
                 yield
             finally:
@@ -528,6 +537,26 @@ class TestConfigurationFile:
             client.sock.close()
         httpd.expect_log("'port' has no effect")
         httpd.expect_log("'listen' has no effect")
+
+    @pytest.mark.parametrize("backend, option, word", [
+        ("defaultpeer", "", b"N "),
+        ("defaultpeer", "framing-config =", b"0 "),
+        ("library", "", b"N "),
+        ("library", "framing-config=", b"0 "),
+        ("file", "expression = none", b"N "),
+        ("file", "expression = empty", b"0 "),
+    ])
+    def test_an_empty_framing_config_is_one(self, httpd, ws, peer, configured, backend, option, word):
+        host = f"tcp://127.0.0.1:{peer.port}"
+        options = f"[backend]\nhost = {host}\nframing = words\n"
+        if backend == "library":
+            options = f"[core]\nbackend = {httpd.plugins}/backend_debug.so\n" + options
+        if backend == "file":
+            (httpd.trails / "none").write_text(f"{host} * words")
+            (httpd.trails / "empty").write_text(f"{host} * words ")
+            options = f"[core]\nbackend = file\n[backend]\npath = {httpd.trails}\n"
+        with configured(options + option, 'LoadFile "${PLUGINS}/framing_words.so"\n'):
+            assert told(ws, peer, "/") == word
 
     def test_the_port_may_be_in_the_host(self, ws, peer, configured):
         with configured(f"[backend]\nhost = tcp://127.0.0.1:{peer.port}\n"):

@@ -82,8 +82,8 @@ pub struct Target {
     pub peer: String,
     /// The framing's name.
     pub framing: String,
-    /// What the framing is configured with; empty if with nothing.
-    pub framing_config: String,
+    /// What the framing is configured with; a framing in C tells an empty text from none.
+    pub framing_config: Option<String>,
     /// Which of the offered subprotocols to announce, if any.
     pub protocol: Option<usize>,
 }

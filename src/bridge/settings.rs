@@ -14,7 +14,7 @@ pub struct Settings {
     /// `WebSocketBridgeAllow`, all of the section's.
     pub allow: Option<Vec<Pattern>>,
     /// `WebSocketBridgeFraming`: a name, and what it is configured with.
-    pub framing: Option<(String, String)>,
+    pub framing: Option<(String, Option<String>)>,
     /// `WebSocketBridgeProtocol`.
     pub protocol: Option<Protocol>,
     /// `WebSocketBridgeConnectTimeout`.
@@ -51,8 +51,8 @@ impl Settings {
     }
 
     /// The framing's name and what it is configured with.
-    pub fn framing(&self) -> (&str, &str) {
-        self.framing.as_ref().map_or(("auto", ""), |(name, config)| (name, config))
+    pub fn framing(&self) -> (&str, Option<&str>) {
+        self.framing.as_ref().map_or(("auto", None), |(name, config)| (name, config.as_deref()))
     }
 
     /// Which of the offered subprotocols to announce.

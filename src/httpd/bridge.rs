@@ -177,7 +177,7 @@ impl Bridge {
             let level = if ours { Level::Error } else { Level::Info };
             refuse(status, level, format_args!("{line}"))
         })?;
-        let framing = framing::make(&framing, &framing_config).map_err(|e| {
+        let framing = framing::make(&framing, framing_config.as_deref()).map_err(|e| {
             let line = format_args!("WS0507: no framing for {peer}: {e}");
             refuse(sys::HTTP_INTERNAL_SERVER_ERROR, Level::Error, line)
         })?;
@@ -210,7 +210,7 @@ impl Bridge {
 struct Goal {
     peer: Address,
     framing: String,
-    framing_config: String,
+    framing_config: Option<String>,
     protocol: Option<usize>,
 }
 
@@ -240,7 +240,7 @@ fn goal(
     Ok(Goal {
         peer,
         framing: framing.into(),
-        framing_config: framing_config.into(),
+        framing_config: framing_config.map(str::to_owned),
         protocol: settings.choose(offered),
     })
 }

@@ -491,9 +491,9 @@ fn bridge_allow(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(
 
 fn bridge_framing(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     let name = words.first().ok_or(ARGUMENTS)?;
-    let config = words.get(1).copied().unwrap_or_default();
+    let config = words.get(1).copied();
     framing::make(name, config)?;
-    section.settings.bridge.framing = Some(((*name).to_owned(), config.to_owned()));
+    section.settings.bridge.framing = Some(((*name).to_owned(), config.map(str::to_owned)));
     Ok(())
 }
 

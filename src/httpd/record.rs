@@ -3,8 +3,11 @@
 //! A detached connection has its first line when httpd's worker lets go of it. When the conversation is over, a request is
 //! put together from what was kept and run through httpd's own logging, so every format works: `%D` is the whole
 //! duration, `%I` and `%O` are the bytes of the conversation, and the notes tell the rest.
+//!
+//! The line is written on a thread of the service. What must not be done there is avoided: the client's name is looked up
+//! before, on httpd's thread, and where the MPM has no threads only httpd's own loggers are run.
 
-use core::{ffi::CStr, ptr};
+use core::{ffi::CStr, ptr, slice};
 use std::sync::Arc;
 
 use super::{
@@ -14,6 +17,10 @@ use super::{
     wrap::{Request, Table},
 };
 use crate::{driver::service::Farewell, plugin::headers::Headers};
+
+/// The modules of httpd whose part in logging may be done on any thread. Others need not be made for threads where the MPM
+/// has none, as mod_perl is not.
+const LOGGERS: [&CStr; 2] = [c"mod_log_config.c", c"mod_logio.c"];
 
 /// Whether httpd's logging may be used from our threads. mod_log_config's buffers have no lock where the MPM has no
 /// threads.
@@ -30,6 +37,8 @@ pub(super) struct Record {
     time: sys::apr_time_t,
     connection_id: i64,
     client: Address,
+    /// The client's name; empty if there is none, or if HostnameLookups is off.
+    client_name: Box<CStr>,
     local: Address,
     /// Of mod_ssl's variables those that are kept, each a name and a value.
     tls: Headers,
@@ -45,7 +54,11 @@ struct Address {
 unsafe impl Send for Record {}
 
 impl Record {
+    /// What the line at the end of this request's connection needs. May ask the DNS, as httpd does for its own line.
     pub(super) fn of(r: Request<'_>, headers: Arc<Headers>) -> Self {
+        let remote_host = sys::REMOTE_HOST as i32;
+        // SAFETY: wrap::R1; the result is NULL or a string of the request or its connection (R2).
+        let name = unsafe { sys::ap_get_useragent_host(r.as_ptr(), remote_host, ptr::null_mut()) };
         // SAFETY: wrap::R1.
         let rec = unsafe { &*r.as_ptr() };
         // SAFETY: wrap::R1.
@@ -58,6 +71,7 @@ impl Record {
             time: rec.request_time,
             connection_id: connection.id,
             client: Address::of(rec.useragent_ip, rec.useragent_addr),
+            client_name: copy(name.cast_mut()).unwrap_or_default(),
             local: Address::of(connection.local_ip, connection.local_addr),
             tls: Headers::copy(tls::variables(r).into_iter()).0,
         }
@@ -97,6 +111,8 @@ impl Record {
             (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
             ((*connection).client_ip, (*connection).client_addr) = self.client.make(pool);
             ((*connection).local_ip, (*connection).local_addr) = self.local.make(pool);
+            // Not NULL, or httpd would look it up; empty stands for a look-up that failed.
+            (*connection).remote_host = self.client_name.as_ptr().cast_mut();
 
             let rec = zeroed::<sys::request_rec>(pool);
             (*rec).pool = pool;
@@ -131,6 +147,7 @@ impl Record {
             (*rec).request_time = self.time;
             (*rec).useragent_ip = (*connection).client_ip;
             (*rec).useragent_addr = (*connection).client_addr;
+            (*rec).useragent_host = (*connection).remote_host;
 
             let r = Request::from_ptr(ptr::NonNull::new_unchecked(rec));
             for (name, value) in self.headers.iter() {
@@ -142,7 +159,32 @@ impl Record {
             note_summary(r, &farewell.summary);
             prepare_logio(connection);
             super::count_bytes(connection, farewell.received, farewell.summary.bytes_out);
-            sys::ap_run_log_transaction(rec);
+            if is_threaded() {
+                sys::ap_run_log_transaction(rec);
+            } else {
+                run_loggers(rec);
+            }
+        }
+    }
+}
+
+/// Runs the log_transaction hooks of [`LOGGERS`] in their order.
+///
+/// # Safety
+/// - `rec` is a live request.
+unsafe fn run_loggers(rec: *mut sys::request_rec) {
+    // SAFETY: the result is NULL or an array, which does not change once httpd has read its configuration.
+    let Some(hooks) = (unsafe { sys::ap_hook_get_log_transaction().as_ref() }) else { return };
+    let (first, count) =
+        (hooks.elts.cast::<sys::ap_LINK_log_transaction_t>(), hooks.nelts as usize);
+    // SAFETY: APR_IMPLEMENT_EXTERNAL_HOOK_BASE (apr_hooks.h) makes an array of so many of these, at least one.
+    let hooks = unsafe { slice::from_raw_parts(first, count) };
+    for hook in hooks.iter().filter(|hook| !hook.szName.is_null()) {
+        // SAFETY: the name is that of the module, a string as long as the module is loaded.
+        let name = unsafe { CStr::from_ptr(hook.szName) };
+        if let Some(function) = hook.pFunc.filter(|_| LOGGERS.contains(&name)) {
+            // SAFETY: the caller's word, and the function is a hook for requests.
+            unsafe { function(rec) };
         }
     }
 }

@@ -67,7 +67,8 @@ struct First {
 }
 
 impl First {
-    const fn of(first: u8) -> Result<Self, Violation> {
+    /// What it says where a message is `open`, or none is.
+    const fn of(first: u8, open: bool) -> Result<Self, Violation> {
         let Some(opcode) = Opcode::of(first) else { return Err(Violation::UnknownOpcode) };
         let fin = first & FIN != 0;
         let compressed = first & RSV1 != 0;
@@ -80,20 +81,41 @@ impl First {
         if opcode.is_control() && !fin {
             return Err(Violation::ControlFragmented);
         }
+        // §5.4: fragments of one message must not be interleaved with another one.
+        if starts && open {
+            return Err(Violation::MessageInterrupted);
+        }
+        if matches!(opcode, Opcode::Continuation) && !open {
+            return Err(Violation::NothingToContinue);
+        }
         Ok(Self { fin, compressed, opcode })
     }
 }
 
-/// [`First::of`] for each byte: looking it up takes less than deciding it.
-static FIRST: [Result<First, Violation>; 256] = {
-    let mut table = [Err(Violation::UnknownOpcode); 256];
+/// [`First::of`] for each byte, with and without an open message: looking it up takes less than deciding it.
+static FIRST: [[Result<First, Violation>; 256]; 2] = {
+    let mut table = [[Err(Violation::UnknownOpcode); 256]; 2];
     let mut byte = 0;
     while byte < 256 {
-        table[byte] = First::of(byte as u8);
+        table[0][byte] = First::of(byte as u8, false);
+        table[1][byte] = First::of(byte as u8, true);
         byte += 1;
     }
     table
 };
+
+/// What a header is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// permessage-deflate was negotiated, which gives RSV1 its meaning.
+    pub deflate: bool,
+    /// A message has begun that has not ended.
+    pub open: bool,
+    /// The longest payload of a control frame, besides [`CONTROL_MAX`].
+    pub max_control: u64,
+    /// The longest payload of a data frame. One with RSV1 has no bound: its message is larger than what arrives.
+    pub max_data: u64,
+}
 
 /// A client's frame header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -113,13 +135,13 @@ pub struct Header {
 impl Header {
     /// Reads a header from the front of `bytes` and says how long it is, or `None` if it needs more.
     ///
-    /// A violation is reported as soon as the bytes that prove it are there. `deflate` says whether
-    /// permessage-deflate was negotiated, which gives RSV1 its meaning.
+    /// A violation is reported as soon as the bytes that prove it are there; which one it is does not depend on how many
+    /// others follow.
     #[inline(always)]
-    pub fn parse(bytes: &[u8], deflate: bool) -> Result<Option<(Self, usize)>, Violation> {
+    pub fn parse(bytes: &[u8], rules: Rules) -> Result<Option<(Self, usize)>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        let First { fin, compressed, opcode } = FIRST[usize::from(first)]?;
-        if compressed && !deflate {
+        let First { fin, compressed, opcode } = FIRST[usize::from(rules.open)][usize::from(first)]?;
+        if compressed && !rules.deflate {
             return Err(Violation::ReservedBits);
         }
         let Some(&second) = bytes.get(1) else { return Ok(None) };
@@ -131,30 +153,55 @@ impl Header {
         if usize::from(short) > CONTROL_MAX && opcode.is_control() {
             return Err(Violation::ControlTooLong);
         }
+        let most = match compressed {
+            _ if opcode.is_control() => rules.max_control,
+            false => rules.max_data,
+            true => u64::MAX,
+        };
         let (len, key_at) = match short {
             126 => match bytes.get(2..4) {
                 Some(&[a, b]) => (u64::from(u16::from_be_bytes([a, b])), 4),
-                _ => return Ok(None),
+                _ => return begun::<2>(&bytes[2..], most).map(|()| None),
             },
             127 => match bytes.get(2..10) {
                 Some(&[a, b, c, d, e, f, g, h]) => {
                     (u64::from_be_bytes([a, b, c, d, e, f, g, h]), 10)
                 }
-                _ => return Ok(None),
+                _ => return begun::<8>(&bytes[2..], most).map(|()| None),
             },
             len => (u64::from(len), 2),
         };
-        if len >> 63 != 0 {
-            return Err(Violation::LengthTopBit);
-        }
-        // §5.2: the minimal number of bytes must be used to encode the length.
-        if key_at == 4 && len < 126 || key_at == 10 && len <= 0xffff {
-            return Err(Violation::LengthNotMinimal);
-        }
+        check_length(key_at - 2, len, len, most)?;
         let Some(&[a, b, c, d]) = bytes.get(key_at..key_at + 4) else { return Ok(None) };
         let mask = Mask::new([a, b, c, d]);
         Ok(Some((Self { fin, compressed, opcode, len, mask }, key_at + 4)))
     }
+}
+
+/// Judges a length of `size` more bytes that is between `least` and `top`, where `most` is allowed.
+#[inline(always)]
+fn check_length(size: usize, least: u64, top: u64, most: u64) -> Result<(), Violation> {
+    if least >> 63 != 0 {
+        return Err(Violation::LengthTopBit);
+    }
+    // §5.2: the minimal number of bytes must be used to encode the length.
+    if size == 2 && top < 126 || size == 8 && top <= 0xffff {
+        return Err(Violation::LengthNotMinimal);
+    }
+    if least > most {
+        return Err(Violation::TooBig);
+    }
+    Ok(())
+}
+
+/// Judges a length of which the first bytes are here.
+#[cold]
+fn begun<const SIZE: usize>(bytes: &[u8], most: u64) -> Result<(), Violation> {
+    let filled = |fill| {
+        let bytes = bytes.iter().copied().chain(core::iter::repeat(fill));
+        bytes.take(SIZE).fold(0, |sum, byte| sum << 8 | u64::from(byte))
+    };
+    check_length(SIZE, filled(0), filled(0xff), most)
 }
 
 /// Appends a server's frame header (never masked) for a payload of `len` bytes.
@@ -213,18 +260,19 @@ impl Deframer {
         data.map_or(0, |(_, missing)| missing)
     }
 
-    /// Takes the next piece out of `input`: how many bytes it consumed, and the piece if there is one.
+    /// Takes the next piece out of `input`: how many bytes it consumed, and the piece if there is one. A header that
+    /// starts there is judged by `rules`.
     ///
     /// No piece means that all of the input is consumed.
     #[inline(always)]
     pub fn next(
         &mut self,
         input: &mut [u8],
-        deflate: bool,
+        rules: Rules,
     ) -> Result<(usize, Option<Piece>), Violation> {
         // The common case: a frame that lies whole in the input leaves nothing to remember.
         if self.is_idle() {
-            if let Some((mut header, start)) = Header::parse(input, deflate)? {
+            if let Some((mut header, start)) = Header::parse(input, rules)? {
                 let here = input.len() - start;
                 if header.len <= here as u64 {
                     let range = start..start + header.len as usize;
@@ -234,7 +282,7 @@ impl Deframer {
                 }
             }
         }
-        self.next_part(input, deflate)
+        self.next_part(input, rules)
     }
 
     /// The same for a frame that the input cuts.
@@ -242,12 +290,12 @@ impl Deframer {
     fn next_part(
         &mut self,
         input: &mut [u8],
-        deflate: bool,
+        rules: Rules,
     ) -> Result<(usize, Option<Piece>), Violation> {
         let (mut header, missing, start) = match self.current {
             Some((_, _)) if input.is_empty() => return Ok((0, None)),
             Some((header, missing)) => (header, missing, 0),
-            None => match self.header(input, deflate)? {
+            None => match self.header(input, rules)? {
                 Some((header, consumed)) => (header, header.len, consumed),
                 None => return Ok((input.len(), None)),
             },
@@ -262,13 +310,9 @@ impl Deframer {
     }
 
     /// Reads the next header and says how many bytes of `input` it took.
-    fn header(
-        &mut self,
-        input: &[u8],
-        deflate: bool,
-    ) -> Result<Option<(Header, usize)>, Violation> {
+    fn header(&mut self, input: &[u8], rules: Rules) -> Result<Option<(Header, usize)>, Violation> {
         if self.partial_len == 0 {
-            let found = Header::parse(input, deflate)?;
+            let found = Header::parse(input, rules)?;
             if found.is_none() {
                 // A header that lies whole in 14 bytes was found, so less than that is left.
                 self.partial[..input.len()].copy_from_slice(input);
@@ -279,25 +323,29 @@ impl Deframer {
         let had = usize::from(self.partial_len);
         let taken = input.len().min(LONGEST - had);
         self.partial[had..had + taken].copy_from_slice(&input[..taken]);
-        let found = Header::parse(&self.partial[..had + taken], deflate)?;
+        let found = Header::parse(&self.partial[..had + taken], rules)?;
         self.partial_len = if found.is_some() { 0 } else { (had + taken) as u8 };
         Ok(found.map(|(header, len)| (header, len - had)))
     }
 }
 
-/// Deframes arbitrary bytes in arbitrary cuts: same frames, and nothing panics (a fuzz target).
+/// Deframes arbitrary bytes in arbitrary cuts: same frames, nothing panics, and a header that is not refused can still
+/// become a valid one (a fuzz target).
 #[doc(hidden)]
 pub fn fuzz_deframe(data: &[u8]) {
     let Some((&cut, bytes)) = data.split_first() else { return };
-    let run = |size: usize| {
+    let mut rules =
+        Rules { deflate: cut & 0x80 != 0, open: false, max_control: u64::MAX, max_data: u64::MAX };
+    let mut run = |size: usize| {
         let mut deframer = Deframer::default();
         let mut frames = Vec::new();
         let mut payload = Vec::new();
+        rules.open = false;
         for chunk in bytes.chunks(size) {
             let mut chunk = chunk.to_vec();
             let mut at = 0;
             loop {
-                match deframer.next(&mut chunk[at..], cut & 0x80 != 0) {
+                match deframer.next(&mut chunk[at..], rules) {
                     Err(violation) => return (frames, Some(violation)),
                     Ok((used, None)) => {
                         assert_eq!(at + used, chunk.len());
@@ -308,29 +356,71 @@ pub fn fuzz_deframe(data: &[u8]) {
                         at += used;
                         if piece.ends {
                             frames.push((piece.header.opcode, core::mem::take(&mut payload)));
+                            if !piece.header.opcode.is_control() {
+                                rules.open = !piece.header.fin;
+                            }
                         }
                     }
                 }
             }
         }
+        let header = &deframer.partial[..usize::from(deframer.partial_len)];
+        assert!(matches!(Header::parse(&completed(header), rules), Ok(Some(_))), "{header:x?}");
         (frames, None)
     };
     let whole = run(bytes.len().max(1));
     assert_eq!(run(usize::from(cut & 0x7f) % 19 + 1), whole);
 }
 
+/// The front of a header with the rest that has the best prospects: a mask, the least length that its form allows.
+fn completed(front: &[u8]) -> Vec<u8> {
+    let mut header = front.to_vec();
+    if header.is_empty() {
+        header.push(FIN | Opcode::Ping as u8);
+    }
+    if header.len() < 2 {
+        header.push(MASKED);
+    }
+    let least: &[u8] = match header[1] & !MASKED {
+        126 => &[0, 126],
+        127 => &[0, 0, 0, 0, 0, 1, 0, 0],
+        _ => &[],
+    };
+    let here = header.len() - 2;
+    if here < least.len() {
+        let zeros = header[2..] != least[..here];
+        header.extend(least[here..].iter().map(|&byte| if zeros { 0 } else { byte }));
+    }
+    header.extend([0; 4]);
+    header
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const FIRST_OF_ALL: Rules =
+        Rules { deflate: false, open: false, max_control: 1000, max_data: u64::MAX };
+
     fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Violation> {
-        Header::parse(bytes, false)
+        Header::parse(bytes, FIRST_OF_ALL)
+    }
+
+    /// The front of `header` that is refused, and why; all shorter ones need more.
+    fn refused(header: &[u8], rules: Rules) -> Option<(usize, Violation)> {
+        (0..=header.len()).find_map(|len| match Header::parse(&header[..len], rules) {
+            Ok(found) => {
+                assert_eq!(found, None, "{header:x?}");
+                None
+            }
+            Err(violation) => Some((len, violation)),
+        })
     }
 
     #[test]
     fn the_masked_hello_of_rfc_6455_section_5_7() {
         let mut bytes = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-        let (used, piece) = Deframer::default().next(&mut bytes, false).unwrap();
+        let (used, piece) = Deframer::default().next(&mut bytes, FIRST_OF_ALL).unwrap();
         let piece = piece.unwrap();
         assert_eq!((used, piece.header.opcode, piece.header.fin), (11, Opcode::Text, true));
         assert_eq!(&bytes[piece.range], b"Hello");
@@ -347,28 +437,64 @@ mod tests {
                 Err(Violation::ReservedBits)
             } else if opcode >= 8 && first & FIN == 0 {
                 Err(Violation::ControlFragmented)
+            } else if opcode == 0 {
+                Err(Violation::NothingToContinue)
             } else {
                 Ok(None)
             };
             assert_eq!(parse(&[first]), expected, "{first:#x}");
+            // Inside a message.
+            let expected = match (expected, opcode) {
+                (Err(Violation::NothingToContinue), _) => Ok(None),
+                (_, 1 | 2) if first & 0x30 == 0 => Err(Violation::MessageInterrupted),
+                (other, _) => other,
+            };
+            let rules = Rules { open: true, ..FIRST_OF_ALL };
+            assert_eq!(Header::parse(&[first], rules), expected, "{first:#x}");
         }
-        assert_eq!(parse(&[0x81, 0x05]), Err(Violation::Unmasked));
-        assert_eq!(parse(&[0x89, 0xfe]), Err(Violation::ControlTooLong));
-        assert_eq!(parse(&[0x82, 0xfe, 0, 125]), Err(Violation::LengthNotMinimal));
-        let long = |len: u64| [&[0x82, 0xff][..], &len.to_be_bytes(), &[0; 4]].concat();
-        assert_eq!(parse(&long(0xffff)), Err(Violation::LengthNotMinimal));
-        assert_eq!(parse(&long(1 << 63)), Err(Violation::LengthTopBit));
-        assert_eq!(parse(&long(0x1_0000)).unwrap().unwrap().1, 14);
-        assert_eq!(parse(&long((1 << 63) - 1)).unwrap().unwrap().0.len, (1 << 63) - 1);
+        let small = Rules { max_control: 4, max_data: 1000, ..FIRST_OF_ALL };
+        let deflate = Rules { deflate: true, ..small };
+        let long = |first: u8, len: u64| [&[first, 0xff][..], &len.to_be_bytes()].concat();
+        for (header, rules, expected) in [
+            (&[0x81, 0x05][..], small, Some((2, Violation::Unmasked))),
+            (&[0x89, 0xfe], small, Some((2, Violation::ControlTooLong))),
+            (&[0x89, 0x84], small, None),
+            (&[0x89, 0x85], small, Some((2, Violation::TooBig))),
+            (&[0x82, 0xfe, 0, 125], small, Some((4, Violation::LengthNotMinimal))),
+            (&[0x82, 0xfe, 3, 0xe8], small, None),
+            (&[0x82, 0xfe, 3, 0xe9], small, Some((4, Violation::TooBig))),
+            (&[0x82, 0xfe, 4, 0], small, Some((3, Violation::TooBig))),
+            (&[0xc2, 0xfe, 4, 0], deflate, None),
+            (&long(0x82, 0xffff), FIRST_OF_ALL, Some((8, Violation::LengthNotMinimal))),
+            (&long(0x82, 0xffff), small, Some((8, Violation::LengthNotMinimal))),
+            (&long(0x82, 1 << 63), FIRST_OF_ALL, Some((3, Violation::LengthTopBit))),
+            (&long(0x82, 1 << 63), small, Some((3, Violation::LengthTopBit))),
+            (&long(0xc2, 1 << 63), deflate, Some((3, Violation::LengthTopBit))),
+            (&long(0x82, (1 << 63) - 1), FIRST_OF_ALL, None),
+            (&long(0x82, (1 << 63) - 1), small, Some((3, Violation::TooBig))),
+            (&long(0xc2, (1 << 63) - 1), deflate, None),
+            (&long(0x82, 0x1_0000), FIRST_OF_ALL, None),
+            (&long(0x82, 0x1_0000), small, Some((8, Violation::TooBig))),
+        ] {
+            assert_eq!(refused(header, rules), expected, "{header:x?}");
+        }
+        let key = |header: Vec<u8>| [header, vec![0; 4]].concat();
+        assert_eq!(parse(&key(long(0x82, 0x1_0000))).unwrap().unwrap().1, 14);
+        let longest = parse(&key(long(0x82, (1 << 63) - 1))).unwrap().unwrap().0;
+        assert_eq!(longest.len, (1 << 63) - 1);
     }
 
     #[test]
     fn rsv1_is_for_the_first_frame_of_a_message() {
+        let rules = |open| Rules { deflate: true, open, ..FIRST_OF_ALL };
         for first in [0xc1, 0xc2, 0x41, 0x42] {
-            assert_eq!(Header::parse(&[first], true), Ok(None));
+            assert_eq!(Header::parse(&[first], rules(false)), Ok(None));
         }
         for first in [0xc0, 0x40, 0xc8, 0xc9, 0xca, 0xa1, 0x91, 0xf1] {
-            assert_eq!(Header::parse(&[first], true), Err(Violation::ReservedBits), "{first:#x}");
+            for rules in [rules(false), rules(true)] {
+                let judged = Header::parse(&[first], rules);
+                assert_eq!(judged, Err(Violation::ReservedBits), "{first:#x}");
+            }
         }
     }
 

@@ -5,7 +5,8 @@
  *
  * "words" ends a message at a blank, which belongs to it: text; but a word that begins with - is
  * dropped, with # binary, and ! makes the framing fail. With the configuration "count" each message
- * is the number of the word on this connection, written into the buffer.
+ * is the number of the word on this connection, written into the buffer. The first byte of a word
+ * that begins with ? becomes the configuration's length, or N if there is none.
  *
  * "lines" is the built-in newline, wrapped: what core_framing gives can be called.
  *
@@ -62,6 +63,8 @@ static int64_t words(uint8_t *data, size_t length, size_t last_read, ws_operatio
         *opcode = ws_frame_binary;
     else if (data[0] == '!')
         return -1;
+    else if (data[0] == '?')
+        data[0] = (uint8_t)(config == NULL ? 'N' : '0' + strlen(config) % 10);
     if (config != NULL && strcmp(config, "count") == 0 && size >= 2)
         data[0] = (uint8_t)('0' + *count % 10);
     return (int64_t)size;

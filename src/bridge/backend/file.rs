@@ -123,7 +123,7 @@ fn suits(line: &[u8], query: &Query<'_>, root: &Path) -> Option<Result<Target, S
     Some(address(peer, None, root).map(|peer| Target {
         peer,
         framing: framing.to_owned(),
-        framing_config: words.next().unwrap_or_default().to_owned(),
+        framing_config: words.next().map(str::to_owned),
         protocol,
     }))
 }
@@ -293,7 +293,7 @@ mod tests {
     fn the_first_line_with_an_offered_protocol_wins() {
         let files = [
             ("1", "tcp://one:1 a\ntcp://two:1 b newline lf\r\n\nnonsense\ntcp://three:1 c"),
-            ("2", "tcp://four:1 d separator  a b \ntcp://any:1 *\n"),
+            ("2", "tcp://four:1 d separator  a b \ntcp://five:1 e json \ntcp://any:1 *\n"),
         ];
         let folder = Folder::new("protocols", &files);
         let file = folder.backend(&["1", "missing", "2"]);
@@ -303,14 +303,20 @@ mod tests {
         assert_eq!((place(&target(&[])), target(&[]).protocol), ("tcp://one:1".into(), None));
         let two = target(&["x", "b"]);
         assert_eq!((place(&two), two.protocol), ("tcp://two:1".into(), Some(1)));
-        assert_eq!((two.framing.as_str(), two.framing_config.as_str()), ("newline", "lf"));
+        assert_eq!((two.framing.as_str(), two.framing_config.as_deref()), ("newline", Some("lf")));
         // Lines, not offers, come first.
         assert_eq!(place(&target(&["c", "a"])), "tcp://one:1");
         let four = target(&["d"]);
-        assert_eq!((four.framing.as_str(), four.framing_config.as_str()), ("separator", " a b "));
+        assert_eq!(
+            (four.framing.as_str(), four.framing_config.as_deref()),
+            ("separator", Some(" a b "))
+        );
         let any = target(&["A", "B"]);
         assert_eq!((place(&any), any.protocol), ("tcp://any:1".into(), Some(0)));
-        assert_eq!((any.framing.as_str(), any.framing_config.as_str()), ("auto", ""));
+        assert_eq!((any.framing.as_str(), any.framing_config.as_deref()), ("auto", None));
+        // A blank behind the framing begins a configuration, though an empty one.
+        let empty = target(&["e"]);
+        assert_eq!((empty.framing.as_str(), empty.framing_config.as_deref()), ("json", Some("")));
         let file = folder.backend(&["1"]);
         assert_eq!(ask(&file, "/", &["d"], &[]), None);
     }

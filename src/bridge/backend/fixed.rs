@@ -20,13 +20,13 @@ impl Fixed {
     pub fn new(options: &[(String, String)], root: &Path) -> Result<Self, String> {
         let mut host = "tcp://localhost";
         let (mut port, mut protocol) = (None, None);
-        let (mut framing, mut framing_config) = (framing::DEFAULT, "");
+        let (mut framing, mut framing_config) = (framing::DEFAULT, None);
         for (key, value) in options {
             match key.as_str() {
                 "host" => host = value,
                 "port" => port = Some(value.as_str()),
                 "framing" => framing = value,
-                "framing-config" => framing_config = value,
+                "framing-config" => framing_config = Some(value.as_str()),
                 "protocol" => protocol = Some(value.clone()),
                 _ => {
                     return Err(format!(
@@ -42,7 +42,7 @@ impl Fixed {
         let target = Target {
             peer: address(host, port, root)?,
             framing: framing.to_owned(),
-            framing_config: framing_config.to_owned(),
+            framing_config: framing_config.map(str::to_owned),
             protocol: None,
         };
         Ok(Self { target, protocol })
@@ -81,14 +81,19 @@ mod tests {
         let nothing = target(&[], &[]).unwrap();
         assert_eq!(nothing.peer, "tcp://localhost:5900");
         assert_eq!(nothing.framing, "auto");
-        assert_eq!((nothing.framing_config.as_str(), nothing.protocol), ("", None));
+        assert_eq!((nothing.framing_config, nothing.protocol), (None, None));
         let peer = |options: &[_]| target(options, &[]).unwrap().peer;
         assert_eq!(peer(&[("host", "tcp://h:80")]), "tcp://h:80");
         assert_eq!(peer(&[("port", "81"), ("host", "tcp://h:80")]), "tcp://h:81");
         assert_eq!(peer(&[("host", "h"), ("port", "1"), ("port", "2")]), "tcp://h:2");
         assert_eq!(peer(&[("host", "unix:///run/x"), ("port", "1")]), "unix:///run/x");
         let lines = target(&[("framing", "newline"), ("framing-config", "lf")], &[]).unwrap();
-        assert_eq!((lines.framing.as_str(), lines.framing_config.as_str()), ("newline", "lf"));
+        assert_eq!(
+            (lines.framing.as_str(), lines.framing_config.as_deref()),
+            ("newline", Some("lf"))
+        );
+        let empty = target(&[("framing-config", "")], &[]).unwrap();
+        assert_eq!(empty.framing_config.as_deref(), Some(""));
     }
 
     #[test]

@@ -297,11 +297,7 @@ impl Backend for Library {
         Ok(Some(Target {
             peer: address(&host, port, &self.root).map_err(wrong)?,
             framing: result.framing.map_or_else(|| framing::DEFAULT.to_owned(), registry::name_of),
-            framing_config: config
-                .text("framing_config")
-                .map_err(wrong)?
-                .unwrap_or_default()
-                .to_owned(),
+            framing_config: config.text("framing_config").map_err(wrong)?.map(str::to_owned),
             protocol,
         }))
     }

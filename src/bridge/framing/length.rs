@@ -185,10 +185,10 @@ mod tests {
 
     #[test]
     fn dynamic32_does_not_wrap_around() {
-        let mut framing = make("dynamic32", "static=-4").unwrap();
+        let mut framing = make("dynamic32", Some("static=-4")).unwrap();
         let wrong = Piece::Broken("The peer sent a length below the smallest");
         assert_eq!(framing.next(&mut b"\x03\0\0\0abc\0".to_owned(), 7), wrong);
-        let mut framing = make("dynamic32", "offset=8,static=0xffffffff").unwrap();
+        let mut framing = make("dynamic32", Some("offset=8,static=0xffffffff")).unwrap();
         let mut data = [0xff; 64];
         assert_eq!(framing.next(&mut data, 63), Piece::Wait);
     }

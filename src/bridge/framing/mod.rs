@@ -25,8 +25,9 @@ pub const DEFAULT: &str = "auto";
 
 /// The framing `name`, set up with `config`; an error is a sentence for the administrator.
 ///
-/// A library's framing takes precedence over a built-in one of the same name.
-pub fn make(name: &str, config: &str) -> Result<Box<dyn Framing>, String> {
+/// A library's framing takes precedence over a built-in one of the same name. Only to that one an empty configuration is
+/// something else than none.
+pub fn make(name: &str, config: Option<&str>) -> Result<Box<dyn Framing>, String> {
     if let Some(framing) = registry::make_registered(name, config) {
         return framing;
     }
@@ -39,7 +40,7 @@ pub fn make(name: &str, config: &str) -> Result<Box<dyn Framing>, String> {
                 names.join(", ")
             ))
         },
-        |builtin| (builtin.make)(config),
+        |builtin| (builtin.make)(config.unwrap_or_default()),
     )
 }
 
@@ -124,8 +125,8 @@ pub fn fuzz_framing_splits(data: &[u8]) {
     ];
     let Some((&[which, first, second], stream)) = data.split_first_chunk() else { return };
     let (name, config) = FRAMINGS[usize::from(which) % FRAMINGS.len()];
-    let mut framing = make(name, config).expect("the configuration is right");
-    let mut other = make(name, config).expect("the configuration is right");
+    let mut framing = make(name, Some(config)).expect("the configuration is right");
+    let mut other = make(name, Some(config)).expect("the configuration is right");
     let whole = cut(&mut *framing, [stream]);
     let step = usize::from(first % 31) + 1;
     let (front, back) = stream.split_at(stream.len().min(usize::from(second)));
@@ -154,7 +155,7 @@ mod tests {
 
     /// The messages that `stream` gives when it arrives in `reads`.
     pub(super) fn messages(name: &str, config: &str, reads: &[&[u8]]) -> Vec<(char, Vec<u8>)> {
-        let mut framing = make(name, config).expect("the configuration is right");
+        let mut framing = make(name, Some(config)).expect("the configuration is right");
         let messages = cut(&mut *framing, reads.iter().copied()).expect("the stream makes sense");
         messages.into_iter().map(|(kind, bytes)| (letter(kind), bytes)).collect()
     }
@@ -179,7 +180,8 @@ mod tests {
 
     /// Checks that `config` is refused with a sentence that contains `word`.
     pub(super) fn refused(name: &str, config: &str, word: &str) {
-        let error = make(name, config).err().unwrap_or_else(|| panic!("{name} took {config:?}"));
+        let error =
+            make(name, Some(config)).err().unwrap_or_else(|| panic!("{name} took {config:?}"));
         assert!(error.contains(word), "{name} {config:?}: {error}");
     }
 

@@ -165,20 +165,12 @@ fn same(a: abi::ws_framing, b: abi::ws_framing) -> bool {
 /// A registered framing, set up for a connection; `None` if no library has one of this name.
 pub(super) fn make_registered(
     name: &str,
-    config: &str,
+    config: Option<&str>,
 ) -> Option<Result<Box<dyn Framing>, String>> {
     let list = registered();
     let found = list.iter().find(|r| r.name == name)?;
-    let config = match config {
-        "" => None,
-        _ => match CString::new(config) {
-            Ok(config) => Some(config),
-            Err(_) => {
-                return Some(Err(format!(
-                    "the configuration of the framing {name} has a NUL byte"
-                )));
-            }
-        },
+    let Ok(config) = config.map(CString::new).transpose() else {
+        return Some(Err(format!("the configuration of the framing {name} has a NUL byte")));
     };
     let (function, turn) = (found.function, found.turn);
     Some(Ok(Box::new(Foreign { function, turn, config, data: ptr::null_mut(), last_read: 0 })))
@@ -388,7 +380,10 @@ mod tests {
             b'p' => *opcode = abi::ws_frame_ping,
             b'-' => return -1,
             b'+' => return length as i64 + 1,
-            b'?' => return i64::from(config.is_null()) + 1,
+            b'?' if !config.is_null() => {
+                // SAFETY: the wrapper passes NULL or a string.
+                return unsafe { CStr::from_ptr(config) }.count_bytes() as i64;
+            }
             _ => (),
         }
         2
@@ -408,11 +403,17 @@ mod tests {
             b"t1b2t3d4x5t\xff7",
             &[('t', b"t1"), ('b', b"b2"), ('t', b"t3"), ('b', b"x5"), ('b', b"t\xff"), ('b', b"7")],
         );
-        assert_eq!(messages("pairs", "", &[b"??"]), [('b', b"??".to_vec())]);
-        assert_eq!(messages("pairs", "x", &[b"??"]), [('b', b"?".to_vec()), ('b', b"?".to_vec())]);
+        for (config, piece) in [
+            (None, Piece::Message(Kind::Binary, 2)),
+            (Some(""), Piece::Wait),
+            (Some("x"), Piece::Message(Kind::Binary, 1)),
+        ] {
+            let mut pairs = make("pairs", config).unwrap();
+            assert_eq!(pairs.next(&mut b"??\0".to_owned(), 2), piece, "{config:?}");
+        }
         for (data, reason) in [("-x", "failed"), ("+x", "took more"), ("px", "no type")] {
             let mut data = [data.as_bytes(), b"\0"].concat();
-            match make("pairs", "").unwrap().next(&mut data, 2) {
+            match make("pairs", None).unwrap().next(&mut data, 2) {
                 Piece::Broken(why) => assert!(why.contains(reason), "{why}"),
                 other => panic!("{other:?}"),
             }
@@ -427,7 +428,7 @@ mod tests {
         assert_eq!(register(ptr::null_mut(), Some(pairs)), 1);
         assert_eq!(register(name(c"nothing"), None), 1);
         assert_eq!(register(name(c"\xff"), Some(pairs)), 1);
-        assert!(make("nothing", "").is_err());
+        assert!(make("nothing", None).is_err());
     }
 
     #[test]
@@ -463,7 +464,7 @@ mod tests {
         // A library that registers what it found has the framing under another name.
         assert_eq!(unsafe_register(c"lines", find(name(c"newline"))), 0);
         check("lines", "lf", b"a\n\xff\nb", &[('t', b"a\n"), ('b', b"\xff\n"), ('b', b"b")]);
-        let mut wrong = make("lines", "xy").unwrap();
+        let mut wrong = make("lines", Some("xy")).unwrap();
         assert_eq!(wrong.next(&mut b"a\0".to_owned(), 1), Piece::Broken("The framing failed"));
     }
 

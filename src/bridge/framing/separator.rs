@@ -234,7 +234,7 @@ mod tests {
     fn a_line_that_arrives_byte_by_byte_costs_linear_time() {
         // The buffer is the same from call to call; only its visible end moves.
         let mut data = vec![b'a'; (1 << 20) + 1];
-        let mut framing = make("separator", r"\r\n\r\n").unwrap();
+        let mut framing = make("separator", Some(r"\r\n\r\n")).unwrap();
         let start = Instant::now();
         for end in 1..data.len() {
             assert_eq!(framing.next(&mut data[..=end], 1), Piece::Wait);

@@ -242,7 +242,7 @@ fn walk(bytes: &[u8], limit: usize) -> Walk {
             short => short,
         };
         let long = length_end == 4 && length < 126 || length_end == 10 && length <= 0xffff;
-        if long && frame.len() >= length_end {
+        if long {
             return Walk::NotMinimal(at);
         }
         let too_big = length > limit as u64;
