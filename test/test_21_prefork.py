@@ -57,7 +57,14 @@ FEW_CHILDREN = ONE_CHILD.replace("MaxRequestWorkers 1\n", "MaxRequestWorkers 4\n
 
 @prefork
 class TestOneConnectionPerProcess:
-    CONF = "WebSocketDetach Auto\n" + globals_()
+    # Fewer processes than clients at first.
+    CONF = "WebSocketDetach Auto\n" + globals_() + """
+        ServerLimit 20
+        MaxRequestWorkers 20
+        StartServers 2
+        MinSpareServers 1
+        MaxSpareServers 20
+    """
 
     def test_clients_at_once(self, httpd, ws):
         clients = [Named(ws, f"client-{n}") for n in range(5)]
