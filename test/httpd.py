@@ -156,8 +156,8 @@ TIMED = pytest.mark.flaky(reruns=2)
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # Clear-text connections are detached from httpd's threads, unless all tests are to use those.
 DETACHED = os.environ.get("WS_DETACH", "Auto") != "Off"
-# What detaches those of plugins, too: on prefork they have a process each unless they are told to bear more.
-DETACH = "WebSocketDetach On\n" if PREFORK else "WebSocketDetach Auto\n"
+# What it takes for those of plugins, which have a process each on prefork unless the administrator says otherwise.
+DETACH = "WebSocketDetach On\n" if PREFORK and DETACHED else ""
 
 
 class Httpd:

@@ -211,7 +211,7 @@ class TestEndWhileBlocked:
         httpd.stop(number)
 
 
-WHERE = {"detached": DETACH.strip(), "blocking": "WebSocketDetach Off"}
+WHERE = {"detached": DETACH.strip() or "WebSocketDetach Auto", "blocking": "WebSocketDetach Off"}
 HOMES = pytest.mark.parametrize("home", WHERE)
 
 

@@ -74,7 +74,7 @@ class Home(NamedTuple):
 
 
 HOMES = [
-    Home("detached"),
+    Home("detached", detach="On"),
     Home("suspended (ws, the plugin keeps the request)", mpms=("event",), path="/request"),
     Home("suspended (wss)", tls=True, mpms=("event",)),
     Home("blocking (ws)", detach="Off", threads=True),
