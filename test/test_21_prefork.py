@@ -1,6 +1,7 @@
 """Plugins that count on one connection per process, which prefork has always given them."""
 
 import contextlib
+import re
 
 import pytest
 from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, debug, location, wait_until
@@ -148,6 +149,23 @@ def test_the_request_stays(httpd, ws):
                 client.send(frame(TEXT, "request"))
                 client.expect(TEXT, "non-null")
             end(client)
+
+
+@prefork
+class TestAdvice:
+    """What ends detached connections is of no concern where there are none."""
+
+    CHILDREN = "MaxConnectionsPerChild 1000\nBufferedLogs On\n<IfModule !none>\nMaxSpareServers 9\n</IfModule>\n"
+
+    @pytest.mark.parametrize("conf, advice", [
+        ("WebSocketDetach Auto\n" + debug(), set()),
+        ("WebSocketDetach Auto\n" + debug("/one", "WebSocketDetach On"), {"WS0407", "WS0408", "WS0410"}),
+        ("WebSocketDetach Auto\n" + bridge("/tcp", "tcp://127.0.0.1:9"), {"WS0407", "WS0408", "WS0410"}),
+    ], ids=["plugins", "detached plugins", "bridge"])
+    def test_advice(self, httpd, conf, advice):
+        with httpd.serve(self.CHILDREN + conf):
+            lines = [line for line in httpd.new_log().splitlines() if ":warn]" in line]
+        assert {re.search(r"WS\d{4}", line)[0] for line in lines} == advice
 
 
 @detached
