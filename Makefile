@@ -16,7 +16,7 @@ PORT ?= 8765
 # The demo's port for https; empty for none.
 TLS_PORT ?= 8764
 # The Autobahn cases to run, as the suite writes them, and where the connections live: WS_TLS=On speaks wss://,
-# WS_DETACH=Off keeps them on httpd's threads.
+# WS_DETACH=Off keeps them on httpd's threads, and On takes them off prefork's.
 CASES ?= *
 WS_TLS ?= Off
 WS_DETACH ?= Auto
@@ -188,7 +188,7 @@ autobahn: all ## run the Autobahn TestSuite on TEST_MPM; WS_TLS=On, WS_DETACH=Of
 
 # Where connections may live: MPM, WS_TLS, WS_DETACH.
 HOMES = event:Off:Auto event:On:Auto event:Off:Off worker:Off:Auto worker:On:Auto worker:Off:Off \
-	prefork:Off:Auto prefork:On:Auto prefork:Off:Off
+	prefork:Off:On prefork:On:On prefork:Off:Off
 # All that RFC 6455 demands; the rest is large messages (9) and compression (12, 13).
 RFC6455_CASES = 1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*
 

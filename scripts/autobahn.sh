@@ -1,8 +1,9 @@
 #!/bin/sh
 # autobahn.sh [CASES]: installs the Autobahn TestSuite, starts a private httpd and runs the cases against its echo plugin.
 #
-# Environment: as for server.sh; WS_TLS=On speaks wss://, WS_DETACH=Off keeps connections on httpd's threads. The report
-# is build/autobahn-$TEST_MPM/index.html; with those two, the folder's name ends in -wss, -off or both.
+# Environment: as for server.sh; WS_TLS=On speaks wss://, WS_DETACH=Off keeps connections on httpd's threads, and On takes
+# them off prefork's. The report is build/autobahn-$TEST_MPM/index.html; with WS_TLS=On and WS_DETACH=Off the folder's name
+# ends in -wss, -off or both.
 set -eu
 cd "$(dirname "$0")/.."
 cases=${1:-*}

@@ -153,8 +153,11 @@ class Checked(NamedTuple):
 # For tests that measure time, on a machine that others may be using: they have three tries.
 TIMED = pytest.mark.flaky(reruns=2)
 
+PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # Clear-text connections are detached from httpd's threads, unless all tests are to use those.
 DETACHED = os.environ.get("WS_DETACH", "Auto") != "Off"
+# What it takes for those of plugins, which have a process each on prefork unless the administrator says otherwise.
+DETACH = "WebSocketDetach On\n" if PREFORK and DETACHED else ""
 
 
 class Httpd:

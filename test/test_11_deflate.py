@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect as dial
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame
 
-from httpd import DETACHED, TLS, debug, echo, location, wait_until
+from httpd import DETACH, DETACHED, TLS, debug, echo, location, wait_until
 
 NAME = "permessage-deflate"
 HEADER = "Sec-WebSocket-Extensions"
@@ -43,7 +43,7 @@ def takeovers(*directives, below=""):
 
 def homes(*directives):
     """The same once more below /held, where a connection stays with a thread of httpd's."""
-    return TLS + takeovers(*directives) + takeovers("WebSocketDetach Off", *directives, below="/held")
+    return DETACH + TLS + takeovers(*directives) + takeovers("WebSocketDetach Off", *directives, below="/held")
 
 
 HOMES = ["detached", "held", "tls"]  # who moves the bytes
@@ -1015,7 +1015,8 @@ def hammer(path, *directives):
 
 class TestThreads:
     CONF = (
-        TLS
+        DETACH
+        + TLS
         + hammer("/threads", f"{TAKEOVER} Both")
         + hammer("/held/threads", f"{TAKEOVER} Both", "WebSocketDetach Off")
         + hammer("/none", f"{TAKEOVER} None")
@@ -1098,7 +1099,7 @@ class TestThreads:
 
 
 class TestMemoryBound:
-    CONF = "WebSocketCompressionMemory 2M\n" + takeovers()
+    CONF = DETACH + "WebSocketCompressionMemory 2M\n" + takeovers()
 
     def test_beyond_it_no_context_is_kept(self, peer, httpd):
         """New connections compress all the same; when others have gone, contexts are kept again."""

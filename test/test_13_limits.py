@@ -6,7 +6,7 @@ import signal
 import urllib.request
 
 import pytest
-from httpd import DETACHED, echo, wait_until
+from httpd import DETACH, DETACHED, echo, wait_until
 from ws_frame import TEXT, frame
 
 SITE = (
@@ -91,7 +91,7 @@ class TestLimits:
 
 @pytest.mark.skipif(not DETACHED, reason="only threads of the module's own are shown")
 class TestStatus:
-    CONF = SITE
+    CONF = DETACH + SITE
 
     def page(self, httpd, query=""):
         with urllib.request.urlopen(f"http://127.0.0.1:{httpd.port}/status{query}") as response:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from httpd import ENDS, TIMED, TLS, debug, echo, location, wait_until
+from httpd import DETACH, ENDS, TIMED, TLS, debug, echo, location, wait_until
 from ws_frame import TEXT, Client, frame, random_text
 from ws_h2 import Connection, Stream
 
@@ -480,7 +480,7 @@ HOMES = ["detached", "blocking", "tls", "tls-blocking"]
 
 
 class TestFrames:
-    CONF = TLS + SITE
+    CONF = DETACH + TLS + SITE
 
     @pytest.fixture(params=HOMES)
     def home(self, request, httpd, connect):

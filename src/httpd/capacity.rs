@@ -56,14 +56,16 @@ pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(),
             2 * children
         ));
     }
-    if spare < most {
+    // A process that serves one connection is busy as long as that lasts.
+    let detaches = is_threaded() || has(&bridges) || has(&["WebSocketDetach On"]);
+    if detaches && spare < most {
         warn(format_args!(
             "WS0407: with {spares} {spare} httpd ends children whose WebSockets it takes for idle, and closes them: set \
              {spares} {most}, as many as MaxRequestWorkers allows"
         ));
     }
     let requests = mpm(sys::AP_MPMQ_MAX_REQUESTS_DAEMON);
-    if requests > 0 {
+    if detaches && requests > 0 {
         warn(format_args!(
             "WS0408: with MaxConnectionsPerChild {requests} httpd ends children after so many connections, and closes \
              their WebSockets: set MaxConnectionsPerChild 0"
@@ -83,7 +85,7 @@ pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(),
              other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
         ));
     }
-    if !record::is_possible() {
+    if detaches && !record::is_possible() {
         warn(format_args!(
             "WS0410: with BufferedLogs On under prefork the end of a detached WebSocket cannot be logged: set BufferedLogs \
              Off, or WebSocketDetach Off"

@@ -303,14 +303,18 @@ impl Upgrade {
         let (endpoint, answer, may_detach): (Box<dyn Endpoint>, _, _) = match chosen {
             Chosen::Plugin(plugin) => {
                 let (headers, protocols) = (headers.clone(), protocols.collect());
-                let asked = PluginOpening { outbox, request, headers, protocols };
+                let threaded = is_threaded();
+                // SAFETY: the connection is the request's own (wrap::R1).
+                let is_stream = unsafe { http2::is_stream(r.connection()) };
+                // On a process's only thread, and to its end: nothing can be detached, whatever the plugin asks for.
+                let alone = !threaded && !is_stream && !detach.allows_plugin(false, threaded);
+                let asked = PluginOpening { outbox, request, headers, protocols, alone };
                 let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
                     let uri = r.uri().to_string_lossy();
                     log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
                     return sys::HTTP_FORBIDDEN as c_int;
                 };
-                let threaded = is_threaded();
-                if detach == Detach::Auto && !threaded {
+                if alone && detach == Detach::Auto {
                     let line = "not detached: on this MPM a plugin has one connection per process";
                     let unless = "unless WebSocketDetach is On";
                     log::request(r, Level::Debug, format_args!("{line}, {unless}"));

@@ -40,6 +40,8 @@ pub struct Opening {
     pub headers: Arc<Headers>,
     /// The subprotocols offered.
     pub protocols: Vec<CString>,
+    /// The process serves one connection after the other: the plugin sees all of them at one address.
+    pub alone: bool,
 }
 
 /// What the plugin wants in the 101.
@@ -57,46 +59,105 @@ pub struct Connection {
     /// What on_connect returned.
     private: AtomicPtr<c_void>,
     /// `Some` until `closed`.
-    handle: Mutex<Option<Owned>>,
-    /// The address of the handle, which stays the same.
+    handle: Mutex<Option<Owned<Handle>>>,
+    /// The plugin's pointer, which stays the same.
     server: AtomicPtr<abi::WebSocketServer>,
+    /// As in [`Opening`].
+    alone: bool,
+}
+
+/// The way from a plugin's pointer to a connection.
+struct View {
+    /// Its `state` leads to `shown`, so that a plugin's copy of it sees the same.
+    server: abi::WebSocketServer,
+    shown: AtomicPtr<State>,
+}
+
+impl View {
+    fn new() -> Self {
+        Self {
+            server: abi::WebSocketServer {
+                size: size_of::<abi::WebSocketServer>() as u32,
+                version: abi::WEBSOCKET_SERVER_VERSION_1,
+                state: ptr::null_mut(),
+                request: cb_request,
+                header_get: cb_header_get,
+                header_set: cb_header_set,
+                protocol_count: cb_protocol_count,
+                protocol_index: cb_protocol_index,
+                protocol_set: cb_protocol_set,
+                send: cb_send,
+                close: cb_close,
+            },
+            shown: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Completes a view that has come to its place in memory, where it has to stay.
+    ///
+    /// # Safety
+    /// - `view` is live, and nobody else knows it.
+    unsafe fn settle(view: *mut Self) {
+        // SAFETY: the caller's word.
+        let shown = unsafe { &raw mut (*view).shown };
+        // SAFETY: as above.
+        unsafe { (*view).server.state = shown.cast() };
+    }
 }
 
 /// What the plugin's pointer points at, and what the module keeps behind it.
 struct Handle {
-    server: abi::WebSocketServer,
+    view: View,
     state: State,
 }
 
-// SAFETY: the raw pointers in `server` lead to the handle itself, and the request's is only handed out.
+// SAFETY: the raw pointers in a view lead to itself and to a state, and the request's is only handed out.
 unsafe impl Send for Handle {}
 
-/// A handle that we own and the plugin points at: a Box would claim to be the only pointer.
-struct Owned(NonNull<Handle>);
+/// A value that we own and the plugin points at: a Box would claim to be the only pointer.
+struct Owned<T>(NonNull<T>);
 
-// SAFETY: a Handle is Send, and this is its only owner.
-unsafe impl Send for Owned {}
+// SAFETY: it is the only owner.
+unsafe impl<T: Send> Send for Owned<T> {}
 
-impl Owned {
-    fn new(handle: Handle) -> Self {
-        Self(NonNull::from(Box::leak(Box::new(handle))))
+impl<T> Owned<T> {
+    fn new(value: T) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(value))))
     }
 
-    fn get(&self) -> &Handle {
+    fn get(&self) -> &T {
         // SAFETY: it is live until `drop`, and nobody changes it but through its locks and atomics.
         unsafe { self.0.as_ref() }
     }
 }
 
-impl Drop for Owned {
+impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
         // SAFETY: `new` made it from a Box, and it is dropped once.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
+/// Where a plugin sees the connections that a process serves one after the other: all at one address, which it may have
+/// kept from the first of them.
+pub(super) struct Window {
+    view: Owned<View>,
+    /// The connection that ended last, which the view shows until there is another one.
+    ended: Mutex<Option<Owned<Handle>>>,
+}
+
+impl Window {
+    pub(super) fn new() -> Self {
+        let view = Owned::new(View::new());
+        // SAFETY: it was just made, and stays where it is until it is dropped.
+        unsafe { View::settle(view.0.as_ptr()) };
+        Self { view, ended: Mutex::new(None) }
+    }
+}
+
 struct State {
-    plugin: Arc<Plugin>,
+    /// The plugin's.
+    wants_request: Arc<AtomicBool>,
     outbox: Arc<Outbox>,
     /// httpd's request while it is there for the plugin; null afterwards.
     request: AtomicPtr<abi::request_rec>,
@@ -119,28 +180,16 @@ impl State {
 }
 
 /// The handles of connections that ended last.
-static GRAVES: Mutex<VecDeque<Owned>> = Mutex::new(VecDeque::new());
+static GRAVES: Mutex<VecDeque<Owned<Handle>>> = Mutex::new(VecDeque::new());
 
 impl Connection {
     /// Asks the plugin's on_connect. `None` if it refuses.
     pub fn open(plugin: Arc<Plugin>, opening: Opening) -> Option<(Self, Answer)> {
-        let Opening { outbox, request, headers, protocols } = opening;
+        let Opening { outbox, request, headers, protocols, alone } = opening;
         let handle = Owned::new(Handle {
-            server: abi::WebSocketServer {
-                size: size_of::<abi::WebSocketServer>() as u32,
-                version: abi::WEBSOCKET_SERVER_VERSION_1,
-                state: ptr::null_mut(),
-                request: cb_request,
-                header_get: cb_header_get,
-                header_set: cb_header_set,
-                protocol_count: cb_protocol_count,
-                protocol_index: cb_protocol_index,
-                protocol_set: cb_protocol_set,
-                send: cb_send,
-                close: cb_close,
-            },
+            view: View::new(),
             state: State {
-                plugin: plugin.clone(),
+                wants_request: plugin.wants_request.clone(),
                 outbox,
                 request: AtomicPtr::new(request),
                 asked: AtomicBool::new(false),
@@ -150,21 +199,26 @@ impl Connection {
             },
         });
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one reason covers all three")]
-        // SAFETY: the handle was just made, and nobody else knows it.
+        // SAFETY: the handle was just made, and nobody else knows it. The window's view is as live as the plugin.
         let server = unsafe {
             let handle = handle.0.as_ptr();
-            (*handle).server.state = (&raw mut (*handle).state).cast();
-            &raw mut (*handle).server
+            let own = &raw mut (*handle).view;
+            View::settle(own);
+            let view = if alone { plugin.window.view.0.as_ptr() } else { own };
+            // Release: who follows the pointer sees a whole state.
+            (*view).shown.store(&raw mut (*handle).state, Ordering::Release);
+            &raw mut (*view).server
         };
         let private = match plugin.on_connect {
             None => ptr::null_mut(),
             Some(on_connect) => {
-                // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until it is retired.
+                // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until its handle is retired,
+                // or as long as the plugin.
                 let private = unsafe { on_connect(server) };
                 if private.is_null() {
                     handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
                     handle.get().state.outbox.end("the plugin refuses");
-                    retire(handle);
+                    retire(handle, alone.then_some(&plugin.window));
                     return None;
                 }
                 private
@@ -176,6 +230,7 @@ impl Connection {
             private: AtomicPtr::new(private),
             handle: Mutex::new(Some(handle)),
             server: AtomicPtr::new(server),
+            alone,
         };
         Some((connection, answer))
     }
@@ -211,7 +266,7 @@ impl Endpoint for Connection {
             unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
         }
         handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
-        retire(handle);
+        retire(handle, self.alone.then_some(&self.plugin.window));
     }
 
     /// From now on the plugin gets NULL for it.
@@ -222,9 +277,14 @@ impl Endpoint for Connection {
     }
 }
 
-/// Keeps a handle for a while; the oldest one goes.
-fn retire(handle: Owned) {
+/// Keeps a handle for a while, that of a window at least until the next one has ended there; the oldest one goes.
+fn retire(handle: Owned<Handle>, window: Option<&Window>) {
     handle.get().state.outbox.dispose();
+    let handle = match window {
+        Some(window) => window.ended.lock().unwrap_or_else(|e| e.into_inner()).replace(handle),
+        None => Some(handle),
+    };
+    let Some(handle) = handle else { return };
     let mut graves = GRAVES.lock().unwrap_or_else(|e| e.into_inner());
     graves.push_back(handle);
     let oldest = if graves.len() > RETIRED { graves.pop_front() } else { None };
@@ -236,8 +296,12 @@ fn retire(handle: Owned) {
 /// reach the plugin's frames.
 fn boundary<R>(server: *const abi::WebSocketServer, default: R, f: impl FnOnce(&State) -> R) -> R {
     // SAFETY: the ABI makes the plugin pass the pointer that it was given, or it is NULL.
-    let state = unsafe { server.as_ref() }.map(|server| server.state.cast::<State>());
-    // SAFETY: `state` points into the handle that holds `server`; both live as long.
+    let shown = unsafe { server.as_ref() }.map(|server| server.state.cast::<AtomicPtr<State>>());
+    // SAFETY: `shown` is in the view that holds `server`; both live as long.
+    let shown = shown.and_then(|shown| unsafe { shown.as_ref() });
+    // Acquire: as stored by `open`.
+    let state = shown.map(|shown| shown.load(Ordering::Acquire));
+    // SAFETY: the state is in the view's own handle, or in one that is kept until long after a window has shown another.
     let Some(state) = state.and_then(|state| unsafe { state.as_ref() }) else { return default };
     catch_unwind(AssertUnwindSafe(|| f(state))).unwrap_or(default)
 }
@@ -255,7 +319,7 @@ unsafe extern "C" fn cb_request(server: *const abi::WebSocketServer) -> *mut abi
     boundary(server, ptr::null_mut(), |state| {
         state.asked.store(true, Ordering::Relaxed);
         let request = state.request.load(Ordering::Acquire);
-        if request.is_null() && !state.plugin.wants_request.swap(true, Ordering::Relaxed) {
+        if request.is_null() && !state.wants_request.swap(true, Ordering::Relaxed) {
             state.warn(format_args!(
                 "WS0207: request was called after on_connect, when the request was gone; from now \
                  on connections of this plugin are not detached, unless WebSocketDetach is On"

@@ -28,14 +28,16 @@ pub struct Plugin {
     on_message: abi::WS_OnMessage,
     on_disconnect: Option<abi::WS_OnDisconnect>,
     /// A connection asked for its request when that was gone: later ones keep theirs.
-    wants_request: AtomicBool,
+    wants_request: Arc<AtomicBool>,
+    /// Where it sees the connections of a process that serves one after the other.
+    window: connection::Window,
     /// Closed after `drop` has called `destroy`.
     _library: Library,
 }
 
 // SAFETY: the ABI allows callbacks from any thread; the pointer itself is used in `drop` only.
 unsafe impl Send for Plugin {}
-// SAFETY: as above; nothing in it changes after loading.
+// SAFETY: as above; what changes in it after loading are atomics and what has a lock.
 unsafe impl Sync for Plugin {}
 
 /// Why a plugin cannot be used: the reason that a configuration error gives.
@@ -120,7 +122,8 @@ impl Plugin {
             on_connect: members.on_connect,
             on_message: members.on_message.ok_or(LoadError::OnMessage)?,
             on_disconnect: members.on_disconnect,
-            wants_request: AtomicBool::new(false),
+            wants_request: Arc::default(),
+            window: connection::Window::new(),
             _library: library,
         })
     }

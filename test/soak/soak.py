@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from httpd import MACHINE, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
+from httpd import DETACH, MACHINE, PREFORK, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
 from talk import Churn, Crowd, Tally  # noqa: E402
 from ws_frame import TEXT, Client, frame  # noqa: E402
 
@@ -32,14 +32,14 @@ RESTART = 10.0  # seconds from one graceful restart to the next
 DRAIN = 2.0
 OLD = 30.0  # seconds within which the children before a restart are gone, even on a busy machine
 
-PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
 CLIENTS = 12 if PREFORK else 32
 # TLS connections that are open at the same time, after the churn.
 CROWD = (20, 50)  # threads of the client's, connections each
 PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
 SITE = (
-    f"""
+    DETACH
+    + f"""
     LogLevel warn
     Timeout 3
     WebSocketDrainTime {DRAIN:g}s
