@@ -32,23 +32,24 @@ pub(super) fn is_possible() -> bool {
 pub(super) struct Record {
     server: *mut sys::server_rec,
     headers: Arc<Headers>,
-    /// The request line, the path, the query, the host and the user: those that there are.
-    words: [Option<Box<CStr>>; 5],
+    /// The rest that is text, in one block of memory, under names of our own; and under mod_ssl's names its variables.
+    words: Headers,
     time: sys::apr_time_t,
     connection_id: i64,
-    client: Address,
-    /// The client's name; empty if there is none, or if HostnameLookups is off.
-    client_name: Box<CStr>,
-    local: Address,
-    /// Of mod_ssl's variables those that are kept, each a name and a value.
-    tls: Headers,
+    client_port: u16,
+    local_port: u16,
 }
 
-/// One end of a connection.
-struct Address {
-    ip: Box<CStr>,
-    port: u16,
-}
+/// What is kept of a request that is text.
+const LINE: &CStr = c"request line";
+const URI: &CStr = c"uri";
+const ARGS: &CStr = c"args";
+const HOST: &CStr = c"host";
+const USER: &CStr = c"user";
+const CLIENT: &CStr = c"client";
+/// The client's name, if it has one and HostnameLookups is on.
+const CLIENT_NAME: &CStr = c"client name";
+const LOCAL: &CStr = c"local";
 
 // SAFETY: the raw pointer is a server, which lives as long as the child process and does not change.
 unsafe impl Send for Record {}
@@ -63,17 +64,30 @@ impl Record {
         let rec = unsafe { &*r.as_ptr() };
         // SAFETY: wrap::R1.
         let connection = unsafe { &*rec.connection };
-        let words = [rec.the_request, rec.uri, rec.args, rec.hostname.cast_mut(), rec.user];
+        let words = [
+            (LINE, rec.the_request.cast_const()),
+            (URI, rec.uri.cast_const()),
+            (ARGS, rec.args.cast_const()),
+            (HOST, rec.hostname),
+            (USER, rec.user.cast_const()),
+            (CLIENT, rec.useragent_ip.cast_const()),
+            (CLIENT_NAME, name),
+            (LOCAL, connection.local_ip.cast_const()),
+        ];
+        let words = words.into_iter().filter(|(_, word)| !word.is_null());
+        // SAFETY: wrap::R2: all of them are strings of the request or its connection.
+        let words = words.map(|(name, word)| (name, unsafe { CStr::from_ptr(word) }));
+        // SAFETY: wrap::R1: an address is NULL or live.
+        let port =
+            |address: *const sys::apr_sockaddr_t| unsafe { address.as_ref() }.map(|a| a.port);
         Self {
             server: rec.server,
             headers,
-            words: words.map(copy),
+            words: Headers::copy(words.chain(tls::variables(r))).0,
             time: rec.request_time,
             connection_id: connection.id,
-            client: Address::of(rec.useragent_ip, rec.useragent_addr),
-            client_name: copy(name.cast_mut()).unwrap_or_default(),
-            local: Address::of(connection.local_ip, connection.local_addr),
-            tls: Headers::copy(tls::variables(r).into_iter()).0,
+            client_port: port(rec.useragent_addr).unwrap_or_default(),
+            local_port: port(connection.local_addr).unwrap_or_default(),
         }
     }
 
@@ -109,10 +123,14 @@ impl Record {
             (*connection).notes = sys::apr_table_make(pool, 1);
             (*connection).id = self.connection_id as _;
             (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
-            ((*connection).client_ip, (*connection).client_addr) = self.client.make(pool);
-            ((*connection).local_ip, (*connection).local_addr) = self.local.make(pool);
+            let word = |name| self.words.get(name).map_or(ptr::null(), CStr::as_ptr).cast_mut();
+            let (client, local) = (word(CLIENT), word(LOCAL));
+            ((*connection).client_ip, (*connection).local_ip) = (client, local);
+            (*connection).client_addr = address(client, self.client_port, pool);
+            (*connection).local_addr = address(local, self.local_port, pool);
             // Not NULL, or httpd would look it up; empty stands for a look-up that failed.
-            (*connection).remote_host = self.client_name.as_ptr().cast_mut();
+            let name = self.words.get(CLIENT_NAME).unwrap_or_default();
+            (*connection).remote_host = name.as_ptr().cast_mut();
 
             let rec = zeroed::<sys::request_rec>(pool);
             (*rec).pool = pool;
@@ -131,14 +149,12 @@ impl Record {
             ] {
                 *table = sys::apr_table_make(pool, 4);
             }
-            let [line, uri, args, host, user] =
-                self.words.each_ref().map(|word| word.as_ref().map_or(ptr::null(), |w| w.as_ptr()));
-            (*rec).the_request = line.cast_mut();
-            (*rec).uri = uri.cast_mut();
-            (*rec).unparsed_uri = uri.cast_mut();
-            (*rec).args = args.cast_mut();
-            (*rec).hostname = host;
-            (*rec).user = user.cast_mut();
+            (*rec).the_request = word(LINE);
+            (*rec).uri = word(URI);
+            (*rec).unparsed_uri = word(URI);
+            (*rec).args = word(ARGS);
+            (*rec).hostname = word(HOST);
+            (*rec).user = word(USER);
             (*rec).method = c"GET".as_ptr();
             (*rec).method_number = sys::M_GET as i32;
             (*rec).protocol = c"HTTP/1.1".as_ptr().cast_mut();
@@ -153,7 +169,8 @@ impl Record {
             for (name, value) in self.headers.iter() {
                 r.set(Table::HeadersIn, name, value);
             }
-            for (name, value) in self.tls.iter() {
+            for (name, value) in self.words.iter().filter(|(name, _)| tls::VARIABLES.contains(name))
+            {
                 sys::apr_table_set((*rec).subprocess_env, name.as_ptr(), value.as_ptr());
             }
             note_summary(r, &farewell.summary);
@@ -189,38 +206,26 @@ unsafe fn run_loggers(rec: *mut sys::request_rec) {
     }
 }
 
-impl Address {
-    fn of(ip: *const core::ffi::c_char, address: *const sys::apr_sockaddr_t) -> Self {
-        // SAFETY: wrap::R1 and R2: both are NULL or live.
-        let port = unsafe { address.as_ref() }.map_or(0, |address| address.port);
-        Self { ip: copy(ip.cast_mut()).unwrap_or_default(), port }
-    }
-
-    /// The address as httpd has it, made from its numbers: no name is looked up.
-    ///
-    /// # Safety
-    /// - `pool` is live.
-    unsafe fn make(
-        &self,
-        pool: *mut sys::apr_pool_t,
-    ) -> (*mut core::ffi::c_char, *mut sys::apr_sockaddr_t) {
-        let mut address = ptr::null_mut();
-        let ip = self.ip.as_ptr();
-        // SAFETY: the caller's word; the strings live for the calls.
+/// An address as httpd has it, made from its numbers: no name is looked up. NULL without an IP.
+///
+/// # Safety
+/// - `ip` is NULL or a string, and `pool` is live.
+unsafe fn address(
+    ip: *const core::ffi::c_char,
+    port: u16,
+    pool: *mut sys::apr_pool_t,
+) -> *mut sys::apr_sockaddr_t {
+    let mut address = ptr::null_mut();
+    if !ip.is_null() {
+        // SAFETY: the caller's word.
         unsafe {
             // A family that is left open makes the resolver ask the kernel for all of the machine's addresses.
-            let is_v6 = self.ip.to_bytes().contains(&b':');
+            let is_v6 = CStr::from_ptr(ip).to_bytes().contains(&b':');
             let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
-            sys::apr_sockaddr_info_get(&raw mut address, ip, family, self.port, 0, pool);
-            (sys::apr_pstrdup(pool, ip), address)
+            sys::apr_sockaddr_info_get(&raw mut address, ip, family, port, 0, pool);
         }
     }
-}
-
-/// A copy of a string; `None` for NULL.
-fn copy(string: *mut core::ffi::c_char) -> Option<Box<CStr>> {
-    // SAFETY: wrap::R2: the callers pass strings of a live request.
-    (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) }.into())
+    address
 }
 
 /// Memory for a `T`, all zero.

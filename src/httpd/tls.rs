@@ -205,7 +205,7 @@ pub(super) unsafe fn is_https(connection: *mut sys::conn_rec) -> bool {
 }
 
 /// What the access log may want to know of a TLS connection that is gone, by mod_ssl's names.
-const VARIABLES: [&CStr; 4] =
+pub(super) const VARIABLES: [&CStr; 4] =
     [c"SSL_PROTOCOL", c"SSL_CIPHER", c"SSL_CLIENT_VERIFY", c"SSL_CLIENT_S_DN"];
 
 /// Those of the variables that the request's connection has; none without TLS.
