@@ -18,6 +18,7 @@
 //! | [`journal`] | where log lines go | nothing here |
 //! | [`config`] | the settings of a Location | `proto`, the bridge's settings |
 //! | [`limits`] | how many connections there are, across processes | nothing here |
+//! | [`presence`] | which processes are there | nothing here |
 //! | [`driver`] | sockets, waiting, the child's end | all of the above |
 //! | [`plugin`] | the plugin ABI: loading, calling, being called | all above but `driver` |
 //! | [`bridge`] | relaying to a TCP, UDP or Unix-socket peer | all above but `plugin` |
@@ -34,6 +35,7 @@ pub mod journal;
 pub mod limits;
 pub mod outbox;
 pub mod plugin;
+pub mod presence;
 pub mod proto;
 pub mod session;
 

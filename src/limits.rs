@@ -195,6 +195,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_begins_has_none_of_another_one_of_its_number() {
+        let words = words();
+        let dead = Table::new(words, 7, 100, |_| true);
+        let other = Table::new(words, 7, 200, |_| true);
+        core::mem::forget((dead.enter(&["a"], 1), dead.enter(&["b"], 1)));
+        let kept = other.enter(&["c"], 1);
+        let begun = Table::new(words, 7, 100, |_| true);
+        assert!(begun.enter(&["a"], 1).is_none());
+        begun.begin();
+        assert!(begun.enter(&["a"], 1).is_some() && other.enter(&["b"], 1).is_some());
+        assert!(kept.is_some() && begun.enter(&["c"], 1).is_none());
+    }
+
+    #[test]
     fn threads_lose_no_count() {
         let table = Table::new(words(), 7, 100, |_| true);
         std::thread::scope(|scope| {

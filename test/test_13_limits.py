@@ -1,9 +1,12 @@
 """How many connections there may be, and what server-status says of those there are."""
 
+import contextlib
 import os
 import re
 import signal
+import subprocess
 import urllib.request
+from pathlib import Path
 
 import pytest
 from httpd import DETACH, DETACHED, echo, wait_until
@@ -33,6 +36,33 @@ def status_of(connect, path, **headers):
 def works(client):
     client.send(frame(TEXT, "works"))
     client.expect(TEXT, "works")
+
+
+@contextlib.contextmanager
+def killed(children):
+    """The children are killed, and others, which live, get the numbers of their processes."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    before = last.read_text() if last.exists() else ""
+    try:
+        last.write_text(before)
+    except OSError:
+        pytest.skip("who gets which number cannot be chosen here")
+    with contextlib.ExitStack() as stack:
+
+        def taken(number):
+            if not Path(f"/proc/{number}").exists():
+                last.write_text(str(number - 1))
+                process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+                stack.callback(process.kill)
+            return Path(f"/proc/{number}").exists()
+
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            wait_until(lambda pid=child: not Path(f"/proc/{pid}").exists(), what=f"the end of {child}")
+            wait_until(lambda pid=child: taken(pid), what=f"another process {child}")
+        last.write_text(before)  # or the next children will have the numbers of the last ones
+        yield
 
 
 class TestLimits:
@@ -80,6 +110,13 @@ class TestLimits:
             client.sock.close()
         wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
 
+    def test_a_killed_child_does_not_count_when_its_number_is_given_again(self, httpd, ws, connect):
+        clients = [ws("/few") for _ in range(3)]
+        with killed({httpd.child_of(client) for client in clients}):
+            for client in clients:
+                client.sock.close()
+            wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
+
     def test_a_graceful_restart(self, httpd, ws, connect):
         clients = [ws("/few") for _ in range(3)]
         httpd.graceful()
@@ -124,3 +161,10 @@ class TestStatus:
             lambda: self.sums(httpd)["Connections"] == before["Connections"], 5, "the end of them"
         )
         assert self.sums(httpd)["MessagesIn"] == before["MessagesIn"] + 4
+
+    def test_a_killed_child_is_not_shown_when_its_number_is_given_again(self, httpd, ws):
+        before = self.sums(httpd)["Connections"]
+        clients = [ws("/echo") for _ in range(4)]
+        wait_until(lambda: self.sums(httpd)["Connections"] == before + 4, 5, "the connections")
+        with killed({httpd.child_of(client) for client in clients}):
+            wait_until(lambda: self.sums(httpd)["Connections"] == before, 5, "the end of them")

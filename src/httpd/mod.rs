@@ -190,8 +190,10 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
 
 unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
     boundary((), || {
-        if let Some(counts) = shared::counts() {
-            counts.begin();
+        if let Err(error) = shared::begin() {
+            let line = "WS0412: no lock, so other children will not count this one's connections:";
+            // SAFETY: httpd passes the main server.
+            unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
         // SAFETY: httpd passes the main server, whose settings were made when the configuration was read.
         let settings = unsafe { &*directives::server(server) };

@@ -7,15 +7,19 @@
 use core::{
     ffi::{CStr, c_void},
     ptr,
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering},
 };
-use std::hash::{BuildHasher as _, RandomState};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    io,
+    os::fd::{BorrowedFd, IntoRawFd as _},
+};
 
 use super::sys;
-use crate::{driver::service::Totals, limits};
+use crate::{driver::service::Totals, limits, presence};
 
 /// The key under which the address is kept. A change of the layout changes it.
-const KEY: &CStr = c"mod_websocket shared memory 1";
+const KEY: &CStr = c"mod_websocket shared memory 2";
 /// The most children that server-status shows.
 const CHILDREN: usize = 512;
 
@@ -23,6 +27,8 @@ const CHILDREN: usize = 512;
 #[repr(C)]
 struct Shared {
     seed: AtomicU64,
+    /// The descriptor by which children know of each other, the same in all of them: [`presence`].
+    presence: AtomicI32,
     words: [AtomicU64; limits::WORDS],
     children: [Child; CHILDREN],
 }
@@ -43,24 +49,28 @@ static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
 ///
 /// # Safety
 /// - `server` is the main server, while httpd runs its post_config hooks.
-pub(super) unsafe fn map(server: *const sys::server_rec) -> std::io::Result<()> {
+pub(super) unsafe fn map(server: *const sys::server_rec) -> io::Result<()> {
     let mut address: *mut c_void = ptr::null_mut();
     // SAFETY: the caller's word: the process record and its pool live as long as the process.
     let pool = unsafe { (*(*server).process).pool };
     // SAFETY: the key lives for the call; the result is a live pointer.
     unsafe { sys::apr_pool_userdata_get(&raw mut address, KEY.as_ptr(), pool) };
     if address.is_null() {
+        let presence = presence::file()?;
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping, at an address of the kernel's choice.
         address =
             unsafe { libc::mmap(ptr::null_mut(), size_of::<Shared>(), protection, flags, -1, 0) };
         if address == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
+            return Err(io::Error::last_os_error());
         }
         let seed = RandomState::new().hash_one(KEY);
         // SAFETY: the mapping has the size of the structure, is all zero, and zero is a value of every atomic.
-        unsafe { (*address.cast::<Shared>()).seed.store(seed, Ordering::Relaxed) };
+        let shared = unsafe { &*address.cast::<Shared>() };
+        shared.seed.store(seed, Ordering::Relaxed);
+        // It stays open until the process ends, as the mapping stays.
+        shared.presence.store(presence.into_raw_fd(), Ordering::Relaxed);
         // SAFETY: the key is copied; there is nothing to clean up, since the mapping stays until the process ends.
         unsafe { sys::apr_pool_userdata_set(address, KEY.as_ptr(), None, pool) };
     }
@@ -73,6 +83,18 @@ fn shared() -> Option<&'static Shared> {
     unsafe { SHARED.load(Ordering::Acquire).as_ref() }
 }
 
+/// A child begins. What others of its number have left behind is removed.
+pub(super) fn begin() -> io::Result<()> {
+    let (Some(shared), Some(counts)) = (shared(), counts()) else { return Ok(()) };
+    let pid = std::process::id();
+    presence::enter(shared.presence(), pid)?;
+    counts.begin();
+    for child in &shared.children {
+        let _ = child.pid.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 /// The connection counts, for this process.
 pub(super) fn counts() -> Option<limits::Table> {
     let shared = shared()?;
@@ -80,10 +102,10 @@ pub(super) fn counts() -> Option<limits::Table> {
     Some(limits::Table::new(&shared.words, seed, std::process::id(), is_alive))
 }
 
+/// Whether a child is still there.
 fn is_alive(pid: u32) -> bool {
-    // SAFETY: signal 0 is sent to nobody; it only asks.
-    let there = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0;
-    there || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+    let is_there = |shared: &Shared| presence::is_there(shared.presence(), pid);
+    pid == std::process::id() || shared().is_none_or(is_there)
 }
 
 /// This child's line in server-status, if one is free.
@@ -108,6 +130,13 @@ pub(super) fn children() -> impl Iterator<Item = (u32, u32, Totals)> {
         let totals = Totals { connections, messages_in, messages_out, bytes_in, bytes_out };
         (pid != 0 && is_alive(pid)).then_some((pid, threads, totals))
     })
+}
+
+impl Shared {
+    fn presence(&self) -> BorrowedFd<'_> {
+        // SAFETY: `map` stores a descriptor that is never closed; the children have it from the process that opened it.
+        unsafe { BorrowedFd::borrow_raw(self.presence.load(Ordering::Relaxed)) }
+    }
 }
 
 impl Child {
