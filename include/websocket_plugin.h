@@ -37,6 +37,17 @@
  *     processes. destroy runs once for each configuration that goes away. Connections live in the
  *     child processes, so global variables are per process, never shared by the whole server.
  *
+ * Life of a process
+ *     How many connections share a process is the MPM's affair:
+ *     - event and worker: any number at the same time, each with a WebSocketServer of its own.
+ *     - prefork: one after the other. All callbacks come from the process's main thread, request
+ *       works as long as the connection lasts, and all connections of a plugin have the same
+ *       WebSocketServer: it, and any copy of it, leads to the one that was opened last, so what a
+ *       plugin has kept from the first of them serves for all. A thread that is not joined in
+ *       on_disconnect would send to the next client. Not so over HTTP/2, nor where the configuration
+ *       says WebSocketDetach On: there it is as on event and worker.
+ *     A plugin for any MPM counts on neither.
+ *
  * Life of a connection
  *     on_connect, then any number of on_message, then on_disconnect exactly once. A connection
  *     which on_connect refuses sees nothing after it. A plugin without on_connect accepts everyone.
@@ -44,11 +55,12 @@
  * Threads
  *     - The callbacks of one connection never overlap, but they may come from different threads:
  *       keep nothing about a connection in thread-local storage.
- *     - Callbacks of different connections run at the same time. Protect what they share.
+ *     - Callbacks of different connections run at the same time, unless a process has but one (see
+ *       above). Protect what they share.
  *     - send and close may be called from any thread, from the moment on_connect is entered until
- *       on_disconnect returns. After that the WebSocketServer is gone: on_disconnect has to stop
- *       and join the threads that use it. It can do so safely, since a send in another thread
- *       never waits for on_disconnect, and returns 0 promptly once the connection is closing.
+ *       on_disconnect returns. After that the connection is gone: on_disconnect has to stop and
+ *       join the threads that use it. It can do so safely, since a send in another thread never
+ *       waits for on_disconnect, and returns 0 promptly once the connection is closing.
  *     - The other functions of WebSocketServer belong to the callbacks of that connection.
  *     - A callback may block, but it occupies one of the module's threads as long as it does.
  *     - C++ exceptions and longjmp must not leave a callback.
@@ -219,7 +231,7 @@ typedef void (CALLBACK *WS_Close)(const struct _WebSocketServer *server);
 
 /*
  * A connection, as the plugin sees it. The pointer stays the same from on_connect to on_disconnect,
- * so it also identifies the connection.
+ * so it also identifies the connection among those that are open in the process.
  *
  * The structure grows at its tail only, and version stays 1 for plugins of version 0. Test for a
  * function that was added later by size:
