@@ -34,7 +34,10 @@
  * Request headers steer on_connect, in this order:
  *
  *     X-Debug-Trail: /path/file      on_disconnect appends the line "disconnect" to that file
+ *     X-Debug-Name: NAME             on_connect appends "connect NAME" there, and on_disconnect
+ *                                    "disconnect NAME"
  *     X-Debug-Request: 1             calls request()
+ *     X-Debug-Sleep: MS              sleeps
  *     X-Debug-Set: K: V|K: V         header_set() for each; a piece without colon has V = NULL
  *     X-Debug-Protocol: P            protocol_set()
  *     X-Debug-Greet: TEXT            sends that text from within on_connect
@@ -61,6 +64,7 @@
 struct connection {
     const WebSocketServer *server;
     const char *trail;            /* a request header: lives as long as the connection */
+    const char *name;             /* another one */
     const char *request_answer;   /* what request() gave in on_connect */
     const char *thread_greeting;  /* NULL if there is no thread */
     pthread_t thread;
@@ -99,6 +103,16 @@ static void append(const char *path, const char *line)
         fprintf(file, "%s\n", line);
         fclose(file);
     }
+}
+
+/* "connect" or "disconnect", with the connection's name if it has one. */
+static void append_event(const struct connection *connection, const char *event)
+{
+    const char *name = connection->name;
+    char line[80];
+
+    snprintf(line, sizeof(line), "%s%s%s", event, name != NULL ? " " : "", name != NULL ? name : "");
+    append(connection->trail, line);
 }
 
 static size_t send_text(const WebSocketServer *server, const char *text)
@@ -355,10 +369,18 @@ static struct connection *open_connection(const WebSocketServer *server)
     }
     connection->server = server;
     connection->trail = server->header_get(server, "X-Debug-Trail");
+    connection->name = server->header_get(server, "X-Debug-Name");
     connection->request_answer = "not asked";
 
+    if (connection->name != NULL) {
+        append_event(connection, "connect");
+    }
     if (server->header_get(server, "X-Debug-Request") != NULL) {
         connection->request_answer = server->request(server) != NULL ? "non-null" : "null";
+    }
+    text = server->header_get(server, "X-Debug-Sleep");
+    if (text != NULL) {
+        sleep_ms(strtoul(text, NULL, 10));
     }
     text = server->header_get(server, "X-Debug-Set");
     while (text != NULL) {
@@ -435,7 +457,7 @@ static void CALLBACK on_disconnect(void *private, const WebSocketServer *server)
     if (atomic_load(&connection->overlaps) != 0) {
         append(connection->trail, "overlap");
     }
-    append(connection->trail, "disconnect");
+    append_event(connection, "disconnect");
     leave(connection);
     free(connection);
 }
