@@ -187,7 +187,7 @@ autobahn: all ## run the Autobahn TestSuite on TEST_MPM; WS_TLS=On, WS_DETACH=Of
 	  scripts/autobahn.sh '$(CASES)'
 
 # Where connections may live: MPM, WS_TLS, WS_DETACH.
-HOMES = event:Off:Auto event:On:Auto event:Off:Off worker:Off:Auto worker:On:Auto worker:Off:Off \
+HOMES = event:Off:Auto event:On:Auto event:Off:Off event:On:Off worker:Off:Auto worker:On:Auto worker:Off:Off \
 	prefork:Off:On prefork:On:On prefork:Off:Off
 # All that RFC 6455 demands; the rest is large messages (9) and compression (12, 13).
 RFC6455_CASES = 1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*

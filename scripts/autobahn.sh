@@ -12,7 +12,8 @@ PORT=${AUTOBAHN_PORT:-8766}
 : "${WS_TLS:=Off}" "${WS_DETACH:=Auto}" "${APXS:=$(command -v apxs || command -v apxs2)}"
 SERVER_ROOT=$(pwd)/build/autobahn-server
 EXTRA_CONF="WebSocketCompression On
-WebSocketDetach $WS_DETACH"
+WebSocketDetach $WS_DETACH
+LogLevel websocket:debug"
 name=$TEST_MPM
 scheme=ws
 
@@ -42,6 +43,19 @@ esac
 
 export APXS TEST_MPM PORT SERVER_ROOT EXTRA_CONF
 autobahn/install.sh
+rm -f "$SERVER_ROOT/error_log"
 scripts/server.sh start >/dev/null
 trap 'scripts/server.sh stop' EXIT
 autobahn/run.py --url "$scheme://127.0.0.1:$PORT/echo" --agent "$name" --cases "$cases" --out "build/autobahn-$name"
+
+# Each connection has to have lived where it was meant to.
+detached='ws([0-9]*) detached'
+blocking="ws([0-9]*) served on httpd's thread"
+case $WS_DETACH$TEST_MPM in
+Off* | Autoprefork) here=$blocking elsewhere=$detached ;;
+*) here=$detached elsewhere=$blocking ;;
+esac
+if grep -m 3 "$elsewhere" "$SERVER_ROOT/error_log" >&2 || ! grep -q "$here" "$SERVER_ROOT/error_log"; then
+    echo "autobahn.sh: connections lived elsewhere than they should" >&2
+    exit 1
+fi
