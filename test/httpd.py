@@ -156,7 +156,7 @@ TIMED = pytest.mark.flaky(reruns=2)
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # Clear-text connections are detached from httpd's threads, unless all tests are to use those.
 DETACHED = os.environ.get("WS_DETACH", "Auto") != "Off"
-# What it takes for those of plugins, which have a process each on prefork unless the administrator says otherwise.
+# What it takes for those of plugins: on prefork they have a process each unless the administrator says more.
 DETACH = "WebSocketDetach On\n" if PREFORK and DETACHED else ""
 
 

@@ -155,7 +155,13 @@ def test_the_request_stays(httpd, ws):
 class TestAdvice:
     """What ends detached connections is of no concern where there are none."""
 
-    CHILDREN = "MaxConnectionsPerChild 1000\nBufferedLogs On\n<IfModule !none>\nMaxSpareServers 9\n</IfModule>\n"
+    CHILDREN = """
+        MaxConnectionsPerChild 1000
+        BufferedLogs On
+        <IfModule !none>
+            MaxSpareServers 9
+        </IfModule>
+    """
 
     @pytest.mark.parametrize("conf, advice", [
         ("WebSocketDetach Auto\n" + debug(), set()),
@@ -170,7 +176,7 @@ class TestAdvice:
 
 @detached
 class TestManyConnectionsInAProcess:
-    """Where they are detached, each has an address of its own: everywhere but on prefork, and there if one says so."""
+    """Where they are detached, each has an address of its own: on prefork if one says so, else anyway."""
 
     CONF = DETACH + ONE_CHILD + globals_() + debug()
 
