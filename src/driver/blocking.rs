@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -86,7 +87,14 @@ pub fn serve(
             let weak: Weak<dyn Carrier> = Arc::downgrade(&carrier);
             outbox.open(weak);
             outbox.own();
-            turns(blocking, &mut turn, endpoint, patience, &entry, signals)
+            let turns = || turns(blocking, &mut turn, endpoint, patience, &entry, signals);
+            // A panic is a bug of ours; the endpoint hears of the end all the same.
+            catch_unwind(AssertUnwindSafe(turns)).unwrap_or_else(|_| {
+                let line =
+                    format_args!("WS0306: the connection is dropped after an internal error");
+                outbox.journal().write(Level::Error, line);
+                Err(io::Error::other("an internal error"))
+            })
         }
         Err(e) => Err(io::Error::other(format!("no descriptor for its wake-up: {e}"))),
     };
