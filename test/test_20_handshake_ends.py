@@ -337,5 +337,5 @@ class TestInternalRedirects:
             list(clients.map(converse, range(300)))
         after, left = settled()
         assert left <= descriptors
-        assert after < memory + 1536, f"{memory} KiB became {after} KiB"
+        assert after < memory + 300 * 8, f"{memory} KiB became {after} KiB"
         assert children <= set(httpd.children())
