@@ -64,9 +64,12 @@ impl Record {
         let rec = unsafe { &*r.as_ptr() };
         // SAFETY: wrap::R1.
         let connection = unsafe { &*rec.connection };
+        let own = r.and_previous().last().unwrap_or(r.as_ptr());
+        // SAFETY: wrap::R1. `%U` is the path of the client's own request, if that was redirected.
+        let uri = unsafe { (*own).uri };
         let words = [
             (LINE, rec.the_request.cast_const()),
-            (URI, rec.uri.cast_const()),
+            (URI, uri.cast_const()),
             (ARGS, rec.args.cast_const()),
             (HOST, rec.hostname),
             (USER, rec.user.cast_const()),
