@@ -423,3 +423,191 @@ class TestFlood:
         assert time.monotonic() - start > 0.5
         works(other)
         assert client.sock.fileno() >= 0
+
+
+# --- records, good and bad, and ends at any moment -----------------------------------------------------------------
+
+
+def spoil(data):
+    """A record with a bit wrong."""
+    return bytes(data[:-1]) + bytes([data[-1] ^ 1])
+
+
+@both
+class TestRecords:
+    CONF = SITE + """
+        <Location /status>
+            SetHandler server-status
+        </Location>
+    """
+
+    def test_cut_at_every_byte(self, wss, version):
+        client = wss(version, cut=1)
+        works(client, "byte by byte")
+        client.send(frame(PING, b"?") + frame(BINARY, b"x" * 300))
+        client.expect(PONG, b"?")
+        client.expect(BINARY, b"x" * 300)
+        client.close()
+
+    def test_one_byte_in_each(self, wss, version):
+        client = wss(version)
+        message = frame(TEXT, "one by one " * 100)
+        client.send_raw(b"".join(client.record(bytes([byte])) for byte in message))
+        client.expect(TEXT, "one by one " * 100)
+
+    def test_many_in_one_segment(self, wss, version):
+        client = wss(version)
+        client.send_raw(b"".join(client.record(frame(TEXT, f"{n}")) for n in range(1000)))
+        for n in range(1000):
+            client.expect(TEXT, f"{n}")
+        client.close()
+
+    def test_empty_ones(self, wss, version):
+        """Records without data, which some stacks send (in TLS 1.3 they are still 22 bytes)."""
+        client = wss(version)
+        for n in range(50):
+            client.tls.write(b"")
+            client.send(frame(TEXT, f"{n}"))
+            client.expect(TEXT, f"{n}")
+
+    def test_8_mebibytes_both_ways(self, wss, version):
+        client, data = wss(version), random_text(8 << 20)
+        message = frame(BINARY, data)
+        client.exchange([message, message], 2 * (len(data) + 10))
+        client.expect(BINARY, data)
+        client.expect(BINARY, data)
+        client.close()
+
+    def test_odd_portions(self, wss, version):
+        """Messages and receives that do not end where records end, and nothing behind them."""
+        client = wss(version)
+        for size in (65_000, 65_535, 65_537, 81_920, 100_000, 131_072, 200_001, 262_144, 400_003):
+            data = random_text(size)
+            message = frame(BINARY, data) + frame(TEXT, "behind")
+            client.exchange([message], size + (10 if size > 65_535 else 4) + 8)
+            client.expect(BINARY, data)
+            client.expect(TEXT, "behind")
+
+    def test_slow_reader(self, httpd, wss, version):
+        client, other, data = wss(version, rcvbuf=65_536), wss(version), random_text(20 << 20)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        client.send(frame(BINARY, data))
+        for _ in range(20):
+            client.receive(client.sock.recv(1 << 14))
+            time.sleep(0.02)
+            works(other)
+        client.expect(BINARY, data)
+        works(client)
+        client.close()
+
+    @pytest.mark.parametrize("bad", ["spoilt", "no record"])
+    def test_good_ones_before_a_bad_one(self, httpd, wss, version, bad):
+        """All in one segment. OpenSSL writes nothing behind its alert, so there may be no answers; the messages count."""
+        trail, mark = httpd.trail("bad"), f"?{bad.replace(' ', '-')}-{version}"
+        client, other = wss(version, f"/debug{mark}", [("X-Debug-Trail", str(trail))]), wss(version)
+        good = b"".join(client.record(frame(BINARY, f"{n}")) for n in range(5))
+        last = spoil(client.record(frame(BINARY, "bad")))
+        client.send_raw(good + (last if bad == "spoilt" else b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        with pytest.raises(ssl.SSLError, match="(?i)bad.record.mac|protocol.version|wrong.version"):
+            while True:
+                client.read_frame()
+        entry = httpd.access(mark)[-1]
+        assert (entry.close_code, entry.messages_in) == ("1006", "5")
+        assert httpd.trail_lines(trail) == ["disconnect"]
+        httpd.expect_log(r"WS0302: the connection is lost: TLS: error:\w+:")
+        works(other)
+
+    def test_ends_at_any_moment(self, httpd, wss, version):
+        """Bad and cut records, close_notify, FIN and RST, after any number of messages and with any amount on its way."""
+        chance, children, trails = random.Random(22), set(httpd.children()), []
+        witness = wss(version)
+        for n in range(60):
+            trails.append(httpd.trail(f"moment-{n}"))
+            client = wss(version, "/debug", [("X-Debug-Trail", str(trails[-1]))])
+            for _ in range(chance.randrange(3)):
+                client.send(frame(BINARY, b"x" * chance.choice((1, 100, 40_000))))
+            if chance.random() < 0.3:
+                client.send(frame(TEXT, "flood 20 50000"))
+            last = client.record(frame(BINARY, b"y" * chance.choice((1, 5_000, 16_000))))
+            how = chance.choice(("bad", "cut", "notify", "cut and notify", "nothing"))
+            if "cut" in how:
+                client.sock.sendall(last[: chance.randrange(1, len(last))])
+            elif how != "nothing":
+                client.sock.sendall(spoil(last) if how == "bad" else last)
+            if "notify" in how:
+                with contextlib.suppress(ssl.SSLError):
+                    client.tls.unwrap()
+                with contextlib.suppress(ConnectionError):
+                    client.sock.sendall(client.outgoing.read())
+            if chance.random() < 0.5:
+                client.reset()
+            elif chance.random() < 0.5:
+                with contextlib.suppress(OSError):
+                    client.sock.shutdown(socket.SHUT_WR)
+            client.sock.close()
+        for trail in trails:
+            wait_until(lambda t=trail: "disconnect" in httpd.trail_lines(t), 10, "on_disconnect")
+        works(witness)
+        assert children <= set(httpd.children()), "a child is gone"
+
+    def test_counted_on_the_wire(self, httpd, wss, version):
+        """The line of the end has the bytes of the records, of the conversation alone; so has server-status."""
+        mark, data = f"?wire-{version}", random_text(100_000)
+        client = wss(version, f"/echo{mark}")
+        sent, received, plain = client.sent, client.received, 0
+        for n in range(10):
+            client.exchange([frame(BINARY, data[n:])], len(data) - n + 10)
+            client.expect(BINARY, data[n:])
+            plain += len(data) - n + 10
+
+        def shown():
+            with Client(httpd.port) as page:
+                page.send(b"GET /status?auto HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(EOFError):
+                    page.fill_until(b"WebSocketBytesOut: ")
+                    page.fill_until(b"never")
+                return dict(re.findall(r"WebSocket(\w+): (\d+)", page.buffer.decode()))
+
+        def counted():
+            numbers = shown()
+            return int(numbers["Connections"]) >= 1 and int(numbers["BytesOut"]) > plain and numbers
+
+        numbers = wait_until(counted, 5, "the numbers in server-status")
+        assert int(numbers["BytesIn"]) > plain and int(numbers["MessagesIn"]) >= 10
+        sent, received = client.sent - sent, client.received - received
+        assert received > plain
+        last = client.record(close_frame(1000))
+        client.send_raw(last)
+        got = client.read_frame()
+        assert (got.opcode, got.code) == (CLOSE, 1000)
+        entry = httpd.access(mark)[-1]
+        assert (entry.close_code, entry.messages_in, entry.messages_out) == ("1000", "10", "10")
+        assert entry.bytes_in == sent + len(last)
+        # Its own Close is as long as ours without the mask.
+        assert entry.bytes_out == received + len(last) - 4
+
+
+class TestRenegotiation:
+    CONF = SITE
+
+    @pytest.mark.parametrize("moment", ["idle", "busy"])
+    def test_refused(self, httpd, keys, wss, moment):
+        """TLS 1.2: the client may ask, the server goes on with the keys that it has, or ends the connection."""
+        client, other = keys("1.2"), wss("1.2")
+        children = set(httpd.children())
+        client.upgrade(f"/echo?renegotiation-{moment}")
+        assert home(httpd, client) == (LEFT, None)
+        works(client)
+        if moment == "busy":
+            client.send(frame(BINARY, b"z" * 500_000))
+        with contextlib.suppress(EOFError, ssl.SSLError):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.tls.renegotiate()
+            client.pass_on()
+            if moment == "busy":
+                client.expect(BINARY, b"z" * 500_000)
+            works(client, "goes on")
+        works(other)
+        client.sock.close()
+        httpd.access(f"?renegotiation-{moment}")
+        assert children <= set(httpd.children())
