@@ -329,10 +329,11 @@ class Httpd:
 
     # --- running -------------------------------------------------------------------------------
 
-    def start(self, conf, option="-DFOREGROUND", open_files=None, **kw):
+    def start(self, conf, option="-DFOREGROUND", open_files=None, env=None, **kw):
         """Starts the server in the foreground, as a session of its own, and waits for it.
 
-        `option` may be -X, for a single process; `open_files` lowers the limit of descriptors."""
+        `option` may be -X, for a single process; `open_files` lowers the limit of descriptors, and `env` adds to the
+        environment."""
         assert self.process is None, "already running"
         path = self._write(conf, "httpd.conf", **kw)
         seen = self._generations()
@@ -342,7 +343,7 @@ class Httpd:
             stdin=subprocess.DEVNULL, stdout=self.startup, stderr=self.startup,
             start_new_session=True, cwd="/",
             preexec_fn=open_files and (lambda: setrlimit(RLIMIT_NOFILE, (open_files, open_files))),
-            env={**os.environ, "WEBSOCKET_DEBUG_TRAIL": str(self.plugin_trail)},
+            env={**os.environ, "WEBSOCKET_DEBUG_TRAIL": str(self.plugin_trail), **(env or {})},
         )
 
         def up():

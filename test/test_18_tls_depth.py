@@ -16,8 +16,8 @@ import pytest
 from httpd import TLS, debug, echo, location, wait_until
 from test_08_tls import exchange
 from ws_frame import BINARY, PING, PONG, TEXT, Client, close_frame, frame, random_text
+from ws_tls import VERSIONS, Records
 
-VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 both = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -37,60 +37,6 @@ SITE = f"""
 def works(client, text="works"):
     client.send(frame(TEXT, text))
     client.expect(TEXT, text)
-
-
-class Records(Client):
-    """A client that makes its records itself: `cut` says into pieces of how many bytes they are cut
-    on their way, so that no read of the server's brings a whole one."""
-
-    def __init__(self, port, context, cut=None, session=None, **kw):
-        super().__init__(port, **kw)
-        self.cut = cut
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(
-            self.incoming, self.outgoing, server_hostname="localhost", session=session
-        )
-        while True:
-            try:
-                self.tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self.pass_on()
-                self.incoming.write(self.sock.recv(1 << 16))
-        self.pass_on()
-
-    def pass_on(self):
-        data = self.outgoing.read()
-        step = self.cut or len(data)
-        for at in range(0, len(data), step or 1):
-            self.sock.sendall(data[at : at + step])
-            if self.cut:
-                time.sleep(0.0002)  # each a segment of its own, and mostly a read
-
-    def send(self, *data):
-        self.tls.write(b"".join(data))
-        self.pass_on()
-
-    def fill(self, deadline):
-        while True:
-            try:
-                data = self.tls.read(1 << 16)
-                break
-            except ssl.SSLWantReadError:
-                self.pass_on()
-                self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                try:
-                    received = self.sock.recv(1 << 16)
-                except ConnectionResetError:
-                    received = b""
-                if not received:
-                    raise EOFError("the connection ended") from None
-                self.incoming.write(received)
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                raise EOFError("the connection ended") from None
-        if not data:
-            raise EOFError("the connection ended")
-        self.buffer += data
 
 
 @pytest.fixture

@@ -348,6 +348,10 @@ impl Transport for Tls {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // OpenSSL writes nothing behind its alert.
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         let mut taken = 0;
         while taken < bytes.len() {
             if self.held() >= HELD && !self.send()? {

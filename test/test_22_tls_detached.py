@@ -1,0 +1,613 @@
+"""TLS connections that leave httpd: the module takes over the SSL that mod_ssl made, on every MPM.
+
+Each connection here is meant to be detached, or meant not to be, and its own line of the error log has to say so.
+"""
+
+import contextlib
+import random
+import re
+import socket
+import ssl
+import subprocess
+import time
+
+import pytest
+from httpd import DETACHED, ENDS, ONE_CHILD, TLS, debug, echo, location, wait_until
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, close_frame, frame, random_text
+from ws_tls import VERSIONS, Keys, Records
+
+pytestmark = pytest.mark.skipif(not DETACHED, reason="WebSockets are to stay on httpd's threads")
+
+LEFT = "detached, TLS"
+STAYED = "served on httpd's thread"
+# On prefork, too, plugins of version 0 are to be detached.
+DETACH = "WebSocketDetach On\n"
+SITE = DETACH + TLS + debug() + echo()
+SO_SNDBUFFORCE = 32  # Linux has the name, Python has not
+both = pytest.mark.parametrize("version", VERSIONS)
+
+
+def home(httpd, client):
+    """Where a connection lives, and the reason if there is one, as the error log has it."""
+    port = client.sock.getsockname()[1]
+    told = re.compile(rf"\[client 127\.0\.0\.1:{port}\] ws\(\d+\) ({LEFT}|detached, clear text|{STAYED})")
+    lines = wait_until(lambda: told.findall(httpd.new_log()), 5, "a line about the connection's home")
+    why = rf"\[client 127\.0\.0\.1:{port}\] ws\(\d+\) bytes go through httpd's filters because of (.*)"
+    reasons = re.findall(why, httpd.new_log())
+    return lines[-1], reasons[-1] if reasons else None
+
+
+def works(client, text="works"):
+    client.send(frame(TEXT, text))
+    client.expect(TEXT, text)
+
+
+@pytest.fixture
+def records(httpd):
+    """Opens TLS connections over records of our own, before any request."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(version="1.3", context=None, **kw):
+            context = context or httpd.tls_context(VERSIONS[version])
+            client = stack.enter_context(Records(httpd.tls_port, context, **kw))
+            assert client.tls.version() == f"TLSv{version}"
+            return client
+
+        yield opened
+
+
+@pytest.fixture
+def wss(httpd, records):
+    """Opens WebSockets over them, which have to be detached."""
+
+    def opened(version="1.3", path="/echo", headers=(), **kw):
+        client = records(version, **kw)
+        client.upgrade(path, headers)
+        assert home(httpd, client) == (LEFT, None)
+        return client
+
+    return opened
+
+
+@pytest.fixture
+def keys(httpd):
+    """Opens TLS connections that can change their keys."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(version="1.3", **kw):
+            return stack.enter_context(Keys(httpd.tls_port, version, **kw))
+
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def compiled(httpd):
+    """Compiles a C file for the server to load: with httpd's headers for a module, without them to be preloaded."""
+
+    def apxs(name):
+        return subprocess.run(["apxs", "-q", name], capture_output=True, text=True, check=True).stdout.strip()
+
+    def library(name, source, module=False):
+        path = httpd.root / f"{name}.so"
+        path.with_suffix(".c").write_text(source)
+        flags = ["-shared", "-fPIC", "-Wall", "-Werror"]
+        if module:
+            flags += [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
+            flags += apxs("EXTRA_CPPFLAGS").split()
+        command = ["cc", *flags, "-o", str(path), str(path.with_suffix(".c")), "-ldl"]
+        subprocess.run(command, check=True)
+        path.chmod(0o755)
+        return path
+
+    return library
+
+
+# The module looks OpenSSL's functions up with dlsym, so this one gives it, and only it, others.
+SPOILT = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef void *lookup(void *, const char *);
+static lookup *theirs;
+static void *found;
+
+static int refused(void) { return 0; }
+static void *nothing(void) { return NULL; }
+static const char *another_name(void) { return "LibreSSL 3.9"; }
+static void another_callback(void *context, void *session) { (void) context; (void) session; }
+static void *get_another_callback(void) { return (void *) another_callback; }
+static void *keylog(void) { return (void *) another_callback; }
+static unsigned long an_old_number(void) { return 0x1010007fUL; }
+
+static void *no_connection(const void *ssl, int index)
+{
+    return index == 0 ? NULL : ((void *(*)(const void *, int)) found)(ssl, index);
+}
+
+static long no_auto_retry(void *ssl, int what, long arg, void *more)
+{
+    return ((long (*)(void *, int, long, void *)) found)(ssl, what, what == 33 ? arg & ~4L : arg, more);
+}
+
+static const struct { const char *name; void *instead; } ones[] = {
+    { "BIO_method_name", (void *) another_name },
+    { "BIO_new", (void *) nothing },
+    { "OpenSSL_version", (void *) another_name },
+    { "OpenSSL_version_num", (void *) an_old_number },
+    { "SSL_CTX_get_keylog_callback", (void *) keylog },
+    { "SSL_CTX_sess_get_remove_cb", (void *) get_another_callback },
+    { "SSL_ctrl", (void *) no_auto_retry },
+    { "SSL_get_ex_data", (void *) no_connection },
+    { "SSL_is_init_finished", (void *) refused },
+    { "SSL_set_quiet_shutdown", NULL },
+    { "SSL_up_ref", (void *) refused },
+};
+
+void *dlsym(void *handle, const char *name)
+{
+    static const char *const versions[] = { "GLIBC_2.34", "GLIBC_2.17", "GLIBC_2.2.5", "GLIBC_2.0" };
+    const char *spoilt = getenv("SPOILT");
+    unsigned n;
+
+    for (n = 0; theirs == NULL && n < 4; n++) {
+        theirs = (lookup *) dlvsym(RTLD_NEXT, "dlsym", versions[n]);
+    }
+    for (n = 0; spoilt != NULL && strcmp(spoilt, name) == 0 && n < sizeof(ones) / sizeof(*ones); n++) {
+        if (strcmp(ones[n].name, name) == 0) {
+            found = theirs(handle, name);
+            return ones[n].instead;
+        }
+    }
+    return theirs(handle, name);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def spoilt(compiled):
+    """The server's environment in which the module finds another function under a name of OpenSSL's."""
+    library = compiled("spoilt", SPOILT)
+    return lambda name: {"LD_PRELOAD": str(library), "SPOILT": name}
+
+
+# --- frames that come with the handshake -------------------------------------------------------------------------
+
+
+def with_key_updates(client, pieces):
+    """Sends a handshake and frames behind it in one go, each in a record of its own, with new keys between them."""
+    client.tls.write(client.request())
+    for n, piece in enumerate(pieces):
+        for _ in range(n % 3):
+            client.tls.key_update(both_ways=n % 2)
+        client.tls.write(piece)
+    client.pass_on()
+    assert client.read_response().status == 101
+
+
+class TestEarly:
+    """Frames that the client sends behind its handshake without waiting for the answer."""
+
+    CONF = SITE
+
+    @both
+    def test_in_the_record_of_the_request(self, httpd, records, version):
+        client = records(version)
+        client.send(client.request() + frame(TEXT, "early") + frame(PING, b"bird"))
+        assert client.read_response().status == 101
+        client.expect(TEXT, "early")
+        client.expect(PONG, b"bird")
+        assert home(httpd, client) == (LEFT, None)
+        works(client)
+        client.close()
+
+    @both
+    @pytest.mark.parametrize("behind", [1, 4, 5, 6, "half", "all but one"])
+    def test_cut(self, httpd, records, version, behind):
+        """A part of a record comes with the handshake, and the rest when the connection has left httpd."""
+        client = records(version)
+        asked = client.record(client.request(), frame(TEXT, "in one piece"))
+        data = client.record(frame(TEXT, "early " * 50) + frame(PING, b"bird"))
+        at = {"half": len(data) // 2, "all but one": len(data) - 1}.get(behind, behind)
+        client.send_raw(asked + data[:at])
+        assert client.read_response().status == 101
+        client.expect(TEXT, "in one piece")
+        assert home(httpd, client) == (LEFT, None)
+        client.send_raw(data[at:])
+        client.expect(TEXT, "early " * 50)
+        client.expect(PONG, b"bird")
+        works(client)
+
+    @both
+    def test_request_cut(self, httpd, records, version):
+        """The record of the request and the frames is not whole when the server reads it first."""
+        client = records(version)
+        data = client.record(client.request() + frame(TEXT, "early") + frame(PING, b"bird"))
+        client.send_raw(data[: len(data) // 2])
+        time.sleep(0.2)
+        client.send_raw(data[len(data) // 2 :])
+        assert client.read_response().status == 101
+        client.expect(TEXT, "early")
+        client.expect(PONG, b"bird")
+        assert home(httpd, client) == (LEFT, None)
+
+    @both
+    def test_300_kilobytes(self, httpd, records, version):
+        client, data = records(version), random_text(100_000)
+        messages = [frame(BINARY, data[n:]) for n in (0, 1, 2)]
+        client.exchange([client.request() + b"".join(messages)], 300_000)
+        assert client.read_response().status == 101
+        for n in (0, 1, 2):
+            client.expect(BINARY, data[n:])
+        assert home(httpd, client) == (LEFT, None)
+        client.close()
+
+    PIECES = [frame(TEXT, f"piece {n} " * 20) for n in range(40)]
+
+    def test_with_key_updates(self, httpd, keys):
+        """A KeyUpdate is a record without data, behind which httpd's filters must be asked on."""
+        client = keys()
+        with_key_updates(client, self.PIECES)
+        for n in range(40):
+            client.expect(TEXT, f"piece {n} " * 20)
+        assert home(httpd, client) == (LEFT, None)
+        works(client)
+
+    @both
+    def test_end_behind_the_handshake(self, httpd, records, version):
+        """Everything that the client ever says comes in one segment: request, frames, Close, close_notify, FIN."""
+        mark = f"?all-{version}"
+        client = records(version)
+        client.tls.write(client.request(f"/echo{mark}") + frame(TEXT, "early") + close_frame(1000))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        client.pass_on()
+        client.sock.shutdown(1)
+        # The client's TLS has ended, so its server's answer cannot be read any more; the log tells.
+        entry = httpd.access(mark)[-1]
+        assert (entry.close_code, entry.messages_in, entry.messages_out) == ("1000", "1", "1")
+        assert home(httpd, client) == (LEFT, None)
+
+
+class TestTooMuch:
+    """More than the module takes out of httpd's filters: the connection stays with them."""
+
+    CONF = SITE
+
+    def judge(self, httpd, client):
+        where = home(httpd, client)
+        assert where in ((LEFT, None), (STAYED, "a client that sends too fast"))
+        works(client, "still there")
+        client.close()
+        return where[0] == STAYED
+
+    @both
+    def test_bytes(self, httpd, records, version):
+        """Whether the client is fast enough for that is for the machine to say, so it has some tries."""
+        data = random_text(1 << 20)
+        sent = b"".join(frame(BINARY, data[n:]) for n in range(4))
+        back = sum(len(data[n:]) + 10 for n in range(4))
+        stayed = False
+        for _ in range(20):
+            with records(version) as client:
+                with contextlib.suppress(PermissionError):  # as root
+                    client.sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
+                client.exchange([client.request() + sent], back + 129)
+                assert client.read_response().status == 101
+                for n in range(4):
+                    client.expect(BINARY, data[n:])
+                stayed |= self.judge(httpd, client)
+            if stayed:
+                break
+        assert stayed, "no client was too fast"
+
+    @both
+    def test_reads(self, httpd, records, version):
+        """Records of a single byte, all in one segment."""
+        client, data = records(version), frame(TEXT, "byte by byte " * 50)
+        asked = client.record(client.request())
+        client.send_raw(asked + b"".join(client.record(bytes([byte])) for byte in data))
+        assert client.read_response().status == 101
+        client.expect(TEXT, "byte by byte " * 50)
+        assert self.judge(httpd, client)
+
+
+class TestKeys:
+    CONF = SITE
+
+    def test_in_one_segment(self, httpd, keys):
+        """KeyUpdates among records that the server receives at once."""
+        client = keys()
+        client.upgrade()
+        assert home(httpd, client) == (LEFT, None)
+        key_updates_in_one_segment(client)
+
+    @pytest.mark.parametrize("both_ways", [False, True])
+    def test_during_a_transfer(self, httpd, keys, both_ways):
+        """The keys change again and again while large messages go both ways."""
+        client, data = keys(), random_text(1 << 18)
+        client.upgrade()
+        assert home(httpd, client) == (LEFT, None)
+        steps = []
+        for n in range(16):
+            message = frame(BINARY, data[n:])
+            for at in range(0, len(message), 1 << 16):
+                steps += [message[at : at + (1 << 16)], lambda: client.tls.key_update(both_ways)]
+        client.exchange(steps, sum(len(data[n:]) + 10 for n in range(16)))
+        for n in range(16):
+            client.expect(BINARY, data[n:])
+        client.close()
+
+
+def key_updates_in_one_segment(client):
+    for n in range(20):
+        client.tls.write(frame(TEXT, f"{n}"))
+        for _ in range(n % 4):
+            client.tls.key_update(both_ways=n % 2)
+    client.pass_on()
+    for n in range(20):
+        client.expect(TEXT, f"{n}")
+
+
+def test_key_updates_take_auto_retry(httpd, keys, spoilt):
+    """A control: TestKeys.test_in_one_segment has to notice when OpenSSL is not told to read on behind a KeyUpdate."""
+    with httpd.serve(SITE, env=spoilt("SSL_ctrl")):
+        client = keys()
+        client.upgrade()
+        client.timeout = 1.5
+        assert home(httpd, client) == (LEFT, None)
+        works(client)
+        with pytest.raises(TimeoutError):
+            key_updates_in_one_segment(client)
+
+
+# As many as take more room than all socket buffers and the 32 KiB of records that the server may hold.
+FLOOD = 30_000
+SMALL_BUFFERS = "SendBufferSize 16384\nReceiveBufferSize 16384\n"
+
+
+class TestFlood:
+    """A client that asks for the server's new keys as often as it can and never reads: each request makes the server
+    write as many bytes as it brings."""
+
+    CONF = DETACH + ONE_CHILD + SMALL_BUFFERS + "Timeout 3\n" + TLS + debug() + echo()
+
+    def flood(self, httpd, keys, mark=""):
+        client = keys(rcvbuf=16384)
+        client.upgrade(f"/echo{mark}")
+        assert home(httpd, client) == (LEFT, None)
+        for _ in range(FLOOD):
+            client.tls.key_update(both_ways=True)
+        data = memoryview(client.outgoing.read())
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+        client.sock.setblocking(False)
+        moved = time.monotonic()
+        while data and time.monotonic() < moved + 0.5:
+            try:
+                data, moved = data[client.sock.send(data) :], time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.01)
+        client.sock.settimeout(client.timeout)
+        assert data, "the server has read everything"
+        return client, data
+
+    def test_memory_and_others(self, httpd, keys, wss):
+        other = wss()
+        child = httpd.child_of(other)
+        before = httpd.memory(child)
+        client, rest = self.flood(httpd, keys)
+        assert httpd.memory(child) - before < 2048
+        for n in range(20):
+            works(other, f"meanwhile {n}")
+        # It reads again: everything is answered.
+        data = memoryview(rest)
+        client.sock.setblocking(False)
+        deadline = time.monotonic() + 20
+        while data:
+            assert time.monotonic() < deadline, f"stuck: {len(data)} to send"
+            with contextlib.suppress(BlockingIOError):
+                data = data[client.sock.send(data[: 1 << 14]) :]
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                client.receive(client.sock.recv(1 << 16))
+                client.tls.read(1)
+        client.sock.settimeout(client.timeout)
+        works(client, "at last")
+        client.close()
+
+    def test_given_up(self, httpd, keys, wss):
+        other = wss()
+        client, _ = self.flood(httpd, keys, "?flood")
+        start = time.monotonic()
+        assert httpd.access("?flood", timeout=8)[-1].close_code == "1006"
+        assert time.monotonic() - start > 0.5
+        works(other)
+        assert client.sock.fileno() >= 0
+
+
+# --- records, good and bad, and ends at any moment -----------------------------------------------------------------
+
+
+def spoil(data):
+    """A record with a bit wrong."""
+    return bytes(data[:-1]) + bytes([data[-1] ^ 1])
+
+
+@both
+class TestRecords:
+    CONF = SITE + """
+        <Location /status>
+            SetHandler server-status
+        </Location>
+    """
+
+    def test_cut_at_every_byte(self, wss, version):
+        client = wss(version, cut=1)
+        works(client, "byte by byte")
+        client.send(frame(PING, b"?") + frame(BINARY, b"x" * 300))
+        client.expect(PONG, b"?")
+        client.expect(BINARY, b"x" * 300)
+        client.close()
+
+    def test_one_byte_in_each(self, wss, version):
+        client = wss(version)
+        message = frame(TEXT, "one by one " * 100)
+        client.send_raw(b"".join(client.record(bytes([byte])) for byte in message))
+        client.expect(TEXT, "one by one " * 100)
+
+    def test_many_in_one_segment(self, wss, version):
+        client = wss(version)
+        client.send_raw(b"".join(client.record(frame(TEXT, f"{n}")) for n in range(1000)))
+        for n in range(1000):
+            client.expect(TEXT, f"{n}")
+        client.close()
+
+    def test_empty_ones(self, wss, version):
+        """Records without data, which some stacks send (in TLS 1.3 they are still 22 bytes)."""
+        client = wss(version)
+        for n in range(50):
+            client.tls.write(b"")
+            client.send(frame(TEXT, f"{n}"))
+            client.expect(TEXT, f"{n}")
+
+    def test_8_mebibytes_both_ways(self, wss, version):
+        client, data = wss(version), random_text(8 << 20)
+        message = frame(BINARY, data)
+        client.exchange([message, message], 2 * (len(data) + 10))
+        client.expect(BINARY, data)
+        client.expect(BINARY, data)
+        client.close()
+
+    def test_odd_portions(self, wss, version):
+        """Messages and receives that do not end where records end, and nothing behind them."""
+        client = wss(version)
+        for size in (65_000, 65_535, 65_537, 81_920, 100_000, 131_072, 200_001, 262_144, 400_003):
+            data = random_text(size)
+            message = frame(BINARY, data) + frame(TEXT, "behind")
+            client.exchange([message], size + (10 if size > 65_535 else 4) + 8)
+            client.expect(BINARY, data)
+            client.expect(TEXT, "behind")
+
+    def test_slow_reader(self, httpd, wss, version):
+        client, other, data = wss(version, rcvbuf=65_536), wss(version), random_text(20 << 20)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        client.send(frame(BINARY, data))
+        for _ in range(20):
+            client.receive(client.sock.recv(1 << 14))
+            time.sleep(0.02)
+            works(other)
+        client.expect(BINARY, data)
+        works(client)
+        client.close()
+
+    @pytest.mark.parametrize("bad", ["spoilt", "no record"])
+    def test_good_ones_before_a_bad_one(self, httpd, wss, version, bad):
+        """All in one segment. OpenSSL writes nothing behind its alert, so there may be no answers; the messages count."""
+        trail, mark = httpd.trail("bad"), f"?{bad.replace(' ', '-')}-{version}"
+        client, other = wss(version, f"/debug{mark}", [("X-Debug-Trail", str(trail))]), wss(version)
+        good = b"".join(client.record(frame(BINARY, f"{n}")) for n in range(5))
+        last = spoil(client.record(frame(BINARY, "bad")))
+        client.send_raw(good + (last if bad == "spoilt" else b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        with pytest.raises(ssl.SSLError, match="(?i)bad.record.mac|protocol.version|wrong.version"):
+            while True:
+                client.read_frame()
+        entry = httpd.access(mark)[-1]
+        assert (entry.close_code, entry.messages_in) == ("1006", "5")
+        assert httpd.trail_lines(trail) == ["disconnect"]
+        httpd.expect_log(r"WS0302: the connection is lost: TLS: error:\w+:")
+        works(other)
+
+    def test_ends_at_any_moment(self, httpd, wss, version):
+        """Bad and cut records, close_notify, FIN and RST, after any number of messages and with any amount on its way."""
+        chance, children, trails = random.Random(22), set(httpd.children()), []
+        witness = wss(version)
+        for n in range(60):
+            trails.append(httpd.trail(f"moment-{n}"))
+            client = wss(version, "/debug", [("X-Debug-Trail", str(trails[-1]))])
+            for _ in range(chance.randrange(3)):
+                client.send(frame(BINARY, b"x" * chance.choice((1, 100, 40_000))))
+            if chance.random() < 0.3:
+                client.send(frame(TEXT, "flood 20 50000"))
+            last = client.record(frame(BINARY, b"y" * chance.choice((1, 5_000, 16_000))))
+            how = chance.choice(("bad", "cut", "notify", "cut and notify", "nothing"))
+            if "cut" in how:
+                client.sock.sendall(last[: chance.randrange(1, len(last))])
+            elif how != "nothing":
+                client.sock.sendall(spoil(last) if how == "bad" else last)
+            if "notify" in how:
+                with contextlib.suppress(ssl.SSLError):
+                    client.tls.unwrap()
+                with contextlib.suppress(ConnectionError):
+                    client.sock.sendall(client.outgoing.read())
+            if chance.random() < 0.5:
+                client.reset()
+            elif chance.random() < 0.5:
+                with contextlib.suppress(OSError):
+                    client.sock.shutdown(socket.SHUT_WR)
+            client.sock.close()
+        for trail in trails:
+            wait_until(lambda t=trail: "disconnect" in httpd.trail_lines(t), 10, "on_disconnect")
+        works(witness)
+        assert children <= set(httpd.children()), "a child is gone"
+
+    def test_counted_on_the_wire(self, httpd, wss, version):
+        """The line of the end has the bytes of the records, of the conversation alone; so has server-status."""
+        mark, data = f"?wire-{version}", random_text(100_000)
+        client = wss(version, f"/echo{mark}")
+        sent, received, plain = client.sent, client.received, 0
+        for n in range(10):
+            client.exchange([frame(BINARY, data[n:])], len(data) - n + 10)
+            client.expect(BINARY, data[n:])
+            plain += len(data) - n + 10
+
+        def shown():
+            with Client(httpd.port) as page:
+                page.send(b"GET /status?auto HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(EOFError):
+                    page.fill_until(b"WebSocketBytesOut: ")
+                    page.fill_until(b"never")
+                return dict(re.findall(r"WebSocket(\w+): (\d+)", page.buffer.decode()))
+
+        def counted():
+            numbers = shown()
+            return int(numbers["Connections"]) >= 1 and int(numbers["BytesOut"]) > plain and numbers
+
+        numbers = wait_until(counted, 5, "the numbers in server-status")
+        assert int(numbers["BytesIn"]) > plain and int(numbers["MessagesIn"]) >= 10
+        sent, received = client.sent - sent, client.received - received
+        assert received > plain
+        last = client.record(close_frame(1000))
+        client.send_raw(last)
+        got = client.read_frame()
+        assert (got.opcode, got.code) == (CLOSE, 1000)
+        entry = httpd.access(mark)[-1]
+        assert (entry.close_code, entry.messages_in, entry.messages_out) == ("1000", "10", "10")
+        assert entry.bytes_in == sent + len(last)
+        # Its own Close is as long as ours without the mask.
+        assert entry.bytes_out == received + len(last) - 4
+
+
+class TestRenegotiation:
+    CONF = SITE
+
+    @pytest.mark.parametrize("moment", ["idle", "busy"])
+    def test_refused(self, httpd, keys, wss, moment):
+        """TLS 1.2: the client may ask, the server goes on with the keys that it has, or ends the connection."""
+        client, other = keys("1.2"), wss("1.2")
+        children = set(httpd.children())
+        client.upgrade(f"/echo?renegotiation-{moment}")
+        assert home(httpd, client) == (LEFT, None)
+        works(client)
+        if moment == "busy":
+            client.send(frame(BINARY, b"z" * 500_000))
+        with contextlib.suppress(EOFError, ssl.SSLError):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.tls.renegotiate()
+            client.pass_on()
+            if moment == "busy":
+                client.expect(BINARY, b"z" * 500_000)
+            works(client, "goes on")
+        works(other)
+        client.sock.close()
+        httpd.access(f"?renegotiation-{moment}")
+        assert children <= set(httpd.children())
