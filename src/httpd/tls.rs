@@ -249,9 +249,6 @@ pub(super) struct Takeover {
     requests: u32,
 }
 
-// SAFETY: it is made, kept and used on the thread of httpd's that has the connection.
-unsafe impl Send for Takeover {}
-
 impl Takeover {
     /// Sees whether the TLS connection of a request may be taken over, or says why not. Nothing is changed.
     pub(super) fn check(r: Request<'_>) -> Result<Self, &'static str> {
