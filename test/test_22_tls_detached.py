@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import subprocess
+import threading
 import time
 
 import pytest
@@ -24,6 +25,8 @@ STAYED = "served on httpd's thread"
 DETACH = "WebSocketDetach On\n"
 SITE = DETACH + TLS + debug() + echo()
 SO_SNDBUFFORCE = 32  # Linux has the name, Python has not
+# One child, or few, none of which is ever short of one that waits, so that httpd has nothing to say.
+FEW = ONE_CHILD.replace("MaxRequestWorkers 1\n", "MaxRequestWorkers 8\n").replace("StartServers 1", "StartServers 3", 1)
 both = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -371,12 +374,14 @@ class TestFlood:
     """A client that asks for the server's new keys as often as it can and never reads: each request makes the server
     write as many bytes as it brings."""
 
-    CONF = DETACH + ONE_CHILD + SMALL_BUFFERS + "Timeout 3\n" + TLS + debug() + echo()
+    CONF = DETACH + FEW + SMALL_BUFFERS + "Timeout 3\n" + TLS + debug() + echo()
 
     def flood(self, httpd, keys, mark=""):
         client = keys(rcvbuf=16384)
         client.upgrade(f"/echo{mark}")
         assert home(httpd, client) == (LEFT, None)
+        child = httpd.child_of(client)
+        before = httpd.memory(child)
         for _ in range(FLOOD):
             client.tls.key_update(both_ways=True)
         data = memoryview(client.outgoing.read())
@@ -390,14 +395,12 @@ class TestFlood:
                 time.sleep(0.01)
         client.sock.settimeout(client.timeout)
         assert data, "the server has read everything"
+        assert httpd.memory(child) - before < 2048
         return client, data
 
-    def test_memory_and_others(self, httpd, keys, wss):
+    def test_others_are_served(self, httpd, keys, wss):
         other = wss()
-        child = httpd.child_of(other)
-        before = httpd.memory(child)
         client, rest = self.flood(httpd, keys)
-        assert httpd.memory(child) - before < 2048
         for n in range(20):
             works(other, f"meanwhile {n}")
         # It reads again: everything is answered.
@@ -611,3 +614,380 @@ class TestRenegotiation:
         client.sock.close()
         httpd.access(f"?renegotiation-{moment}")
         assert children <= set(httpd.children())
+
+
+# --- sessions, names and certificates ------------------------------------------------------------------------------
+
+
+def certificate(httpd, name):
+    """A self-signed certificate for a name, and its key."""
+    cert, key = httpd.root / f"tls/{name}.pem", httpd.root / f"tls/{name}.key"
+    if not cert.exists():
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"]
+        command += ["-subj", f"/O=mod_websocket/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+        command += ["-addext", "basicConstraints=critical,CA:FALSE"]
+        subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    return cert, key
+
+
+@both
+class TestSessions:
+    """A session that began on a connection that was detached can be resumed when that has ended properly; when it has
+    not, nobody else suffers."""
+
+    @pytest.fixture(scope="class", params=["shmcb, tickets", "shmcb", "dbm"], autouse=True)
+    def own_server(self, httpd, request):
+        cache, *tickets = request.param.split(", ")
+        stores = {"shmcb": "shmcb:run/sessions(128000)", "dbm": "dbm:run/sessions"}
+        tls = re.sub("SSLSessionCache .*", f"SSLSessionCache {stores[cache]}", TLS)
+        if not tickets:
+            tls = tls.replace("SSLEngine on", "SSLEngine on\n        SSLSessionTickets Off")
+        with httpd.serve(DETACH + tls + debug() + echo(), modules=["socache_dbm"]):
+            yield
+
+    @pytest.mark.parametrize("end", ["close", "bad record", "reset"])
+    def test_resumed(self, httpd, wss, records, version, end):
+        context = httpd.tls_context(VERSIONS[version])
+        mark = f"?{end.replace(' ', '-')}-{version}"
+        client = wss(version, f"/echo{mark}", context=context)
+        works(client)  # TLS 1.3 sends its tickets after the handshake
+        assert not client.tls.session_reused
+        session = client.tls.session
+        if end == "close":
+            client.send(close_frame(1000))
+            client.expect_close(1000, reply=False)
+        elif end == "bad record":
+            client.send_raw(spoil(client.record(frame(TEXT, "bad"))))
+            httpd.expect_log("WS0302: .*TLS: error")
+        else:
+            client.reset()
+        httpd.access(mark)
+        again = wss(version, context=context, session=session)
+        if end == "close":
+            assert again.tls.session_reused
+        works(again)
+        again.close()
+        third = wss(version, context=httpd.tls_context(VERSIONS[version]))
+        works(third)
+
+
+SECOND = f"""
+    SSLSessionCache shmcb:run/sessions(128000)
+    LogFormat "%{{websocket-close-code}}n %{{SSL_PROTOCOL}}e %{{SSL_CIPHER}}e %{{SSL_CLIENT_VERIFY}}e %{{SSL_CLIENT_S_DN}}e %r" tls
+    CustomLog logs/tls_log tls env=websocket-close
+    <VirtualHost *:${{TLS_PORT}}>
+        ServerName localhost
+        SSLEngine on
+        SSLCertificateFile tls/cert.pem
+        SSLCertificateKeyFile tls/key.pem
+        SSLCACertificateFile tls/client.test.pem
+        {echo("/required", "SSLVerifyClient require", "SSLVerifyDepth 1", "SSLOptions +StdEnvVars")}
+    </VirtualHost>
+    <VirtualHost *:${{TLS_PORT}}>
+        ServerName second.test
+        SSLEngine on
+        SSLCertificateFile tls/second.test.pem
+        SSLCertificateKeyFile tls/second.test.key
+    </VirtualHost>
+    <VirtualHost *:${{TLS_PORT}}>
+        ServerName private.test
+        SSLEngine on
+        SSLCertificateFile tls/private.test.pem
+        SSLCertificateKeyFile tls/private.test.key
+        SSLCACertificateFile tls/client.test.pem
+        SSLVerifyClient require
+    </VirtualHost>
+"""
+
+
+@both
+class TestNames:
+    """Servers that share a port, told apart by the name in the handshake: OpenSSL gives the connection another SSL_CTX then
+    than it began with. Some ask for a client's certificate: in the handshake, or for one Location only, which takes a
+    renegotiation (TLS 1.2) or an authentication after the handshake (1.3)."""
+
+    NAMES = "second.test", "private.test", "client.test"
+
+    @pytest.fixture(scope="class", autouse=True)
+    def own_server(self, httpd):
+        for name in self.NAMES:
+            certificate(httpd, name)
+        with httpd.serve(DETACH + SECOND + debug() + echo()):
+            yield
+
+    def context(self, httpd, version, name):
+        context = httpd.tls_context(VERSIONS[version])
+        if name in self.NAMES:
+            context.load_verify_locations(certificate(httpd, name)[0])
+        context.post_handshake_auth = True
+        context.load_cert_chain(*certificate(httpd, "client.test"))
+        return context
+
+    @pytest.fixture
+    def named(self, httpd, wss):
+        return lambda version, name, path="/echo", headers=(): wss(
+            version, path, headers, context=self.context(httpd, version, name), name=name
+        )
+
+    def logged(self, httpd, mark):
+        log = httpd.root / "logs/tls_log"
+
+        def line():
+            return next((text for text in log.read_text().splitlines() if mark in text), None)
+
+        return wait_until(line, 5, "the line of the end")
+
+    @pytest.mark.parametrize("name", ["localhost", "second.test", "private.test"])
+    def test_each(self, httpd, named, version, name):
+        mark = f"?{name}-{version}"
+        client = named(version, name, f"/echo{mark}")
+        works(client)
+        cipher = client.tls.cipher()[0]
+        client.close(4001)
+        who = "SUCCESS CN=client.test,O=mod_websocket" if name == "private.test" else "NONE -"
+        assert self.logged(httpd, mark).startswith(f"4001 TLSv{version} {cipher} {who} GET ")
+
+    def test_certificate_for_a_location(self, httpd, named, version):
+        mark = f"?location-{version}"
+        client = named(version, "localhost", f"/required{mark}")
+        works(client)
+        client.send(frame(BINARY, b"x" * 300_000))
+        client.expect(BINARY, b"x" * 300_000)
+        cipher = client.tls.cipher()[0]
+        client.close(4002)
+        who = "SUCCESS CN=client.test,O=mod_websocket"
+        assert self.logged(httpd, mark).startswith(f"4002 TLSv{version} {cipher} {who} GET ")
+
+    @pytest.mark.parametrize("name", ["second.test", "private.test"])
+    def test_bad_record(self, httpd, named, version, name):
+        trail, mark = httpd.trail("name"), f"?bad-{name}-{version}"
+        client, other = named(version, name, f"/debug{mark}", [("X-Debug-Trail", str(trail))]), named(version, name)
+        client.send_raw(spoil(client.record(frame(TEXT, "bad"))))
+        httpd.expect_log("WS0302: .*TLS: error")
+        wait_until(lambda: httpd.trail_lines(trail) == ["disconnect"], 5, "on_disconnect")
+        assert self.logged(httpd, mark).startswith(f"1006 TLSv{version} ")
+        works(other)
+        works(named(version, name))
+
+
+# --- what keeps a connection with httpd's thread -------------------------------------------------------------------
+
+# A module that adds a connection filter, which leaves everything as it is.
+FILTER = r"""
+#include <httpd.h>
+#include <http_config.h>
+#include <http_connection.h>
+#include <util_filter.h>
+
+static ap_filter_rec_t *filter;
+
+static apr_status_t pass_on(ap_filter_t *f, apr_bucket_brigade *brigade, ap_input_mode_t mode,
+                            apr_read_type_e how, apr_off_t bytes)
+{
+    return ap_get_brigade(f->next, brigade, mode, how, bytes);
+}
+
+static int before(conn_rec *c, void *socket)
+{
+    ap_add_input_filter_handle(filter, NULL, NULL, c);
+    return OK;
+}
+
+static void hooks(apr_pool_t *pool)
+{
+    filter = ap_register_input_filter("PASS_ON", pass_on, NULL, AP_FTYPE_CONNECTION);
+    ap_hook_pre_connection(before, NULL, NULL, APR_HOOK_MIDDLE);
+}
+
+AP_DECLARE_MODULE(pass_on) = { STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, NULL, hooks };
+"""
+
+
+class TestGuards:
+    """Each of the things without which a connection is not taken over. It is served on httpd's thread then, with the reason
+    in the log, and as well as any."""
+
+    def judge(self, httpd, records, reason):
+        for version in VERSIONS:
+            client, data = records(version), random_text(200_000)
+            client.send(client.request() + frame(TEXT, "early"))
+            assert client.read_response().status == 101
+            client.expect(TEXT, "early")
+            assert home(httpd, client) == (STAYED, reason)
+            client.exchange([frame(BINARY, data)], len(data) + 10)
+            client.expect(BINARY, data)
+            works(client)
+            client.close()
+
+    REASONS = {
+        "BIO_method_name": "an SSL that does not read through mod_ssl",
+        "SSL_CTX_get_keylog_callback": "SSLKEYLOGFILE",
+        "SSL_CTX_sess_get_remove_cb": "a session cache that is not mod_ssl's",
+        "SSL_get_ex_data": "an SSL that is another connection's",
+        "SSL_is_init_finished": "a TLS handshake that goes on",
+    }
+
+    @pytest.mark.parametrize("name", REASONS)
+    def test_connection(self, httpd, records, spoilt, name):
+        with httpd.serve(SITE, env=spoilt(name)):
+            self.judge(httpd, records, self.REASONS[name])
+
+    @pytest.mark.parametrize("name", ["OpenSSL_version", "OpenSSL_version_num", "SSL_set_quiet_shutdown"])
+    def test_library(self, httpd, records, spoilt, name):
+        said = {
+            "OpenSSL_version": "its TLS library is LibreSSL 3.9; OpenSSL 1.1.1 or newer would do",
+            "OpenSSL_version_num": "its TLS library is OpenSSL .*; OpenSSL 1.1.1 or newer would do",
+            "SSL_set_quiet_shutdown": "its TLS library has no function SSL_set_quiet_shutdown",
+        }
+        with httpd.serve(SITE, env=spoilt(name)):
+            lines = re.findall(r"\[websocket:notice\].*WS0409: .*", httpd.new_log())
+            assert len(lines) == 1 and re.search(said[name], lines[0])
+            self.judge(httpd, records, "mod_ssl's TLS library, which cannot be used")
+
+    def test_control(self, httpd, wss, spoilt):
+        """The library that is preloaded spoils nothing by itself, and what it leaves alone needs no notice."""
+        with httpd.serve(SITE, env=spoilt("nothing")):
+            works(wss())
+            assert "WS0409" not in httpd.new_log()
+
+    @pytest.mark.parametrize("name", ["SSL_up_ref", "BIO_new"])
+    def test_too_late(self, httpd, records, spoilt, name):
+        """What fails when the connection has left httpd ends it, in order."""
+        reason = {"SSL_up_ref": "OpenSSL gives no reference", "BIO_new": "no memory for its BIO"}[name]
+        trail, mark = httpd.trail("late"), f"?late-{name}"
+        with httpd.serve(SITE, env=spoilt(name)):
+            children = set(httpd.children())
+            client = records()
+            client.upgrade(f"/debug{mark}", [("X-Debug-Trail", str(trail))])
+            with pytest.raises(EOFError):
+                client.read_frame()
+            httpd.expect_log(f"WS0307: the connection cannot be detached: {reason}")
+            assert httpd.access(mark)[-1].close_code == "1006"
+            assert httpd.trail_lines(trail) == ["disconnect"]
+            assert children <= set(httpd.children())
+
+    def test_keys_that_are_logged(self, httpd, records):
+        keylog = httpd.root / "logs/keys"
+        with httpd.serve(SITE, env={"SSLKEYLOGFILE": str(keylog)}):
+            self.judge(httpd, records, "SSLKEYLOGFILE")
+
+    def test_dumpio(self, httpd, records):
+        # It is there for servers that log on its level only.
+        site = SITE.replace("SSLEngine on", "SSLEngine on\n        DumpIOInput On\n        LogLevel dumpio:trace7")
+        with httpd.serve(site, modules=["dumpio"]):
+            self.judge(httpd, records, "dumpio_in")
+
+    def test_foreign_filter(self, httpd, records, compiled):
+        module = compiled("pass_on", FILTER, module=True)
+        with httpd.serve(f'LoadModule pass_on_module "{module}"\n' + SITE):
+            self.judge(httpd, records, "pass_on")
+
+    def test_turned_off(self, httpd, records):
+        with httpd.serve(SITE.replace(DETACH, "WebSocketDetach Off\n")):
+            self.judge(httpd, records, "mod_ssl")
+
+
+# --- the ends of a child -------------------------------------------------------------------------------------------
+
+
+class TestEnds:
+    """Clients see a Close with 1001 and TLS's own end behind it, and the access log has the code."""
+
+    def judge(self, httpd, clients, mark):
+        for n, client in enumerate(clients):
+            got = client.read_frame(10)
+            assert (got.opcode, got.code) == (CLOSE, 1001)
+            if n % 2 == 0:
+                client.send(close_frame(1001))
+                client.expect_notify()
+                client.sock.close()
+        codes = [entry.close_code for entry in httpd.access(mark, len(clients))]
+        assert sorted(codes) == ["1001"] * len(clients)
+
+    @pytest.mark.parametrize("end", ENDS)
+    def test_server(self, httpd, wss, end):
+        mark = f"?tls-{end.replace(' ', '-')}"
+        with httpd.serve(SITE):
+            clients = [wss(version, f"/echo{mark}") for version in VERSIONS for _ in range(5)]
+            for client in clients:
+                works(client)
+            httpd.tell(ENDS[end])
+            self.judge(httpd, clients, mark)
+            if "restart" in end:
+                httpd.renewed()
+                works(wss())
+            else:
+                httpd.stop(ENDS[end])
+
+    @both
+    def test_max_connections_per_child(self, httpd, wss, version):
+        with httpd.serve("MaxConnectionsPerChild 8\n" + SITE):
+            client = wss(version, f"/echo?per-child-{version}")
+            works(client)
+            httpd.before = 0, {httpd.child_of(client)}
+            over = threading.Event()
+
+            def visitors():
+                while not over.is_set():
+                    with contextlib.suppress(OSError, AssertionError):
+                        httpd.get()
+
+            # Their pages bring each child closer to its end.
+            thread = threading.Thread(target=visitors)
+            thread.start()
+            try:
+                self.judge(httpd, [client], f"/echo?per-child-{version}")
+                httpd.outlived()
+            finally:
+                over.set()
+                thread.join()
+            works(wss(version))
+
+
+# --- nothing is left behind ----------------------------------------------------------------------------------------
+
+
+class TestLeaks:
+    NAMES = TestNames.NAMES
+
+    @pytest.fixture(scope="class", autouse=True)
+    def own_server(self, httpd):
+        for name in self.NAMES:
+            certificate(httpd, name)
+        with httpd.serve(DETACH + FEW + SECOND + echo()):
+            yield
+
+    def test_hundreds(self, httpd, records):
+        """Connections with client certificates, half of which end properly."""
+        contexts = [TestNames.context(self, httpd, version, "private.test") for version in VERSIONS]
+
+        def crowd(count):
+            with contextlib.ExitStack() as stack:
+                for n in range(count):
+                    context = contexts[n % 2]
+                    client = stack.enter_context(Records(httpd.tls_port, context, name="private.test"))
+                    client.upgrade("/echo")
+                    works(client)
+                    if n % 4 == 0:
+                        client.close()
+                    elif n % 4 == 1:
+                        client.send_raw(spoil(client.record(frame(TEXT, "bad"))))
+                    if n % 50 == 0:
+                        assert home(httpd, client) == (LEFT, None)
+            wait_until(lambda: total(httpd.descriptors) <= descriptors, 10, "the descriptors' return")
+
+        def total(what):
+            return sum(what(child) for child in children)
+
+        children = httpd.children()
+        descriptors = 1 << 20
+        crowd(20)
+        time.sleep(0.5)
+        descriptors, threads = total(httpd.descriptors) + 3 * len(children), total(httpd.threads)
+        crowd(300)
+        memory = total(httpd.memory)
+        crowd(300)
+        grown = total(httpd.memory) - memory
+        assert grown < 1500, f"{grown} KiB for 300 connections"
+        assert total(httpd.threads) <= threads + 16 * len(children)
+        assert httpd.children() == children

@@ -95,7 +95,7 @@ pub struct Tls {
     early: Vec<u8>,
     /// The `SSL` may hold something that no further byte will bring out.
     unread: bool,
-    /// The last receive filled the buffer: there may be more.
+    /// The socket may have more: the last receive filled the buffer, or the last read did not ask the socket at all.
     more: bool,
     /// Reading stopped since the socket does not take what OpenSSL has to answer (RFC 8446 §4.6.3).
     held_up: bool,
@@ -337,6 +337,8 @@ impl Transport for Tls {
             return Err(error);
         }
         self.held_up = false;
+        // What the socket has got meanwhile was shown once, and is not shown again (see `epoll`).
+        self.more = true;
         RECEIVED.with_borrow_mut(|shared| {
             if shared.is_empty() {
                 *shared = vec![0; RECEIVE].into();
