@@ -332,8 +332,8 @@ class Httpd:
     def start(self, conf, option="-DFOREGROUND", open_files=None, env=None, **kw):
         """Starts the server in the foreground, as a session of its own, and waits for it.
 
-        `option` may be -X, for a single process; `open_files` lowers the limit of descriptors, and `env` adds to the
-        environment."""
+        `option` may be -X, for a single process; `open_files` lowers the limit of descriptors, and `env`
+        adds to the environment."""
         assert self.process is None, "already running"
         path = self._write(conf, "httpd.conf", **kw)
         seen = self._generations()

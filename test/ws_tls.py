@@ -1,7 +1,7 @@
 """TLS by hand: clients that make their records themselves, and send them as they like.
 
-Python's MemoryBIO gives control over the bytes of each record. What its ssl module has no word for (KeyUpdate,
-renegotiation) takes OpenSSL's own functions.
+Python's MemoryBIO gives control over the bytes of each record. What its ssl module has no word for
+(KeyUpdate, renegotiation) takes OpenSSL's own functions.
 """
 
 import ctypes
@@ -115,8 +115,8 @@ class Records(Client):
         assert self.sock.recv(1) == b"", "something behind the close_notify"
 
     def exchange(self, steps, expected, timeout=30.0):
-        """Takes the steps one after the other, data to write or things to do, and receives until `expected` bytes of
-        data are there, whichever way is open."""
+        """Takes the steps one after the other, data to write or things to do, and receives until `expected`
+        bytes of data are there, whichever way is open."""
         steps, data, deadline = iter(steps), memoryview(b""), time.monotonic() + timeout
         busy = True
         self.sock.setblocking(False)
@@ -227,7 +227,8 @@ class Connection:
         return data.raw[:read]
 
     def key_update(self, both_ways):
-        """Changes our keys, and asks for the server's new ones too if it is to be both ways (RFC 8446 §4.6.3)."""
+        """Changes our keys, and asks for the server's new ones too if it is to be both ways (RFC 8446
+        §4.6.3)."""
         self.call("SSL_key_update", int(both_ways))
         self.do_handshake()  # which is what sends it
 
@@ -237,7 +238,8 @@ class Connection:
 
 
 class Keys(Records):
-    """A client that can change its keys: `version` stands in for a context, and no certificate is looked at."""
+    """A client that can change its keys: `version` stands in for a context, and no certificate is looked
+    at."""
 
     def make_tls(self, context, session):
         self.incoming, self.outgoing = Memory(), Memory()

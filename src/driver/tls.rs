@@ -515,3 +515,248 @@ unsafe extern "C" fn create(bio: *mut Bio) -> c_int {
     }
     1
 }
+
+#[cfg(test)]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "a stand-in for C, called on one thread only")]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "as above")]
+mod tests {
+    //! A stand-in for OpenSSL: a record is its length in one byte, and so many bytes of data. One without data demands an
+    //! answer of [`ANSWER`] bytes, as a KeyUpdate does, and nothing is read while that cannot be written.
+
+    use super::*;
+    use std::{ffi::CStr, io::Read as _, io::Write as _, os::unix::net::UnixStream};
+
+    const ANSWER: usize = 1000;
+
+    #[derive(Default)]
+    struct FakeMethod {
+        read: Option<openssl::BioRead>,
+        write: Option<openssl::BioWrite>,
+    }
+
+    struct FakeBio {
+        method: *const FakeMethod,
+        data: *mut c_void,
+    }
+
+    #[derive(Default)]
+    struct FakeSsl {
+        bio: Option<*mut FakeBio>,
+        /// A record that has not come to an end.
+        begun: Vec<u8>,
+        data: Vec<u8>,
+        answer_due: bool,
+        wants: c_int,
+    }
+
+    impl FakeSsl {
+        fn read_bio(&mut self, bytes: &mut [u8]) -> usize {
+            let bio = self.bio.unwrap();
+            let read = unsafe { (*(*bio).method).read.unwrap() };
+            let n = unsafe { read(bio.cast(), bytes.as_mut_ptr().cast(), bytes.len() as c_int) };
+            self.wants = openssl::ERROR_WANT_READ;
+            n.max(0) as usize
+        }
+
+        fn write_bio(&mut self, bytes: &[u8]) -> bool {
+            let bio = self.bio.unwrap();
+            let write = unsafe { (*(*bio).method).write.unwrap() };
+            let n = unsafe { write(bio.cast(), bytes.as_ptr().cast(), bytes.len() as c_int) };
+            self.wants = openssl::ERROR_WANT_WRITE;
+            n > 0
+        }
+
+        /// Sees to it that there is data; as OpenSSL, it takes no byte that is not of the record.
+        fn get_data(&mut self) -> bool {
+            while self.data.is_empty() {
+                if self.answer_due {
+                    if !self.write_bio(&[b'!'; ANSWER]) {
+                        return false;
+                    }
+                    self.answer_due = false;
+                }
+                let missing =
+                    self.begun.first().map_or(1, |&n| usize::from(n) + 1 - self.begun.len());
+                let mut bytes = vec![0; missing];
+                let n = self.read_bio(&mut bytes);
+                if n == 0 {
+                    return false;
+                }
+                self.begun.extend_from_slice(&bytes[..n]);
+                if self.begun.len() == usize::from(self.begun[0]) + 1 {
+                    self.data = self.begun.split_off(1);
+                    self.begun.clear();
+                    self.answer_due = self.data.is_empty();
+                }
+            }
+            true
+        }
+    }
+
+    unsafe extern "C" fn nothing() -> c_long {
+        0
+    }
+
+    unsafe extern "C" fn version(_: c_int) -> *const c_char {
+        c"OpenSSL of the tests".as_ptr()
+    }
+
+    unsafe extern "C" fn version_num() -> core::ffi::c_ulong {
+        0x3000_0000
+    }
+
+    unsafe extern "C" fn method_new(_: c_int, _: *const c_char) -> *mut BioMethod {
+        Box::into_raw(Box::<FakeMethod>::default()).cast()
+    }
+
+    unsafe extern "C" fn set_read(method: *mut BioMethod, read: openssl::BioRead) -> c_int {
+        unsafe { (*method.cast::<FakeMethod>()).read = Some(read) };
+        1
+    }
+
+    unsafe extern "C" fn set_write(method: *mut BioMethod, write: openssl::BioWrite) -> c_int {
+        unsafe { (*method.cast::<FakeMethod>()).write = Some(write) };
+        1
+    }
+
+    unsafe extern "C" fn bio_new(method: *const BioMethod) -> *mut Bio {
+        Box::into_raw(Box::new(FakeBio { method: method.cast(), data: ptr::null_mut() })).cast()
+    }
+
+    unsafe extern "C" fn set_data(bio: *mut Bio, data: *mut c_void) {
+        unsafe { (*bio.cast::<FakeBio>()).data = data };
+    }
+
+    unsafe extern "C" fn get_data(bio: *mut Bio) -> *mut c_void {
+        unsafe { (*bio.cast::<FakeBio>()).data }
+    }
+
+    unsafe extern "C" fn set_bio(ssl: *mut Ssl, bio: *mut Bio, _: *mut Bio) {
+        unsafe { (*ssl.cast::<FakeSsl>()).bio = Some(bio.cast()) };
+    }
+
+    unsafe extern "C" fn get_error(ssl: *const Ssl, _: c_int) -> c_int {
+        unsafe { (*ssl.cast::<FakeSsl>()).wants }
+    }
+
+    unsafe extern "C" fn read(ssl: *mut Ssl, buffer: *mut c_void, len: c_int) -> c_int {
+        let ssl = unsafe { &mut *ssl.cast::<FakeSsl>() };
+        if !ssl.get_data() {
+            return -1;
+        }
+        let buffer = unsafe { slice::from_raw_parts_mut(buffer.cast::<u8>(), len as usize) };
+        take_front(&mut ssl.data, buffer) as c_int
+    }
+
+    unsafe extern "C" fn free(ssl: *mut Ssl) {
+        let ssl = unsafe { Box::from_raw(ssl.cast::<FakeSsl>()) };
+        drop(unsafe { Box::from_raw(ssl.bio.unwrap()) });
+    }
+
+    fn look_up(name: &CStr) -> *mut c_void {
+        match name.to_str().unwrap() {
+            "OpenSSL_version" => version as *mut c_void,
+            "OpenSSL_version_num" => version_num as *mut c_void,
+            "BIO_meth_new" => method_new as *mut c_void,
+            "BIO_meth_set_read" => set_read as *mut c_void,
+            "BIO_meth_set_write" => set_write as *mut c_void,
+            "BIO_new" => bio_new as *mut c_void,
+            "BIO_set_data" => set_data as *mut c_void,
+            "BIO_get_data" => get_data as *mut c_void,
+            "SSL_set_bio" => set_bio as *mut c_void,
+            "SSL_get_error" => get_error as *mut c_void,
+            "SSL_read" => read as *mut c_void,
+            "SSL_free" => free as *mut c_void,
+            _ => nothing as *mut c_void,
+        }
+    }
+
+    fn connected() -> (Tls, UnixStream) {
+        let openssl = Box::leak(Box::new(unsafe { OpenSsl::find(look_up) }.unwrap()));
+        let method = new_method(openssl).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let socket = Arc::new(Socket::new(ours.into()).unwrap());
+        let ssl = NonNull::from(Box::leak(Box::<FakeSsl>::default())).cast();
+        (unsafe { Tls::new(openssl, method, ssl, socket, Vec::new()) }.unwrap(), theirs)
+    }
+
+    fn records(count: usize, len: u8) -> Vec<u8> {
+        [&[len][..], &vec![b'x'; len.into()]].concat().repeat(count)
+    }
+
+    fn would_block<T: core::fmt::Debug>(result: io::Result<T>) {
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// Reads as a driver does: as long as the transport does not say that the descriptor will tell.
+    fn read_on(tls: &mut Tls, size: usize) -> usize {
+        let (mut buffer, mut sum) = (vec![0; size], 0);
+        while let Ok(n) = tls.read(&mut buffer) {
+            sum += n;
+            if n < size && !tls.holds_input() {
+                break;
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn what_is_left_over_does_not_stand_for_what_the_socket_has() {
+        let (mut tls, mut theirs) = connected();
+        theirs.write_all(&records(3, 100)).unwrap();
+        let mut buffer = [0; 1000];
+        assert_eq!(tls.read(&mut buffer[..150]).unwrap(), 150);
+        assert!(tls.holds_input());
+        // This is shown once, at a time when nothing is read.
+        theirs.write_all(&records(1, 200)).unwrap();
+        assert_eq!(tls.read(&mut buffer).unwrap(), 150);
+        assert!(tls.holds_input());
+        assert_eq!(tls.read(&mut buffer).unwrap(), 200);
+        assert!(!tls.holds_input());
+        would_block(tls.read(&mut buffer));
+    }
+
+    #[test]
+    fn behind_a_full_receive_reading_goes_on_whatever_the_room() {
+        for size in [50, 1000, 65_536, 70_000, 1 << 20] {
+            let (mut tls, mut theirs) = connected();
+            theirs.write_all(&records(1000, 100)).unwrap();
+            assert_eq!(read_on(&mut tls, size), 100_000, "{size}");
+        }
+    }
+
+    #[test]
+    fn answers_that_have_no_room_hold_reading_up_until_they_have_left() {
+        let (mut tls, mut theirs) = connected();
+        let (mut read, mut back, mut held_up) = (0, 0, 0);
+        let all = [records(5, 0), records(3, 100)].concat().repeat(200);
+        let mut rest = &all[..];
+        let mut buffer = vec![0; 1 << 16];
+        while back < 1000 * ANSWER {
+            if let Ok(n) = theirs.write(rest) {
+                rest = &rest[n..];
+            }
+            read += read_on(&mut tls, 1 << 16);
+            assert!(tls.held_output() < HELD + ANSWER);
+            // The client takes something at last; what was held up then goes on by itself, without a further byte from it.
+            while let Ok(n) = theirs.read(&mut buffer) {
+                back += n;
+                tls.flush().unwrap();
+            }
+            held_up += usize::from(tls.is_held_up());
+        }
+        assert!(rest.is_empty() && held_up > 0, "{} left, held up {held_up} times", rest.len());
+        assert_eq!((read, back), (200 * 300, 1000 * ANSWER));
+    }
+
+    #[test]
+    fn a_connection_at_rest_holds_no_memory_for_records() {
+        let (mut tls, mut theirs) = connected();
+        theirs.write_all(&[&records(1, 0)[..], &records(9, 255)].concat()).unwrap();
+        assert_eq!(read_on(&mut tls, 1000), 9 * 255);
+        assert!(tls.flush().unwrap());
+        let records = unsafe { tls.records.as_ref() };
+        assert_eq!((records.rest.capacity(), records.output.capacity()), (0, 0));
+    }
+}
