@@ -263,6 +263,8 @@ impl Tls {
                 Some(0) => {}
                 Some(n) => return Ok(n),
             }
+            // What is left of an earlier receive says nothing of the socket, so `more` holds until there is another one.
+            self.more = false;
             let n = self.socket.read(shared)?;
             if n == 0 {
                 // Without a close_notify, as many clients end: what was on its way did not come to more.
@@ -336,7 +338,6 @@ impl Transport for Tls {
             return Err(error);
         }
         self.held_up = false;
-        self.more = false;
         RECEIVED.with_borrow_mut(|shared| {
             if shared.is_empty() {
                 *shared = vec![0; RECEIVE].into();
