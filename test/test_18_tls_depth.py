@@ -91,6 +91,14 @@ class TestRecords:
         for n in range(300):
             client.expect(TEXT, f"{n}")
 
+    def test_large_messages_one_after_the_other(self, records, version):
+        """A receive brings more than there is room for at the moment, and the socket has more still."""
+        client = records(version)
+        for n in range(100):
+            data = bytes([n]) * 300_000
+            client.send(frame(BINARY, data))
+            client.expect(BINARY, data)
+
     def test_end_without_close_notify(self, httpd, records, version):
         trail, mark = httpd.trail("records"), f"?truncated-{version}"
         client = records(version, f"/debug{mark}", [("X-Debug-Trail", str(trail))])

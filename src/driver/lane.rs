@@ -151,14 +151,11 @@ impl Lane {
     }
 
     /// Reads what is there, and says whether the transport may hold more that its descriptor does not show.
+    /// If that was interrupted it has to be tried again.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
         let mut io = self.io();
-        loop {
-            match io.transport.read(buffer) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                result => return Ok((result?, io.transport.holds_input())),
-            }
-        }
+        let n = io.transport.read(buffer)?;
+        Ok((n, io.transport.holds_input()))
     }
 
     /// How many bytes were received, of which `read` were read.

@@ -256,10 +256,13 @@ impl Tls {
 
     /// Reads with `shared`, the thread's buffer for records.
     fn read_with(&mut self, shared: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+        let mut received = false;
         loop {
             match self.decrypt_all(buffer)? {
                 None => return Ok(0),
                 Some(0) if self.held_up => return Err(io::ErrorKind::WouldBlock.into()),
+                // Records without data for us, or part of one. There may be more, but others want their turn, too.
+                Some(0) if received => return Err(io::ErrorKind::Interrupted.into()),
                 Some(0) => {}
                 Some(n) => return Ok(n),
             }
@@ -271,6 +274,7 @@ impl Tls {
             }
             self.received += n as u64;
             self.more = n == shared.len();
+            received = true;
             // SAFETY: the value is live, and nobody uses it at the moment. The input is only used until `keep_rest`.
             let records = unsafe { self.records.as_mut() };
             (records.input, records.input_len) = (shared.as_ptr(), n);

@@ -20,6 +20,8 @@ pub(super) const READ: usize = 64 * 1024;
 const SPARE: usize = 8 << 20;
 /// How often a connection that is never short of bytes may read before others have their turn.
 const READS: u32 = 16;
+/// For how many of them one counts that was work and gave nothing: of TLS, records without data.
+const FRUITLESS: u32 = 4;
 
 /// What a thread reads with, whichever connection has its turn.
 #[derive(Debug)]
@@ -176,8 +178,12 @@ impl Turn {
             let relayed = peer.map_or(NO_PEER, |peer| peer.relay(&mut buffers.input));
             let Flush { left: flushed, readable: released, .. } = lane.flush()?;
             if released && self.input == Input::Waiting {
-                readable = true;
-                continue;
+                reads = reads.saturating_sub(1);
+                if reads > 0 {
+                    readable = true;
+                    continue;
+                }
+                self.input = Input::Paused;
             }
             // The last read may have taken all there was, and too much for those who have to take it on.
             let waits = flushed != Flushed::Done || peer.is_some();
@@ -229,6 +235,13 @@ impl Turn {
             let size = buffer.len();
             let (n, more) = match lane.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Input::Waiting),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                    *reads = reads.saturating_sub(FRUITLESS);
+                    if *reads == 0 {
+                        return Ok(Input::Paused);
+                    }
+                    continue;
+                }
                 result => result?,
             };
             if n == 0 {
@@ -318,5 +331,95 @@ fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
     if outbox.close(&close::payload(code), "the client broke the protocol") {
         let line = format_args!("WS0303: closing with {}: {violation}", code.0);
         outbox.journal().write(Level::Info, line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::fmt;
+    use std::{
+        os::fd::RawFd,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        driver::{Transport, socket::Socket},
+        journal::Journal,
+        outbox::Bounds,
+        proto::{Kind, Version},
+    };
+
+    struct Silence;
+
+    impl Journal for Silence {
+        fn enabled(&self, _: Level) -> bool {
+            false
+        }
+        fn write(&self, _: Level, _: fmt::Arguments<'_>) {}
+    }
+
+    impl Endpoint for Silence {
+        fn message(&self, _: Kind, _: &mut [u8]) {}
+        fn closed(&self) {}
+    }
+
+    /// A client that sends on and on, and never anything that comes to data. `held_up`: each time something has to be written
+    /// first.
+    struct Fruitless {
+        reads: Arc<AtomicU32>,
+        held_up: bool,
+    }
+
+    impl Transport for Fruitless {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            let reads = self.reads.fetch_add(1, Ordering::Relaxed);
+            assert!(reads < 1000, "others never have their turn");
+            let kind =
+                if self.held_up { io::ErrorKind::WouldBlock } else { io::ErrorKind::Interrupted };
+            Err(kind.into())
+        }
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<bool> {
+            Ok(true)
+        }
+        fn holds_input(&self) -> bool {
+            true
+        }
+        fn socket(&self) -> Option<Arc<Socket>> {
+            None
+        }
+        fn descriptor(&self) -> RawFd {
+            -1
+        }
+        fn is_held_up(&self) -> bool {
+            self.held_up
+        }
+    }
+
+    #[test]
+    fn a_client_without_data_lets_others_have_their_turn() {
+        for held_up in [false, true] {
+            let bounds = Bounds { queue: 1000, timeout: Duration::from_secs(1), compress_from: 0 };
+            let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
+            let limits = Limits { version: Version::V13, max_message: 1000, allow_reserved: false };
+            let mut turn = Turn::new(Session::new(limits, None));
+            let reads = Arc::new(AtomicU32::new(0));
+            let transport = Fruitless { reads: reads.clone(), held_up };
+            let lane = Lane::new(Box::new(transport), outbox);
+            let mut buffers = Buffers::default();
+            for _ in 0..3 {
+                reads.store(0, Ordering::Relaxed);
+                let outcome = turn.run(&lane, &Silence, (true, false), &mut buffers);
+                assert_eq!(outcome.unwrap(), Outcome::Again);
+                assert!(reads.load(Ordering::Relaxed) <= READS);
+            }
+        }
     }
 }
