@@ -926,6 +926,38 @@ def test_hooks_of_other_modules_for_the_log(httpd, server, ws):
         assert len(threads) == 2 and threads[1] == "ws-service"
 
 
+# What event and worker do to the sockets of their threads when the server stops, at the worst moment.
+SOCKET_CLOSED = r"""
+#include <httpd.h>
+#include <http_config.h>
+#include <http_core.h>
+#include <http_request.h>
+
+static int close_socket(request_rec *r)
+{
+    if (r->args != NULL)
+        apr_socket_close(ap_get_conn_socket(r->connection));
+    return DECLINED;
+}
+
+static void hooks(apr_pool_t *pool)
+{
+    ap_hook_fixups(close_socket, NULL, NULL, APR_HOOK_LAST);
+}
+
+AP_DECLARE_MODULE(closed) = { STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, NULL, hooks };
+"""
+
+
+def test_socket_closed_before_the_handler(httpd, server, connect, ws):
+    """A request that comes in as the server stops has no descriptor any more, and nobody is to blame."""
+    server(f'LoadModule closed_module "{httpd.compile("closed", SOCKET_CLOSED)}"\n' + DETACH + echo())
+    client = connect()
+    client.send(client.request("/echo?closed"))
+    httpd.access("?closed")
+    says(ws())
+
+
 # Instead of the DNS: every client has the same name, or none, and the thread that asked is written down.
 NAMES = r"""
 #include <fcntl.h>

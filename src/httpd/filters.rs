@@ -367,7 +367,12 @@ unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
     // SAFETY: the caller's word; the socket is the connection's own.
     let status =
         unsafe { sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(connection)) };
-    if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
+    match status {
+        s if s != sys::APR_SUCCESS as i32 => Err(Filters::error(s)),
+        // event and worker close the sockets of their threads when the server stops.
+        _ if descriptor < 0 => Err(io::ErrorKind::NotConnected.into()),
+        _ => Ok(descriptor),
+    }
 }
 
 /// Removes filters that would stand in the way of a conversation: request timeouts, and the one that holds small TLS

@@ -136,8 +136,9 @@ enum Chosen<'s> {
 
 /// Answers a request for which the system has no room.
 pub(super) fn unavailable(r: Request<'_>, error: &io::Error) -> c_int {
-    // With many clients there would be many lines, all saying the same.
-    let level = if is_first_in_a_minute() { Level::Error } else { Level::Debug };
+    // A connection that is gone is nobody's fault. And with many clients there would be many lines, all saying the same.
+    let worth_a_line = error.kind() != io::ErrorKind::NotConnected && is_first_in_a_minute();
+    let level = if worth_a_line { Level::Error } else { Level::Debug };
     log::request(r, level, format_args!("WS0104: no upgrade: {error}"));
     sys::HTTP_SERVICE_UNAVAILABLE as c_int
 }
