@@ -928,9 +928,14 @@ class TestGuards:
         with httpd.serve(f'LoadModule pass_on_module "{module}"\n' + SITE):
             self.judge(httpd, records, "pass_on")
 
-    def test_turned_off(self, httpd, records):
+    def test_turned_off(self, httpd, records, keys):
         with httpd.serve(SITE.replace(DETACH, "WebSocketDetach Off\n")):
             self.judge(httpd, records, "mod_ssl")
+            client = keys()
+            client.upgrade()
+            assert home(httpd, client) == (STAYED, "mod_ssl")
+            key_updates_in_one_segment(client)
+            client.close()
 
 
 # --- the ends of a child ---------------------------------------------------------------------

@@ -7,7 +7,10 @@
 use core::{ffi::CStr, ptr};
 use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
-use super::{http2, sys, tls::Takeover};
+use super::{
+    http2, sys,
+    tls::{self, Takeover},
+};
 use crate::driver::{
     Transport,
     socket::{Socket, take_front},
@@ -32,6 +35,8 @@ pub(super) struct Filters {
     portion: usize,
     /// What mod_http2 holds, if it has the last output filter instead of httpd's core.
     stream: Option<http2::Held>,
+    /// TLS is among the filters.
+    is_tls: bool,
     /// Read before the filters themselves.
     early: Vec<u8>,
 }
@@ -57,8 +62,10 @@ impl Filters {
         let portion = (threshold.min(64 << 10) * PORTION.0 / PORTION.1).max(1);
         // SAFETY: the caller's word.
         let stream = unsafe { http2::is_stream(connection) }.then(http2::Held::default);
-        let (input, output) = (brigade(), brigade());
-        Ok(Self { connection, input, output, descriptor, portion, stream, early: Vec::new() })
+        // SAFETY: the caller's word.
+        let is_tls = stream.is_none() && unsafe { tls::is_https(connection) };
+        let (input, output, early) = (brigade(), brigade(), Vec::new());
+        Ok(Self { connection, input, output, descriptor, portion, stream, is_tls, early })
     }
 
     /// The number of the connection's descriptor, which is httpd's.
@@ -85,7 +92,7 @@ impl Filters {
         let mut early = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
         for _ in 0..EARLY_READS {
-            match self.read(&mut buffer) {
+            match self.get(&mut buffer, sys::apr_read_type_e_APR_NONBLOCK_READ) {
                 Ok(0) => return Ok(Some(early)),
                 Ok(n) => {
                     early.extend_from_slice(&buffer[..n]);
@@ -255,7 +262,17 @@ impl Transport for Filters {
         if !self.early.is_empty() {
             return Ok(take_front(&mut self.early, buffer));
         }
-        self.get(buffer, sys::apr_read_type_e_APR_NONBLOCK_READ)
+        // Behind a record without data, a KeyUpdate, mod_ssl says that there is nothing, though httpd's core has more.
+        for _ in 0..EARLY_READS {
+            match self.get(buffer, sys::apr_read_type_e_APR_NONBLOCK_READ) {
+                Err(e)
+                    if e.kind() == io::ErrorKind::WouldBlock
+                        && self.is_tls
+                        && self.core_holds_input()? => {}
+                result => return result,
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
