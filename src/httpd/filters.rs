@@ -20,9 +20,12 @@ use crate::driver::{
 /// (`FlushMaxThreshold`, 64 KiB): with what TLS adds it stays below that.
 const PORTION: (usize, usize) = (3, 4);
 /// How many bytes of a client that keeps sending are taken out of the filters before the connection stays with them, and
-/// how many reads that may take: a record of TLS may have a single byte.
+/// how many reads that may take: a record of TLS may have a single byte, so that those are 400 KB at least on the wire, and
+/// some ten milliseconds of this thread's time.
 const EARLY: usize = 1 << 20;
-const EARLY_READS: usize = 256;
+const EARLY_READS: usize = 16 * 1024;
+/// How many records without data are read before others of the connection's affairs have their turn.
+const EMPTY_READS: usize = 256;
 
 /// A connection as httpd's filters see it.
 pub(super) struct Filters {
@@ -263,7 +266,7 @@ impl Transport for Filters {
             return Ok(take_front(&mut self.early, buffer));
         }
         // Behind a record without data, a KeyUpdate, mod_ssl says that there is nothing, though httpd's core has more.
-        for _ in 0..EARLY_READS {
+        for _ in 0..EMPTY_READS {
             match self.get(buffer, sys::apr_read_type_e_APR_NONBLOCK_READ) {
                 Err(e)
                     if e.kind() == io::ErrorKind::WouldBlock
@@ -272,7 +275,7 @@ impl Transport for Filters {
                 result => return result,
             }
         }
-        Err(io::ErrorKind::WouldBlock.into())
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
