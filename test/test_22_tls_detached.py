@@ -200,14 +200,15 @@ class TestEarly:
 
     @both
     def test_in_the_record_of_the_request(self, httpd, records, version):
-        client = records(version)
-        client.send(client.request() + frame(TEXT, "early") + frame(PING, b"bird"))
+        client, mark, early = records(version), f"?early-{version}", frame(TEXT, "early " * 300)
+        client.send(client.request(f"/echo{mark}") + early + frame(PING, b"bird"))
         assert client.read_response().status == 101
-        client.expect(TEXT, "early")
+        client.expect(TEXT, "early " * 300)
         client.expect(PONG, b"bird")
         assert home(httpd, client) == (LEFT, None)
         works(client)
         client.close()
+        assert httpd.access(mark)[-1].bytes_in > len(early), "not counted"
 
     @both
     @pytest.mark.parametrize("behind", [1, 4, 5, 6, "half", "all but one"])

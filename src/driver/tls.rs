@@ -101,6 +101,7 @@ pub struct Tls {
     held_up: bool,
     /// What ended the connection, behind data that was delivered first.
     failed: Option<io::Error>,
+    /// Bytes of records; of early data the data itself, whose records nobody has counted.
     received: u64,
     sent: u64,
 }
@@ -138,6 +139,7 @@ impl Tls {
             sent: 0,
         });
         let records = NonNull::from(Box::leak(records));
+        let received = early.len() as u64;
         let tls = Self {
             openssl,
             ssl,
@@ -148,7 +150,7 @@ impl Tls {
             more: false,
             held_up: false,
             failed: None,
-            received: 0,
+            received,
             sent: 0,
         };
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one reason covers all")]
