@@ -494,9 +494,9 @@ class Httpd:
             if ports[0] in (self.port, self.tls_port) and ports[1] == peer:
                 inode = fields[9]
         for pid in self.children():
-            with contextlib.suppress(OSError):
-                for fd in os.listdir(f"/proc/{pid}/fd"):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{inode}]":
+            for fd in Path(f"/proc/{pid}/fd").glob("*"):
+                with contextlib.suppress(OSError):  # closed meanwhile, as httpd's own is
+                    if os.readlink(fd) == f"socket:[{inode}]":
                         return pid
         raise AssertionError(f"no child holds the connection from port {peer}")
 

@@ -190,10 +190,10 @@ class TestEveryThreadBlocked:
 
     def test_it_is_said(self, httpd, server, ws):
         server("WebSocketThreads 2\n" + ONE_CHILD + debug())
-        httpd.expect_log(r"WS0309: all threads \(2, .*wait for one: 1")
+        httpd.expect_log(r"WS0309: all threads \(2, ")
         sleepers = [ws("/debug") for _ in range(3)]
         for client in sleepers:
-            client.send(frame(TEXT, "sleep 2000"))
+            client.send(frame(TEXT, "sleep 3000"))
         for client in sleepers:
             client.expect(TEXT, "ok")
         assert httpd.new_log().count("WS0309") == 1

@@ -158,8 +158,8 @@ pub struct Service {
 enum Complaint {
     /// The system gives none.
     NoThread(io::Error),
-    /// There are as many as there may be, and all of them are in callbacks; so many connections wait.
-    Bound(usize),
+    /// There are as many as there may be, and all of them are in callbacks. Whether somebody waits is not known: nobody looks.
+    Bound,
 }
 
 impl Complaint {
@@ -639,7 +639,7 @@ impl Service {
                 return Some(Complaint::NoThread(error));
             }
         }
-        (!moved && stranded > 0 && threads >= self.bound).then_some(Complaint::Bound(stranded))
+        (!moved && threads >= self.bound).then_some(Complaint::Bound)
     }
 
     /// Says that connections wait for threads.
@@ -650,10 +650,10 @@ impl Service {
                 let line = format_args!("WS0308: no thread can be started for WebSockets: {error}");
                 self.journal.write(Level::Error, line);
             }
-            Complaint::Bound(waiting) => {
+            Complaint::Bound => {
                 let line = format_args!(
-                    "WS0309: all threads ({}, see WebSocketThreads) are in callbacks that take long; connections that wait \
-                     for one: {waiting}",
+                    "WS0309: all threads ({}, see WebSocketThreads) are in callbacks that take long, and other WebSockets \
+                     of this child wait",
                     self.bound
                 );
                 self.journal.write(Level::Warn, line);
