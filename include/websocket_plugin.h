@@ -62,7 +62,7 @@
  *       join the threads that use it. It can do so safely, since a send in another thread never
  *       waits for on_disconnect, and returns 0 promptly once the connection is closing.
  *     - The other functions of WebSocketServer belong to the callbacks of that connection.
- *     - A callback may block, but it occupies one of the module's threads as long as it does.
+ *     - A callback may block, but it occupies one of the module's threads, or httpd's, meanwhile.
  *     - C++ exceptions and longjmp must not leave a callback.
  *
  * Memory
@@ -133,7 +133,8 @@ struct _WebSocketPlugin;
 /**
  * The HTTP request that opened the connection. Only for on_connect: the request may be gone as
  * soon as on_connect returns, so do not keep the pointer. Include httpd's headers to look inside.
- * Asking for it makes httpd keep the request in memory for the life of the connection.
+ * Asking for it keeps the request, and a thread of httpd's, for the life of the connection,
+ * unless WebSocketDetach is On.
  * @param server The connection.
  * @return The request, or NULL when it is no longer there.
  */

@@ -2,7 +2,7 @@
 //!
 //! Any thread frames its message into one queue under one short lock, so messages never interleave. On a plain socket
 //! it also writes, without blocking, unless the driver is at work on the connection and will write all of it at once.
-//! Where bytes have to go through somebody else's code (httpd's filters), the driver takes them out and writes them
+//! Where bytes have to go through somebody else's code (TLS, httpd's filters), the driver takes them out and writes them
 //! without holding the lock. Either way nobody holds a lock while a callback runs or while the network is waited for.
 //!
 //! The state of the conversation lives here too, because any thread may close; `Queue::transit` is the only writer of
@@ -116,7 +116,7 @@ pub struct Summary {
     pub messages_in: u64,
     /// Data messages sent.
     pub messages_out: u64,
-    /// Bytes of frames that have left.
+    /// Bytes that have left: of frames, or with TLS of its records.
     pub bytes_out: u64,
 }
 
@@ -144,7 +144,7 @@ struct Queue {
     /// Framed bytes; the first `written` of them have left.
     bytes: Vec<u8>,
     written: usize,
-    /// How many bytes the driver has taken out but not written.
+    /// How many bytes the driver has taken out, or made of what it took out, that have not left.
     in_flight: usize,
     /// The driver waits for events: who queues something that it has to write must wake it.
     asleep: bool,

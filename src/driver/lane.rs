@@ -76,8 +76,9 @@ impl Io {
                 takes -= 1;
                 self.tell(outbox, true);
                 if self.taken.is_empty() {
-                    let done = self.transport.flush()?;
+                    let done = self.transport.flush();
                     self.tell(outbox, false);
+                    let done = done?;
                     break if done { Flushed::Done } else { Flushed::Blocked };
                 }
             }
@@ -91,7 +92,10 @@ impl Io {
                     break Flushed::Blocked;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+                Err(e) => {
+                    self.tell(outbox, false);
+                    return Err(e);
+                }
             }
         };
         let readable = held_up && self.transport.held_output() == 0;
@@ -139,7 +143,8 @@ impl Lane {
         bytes_out.saturating_sub(unacknowledged(self.descriptor))
     }
 
-    /// Only the thread at work locks it, around a single call that does not block, so it is always free.
+    /// The thread at work locks it, around a single call that does not block, and who looks at the counts while none is at
+    /// work; so it is always free.
     fn io(&self) -> MutexGuard<'_, Io> {
         self.io.lock().unwrap_or_else(|e| e.into_inner())
     }

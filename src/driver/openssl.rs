@@ -61,7 +61,8 @@ macro_rules! functions {
                         const NAME: &str = concat!(stringify!($name), "\0");
                         let name = CStr::from_bytes_with_nul(NAME.as_bytes()).unwrap_or_default();
                         let address = NonNull::new(look_up(name)).ok_or(stringify!($name))?;
-                        // SAFETY: the caller's word; the type is the one that OpenSSL's headers declare since 1.1.1.
+                        // SAFETY: the caller's word; the type is the one that OpenSSL's headers declare since 1.1.1
+                        // (SSL_set_options had an unsigned long then, which is as long on 64-bit systems).
                         unsafe {
                             mem::transmute::<
                                 *mut c_void,
@@ -105,7 +106,6 @@ functions! {
     SSL_get_rbio: fn(*const Ssl) -> *mut Bio;
     SSL_get_shutdown: fn(*const Ssl) -> c_int;
     SSL_is_init_finished: fn(*const Ssl) -> c_int;
-    SSL_pending: fn(*const Ssl) -> c_int;
     SSL_read: fn(*mut Ssl, *mut c_void, c_int) -> c_int;
     SSL_set_bio: fn(*mut Ssl, *mut Bio, *mut Bio);
     SSL_set_ex_data: fn(*mut Ssl, c_int, *mut c_void) -> c_int;
@@ -120,9 +120,8 @@ functions! {
     SSL_write: fn(*mut Ssl, *const c_void, c_int) -> c_int;
 }
 
-/// `SSL_CTRL_MODE` and `SSL_CTRL_CLEAR_MODE`, by which SSL_set_mode and SSL_clear_mode are macros.
+/// `SSL_CTRL_MODE`, by which SSL_set_mode is a macro.
 const CTRL_MODE: c_int = 33;
-const CTRL_CLEAR_MODE: c_int = 78;
 /// `BIO_TYPE_SOURCE_SINK`.
 const BIO_TYPE_SOURCE_SINK: c_int = 0x0400;
 
@@ -188,15 +187,6 @@ impl OpenSsl {
     pub unsafe fn set_mode(&self, ssl: *mut Ssl, mode: c_uint) {
         // SAFETY: the caller's word.
         unsafe { (self.SSL_ctrl)(ssl, CTRL_MODE, mode as c_long, core::ptr::null_mut()) };
-    }
-
-    /// `SSL_clear_mode`.
-    ///
-    /// # Safety
-    /// - `ssl` is live and used by this thread only.
-    pub unsafe fn clear_mode(&self, ssl: *mut Ssl, mode: c_uint) {
-        // SAFETY: the caller's word.
-        unsafe { (self.SSL_ctrl)(ssl, CTRL_CLEAR_MODE, mode as c_long, core::ptr::null_mut()) };
     }
 
     /// A new kind of BIO; `None` without memory.

@@ -772,7 +772,7 @@ impl Seated {
             let summary = self.lane.outbox.summary();
             totals.messages_in += summary.messages_in;
             totals.messages_out += summary.messages_out;
-            totals.bytes_in += turn.received();
+            totals.bytes_in += self.lane.received(turn.received());
             totals.bytes_out += summary.bytes_out;
         }
     }

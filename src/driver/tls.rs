@@ -65,7 +65,8 @@ impl Drop for AtWork {
     }
 }
 
-/// Makes the kind of BIO that a [`Tls`] gives its `SSL`; `None` without memory.
+/// Makes the kind of BIO that a [`Tls`] gives its `SSL`; `None` without memory. `openssl` lives as long as a child serves
+/// connections, and so do the BIOs.
 pub fn new_method(openssl: &'static OpenSsl) -> Option<NonNull<BioMethod>> {
     OPENSSL.store(ptr::from_ref(openssl).cast_mut(), Ordering::Release);
     openssl.new_method(c"mod_websocket", (read_records, write_records, control, create))
@@ -163,6 +164,7 @@ impl Tls {
             }
             (openssl.BIO_set_data)(bio, records.as_ptr().cast());
             (openssl.SSL_set_bio)(ssl.as_ptr(), bio, bio);
+            // OpenSSL takes no more than the record at hand: what is left over stays ours to see.
             (openssl.SSL_set_read_ahead)(ssl.as_ptr(), 0);
             openssl.set_mode(
                 ssl.as_ptr(),
@@ -268,6 +270,8 @@ impl Tls {
                 Some(0) => {}
                 Some(n) => return Ok(n),
             }
+            // OpenSSL goes on behind a record without data (MODE_AUTO_RETRY), so it wants more only when it has taken all.
+            debug_assert!(!self.holds_records());
             self.more = false;
             let n = self.socket.read(shared)?;
             if n == 0 {
@@ -457,7 +461,7 @@ static OPENSSL: AtomicPtr<OpenSsl> = AtomicPtr::new(ptr::null_mut());
 /// # Safety
 /// - `bio` is that of a [`Tls`], within a call for its `SSL`.
 unsafe fn with_records(bio: *mut Bio, f: impl FnOnce(&OpenSsl, &mut Records) -> c_int) -> c_int {
-    // SAFETY: `new_method`, which comes before any BIO, stores a table that lives as long as the process.
+    // SAFETY: `new_method`, which comes before any BIO, stores a table that lives longer than any (see there).
     let Some(openssl) = (unsafe { OPENSSL.load(Ordering::Acquire).as_ref() }) else { return -1 };
     // SAFETY: the BIO is live, as OpenSSL calls for it.
     let records = unsafe { (openssl.BIO_get_data)(bio) }.cast::<Records>();
@@ -514,7 +518,7 @@ unsafe extern "C" fn control(_: *mut Bio, what: c_int, _: c_long, _: *mut c_void
 }
 
 unsafe extern "C" fn create(bio: *mut Bio) -> c_int {
-    // SAFETY: `new_method` stores a table that lives as long as the process.
+    // SAFETY: `new_method` stores a table that lives longer than any BIO (see there).
     if let Some(openssl) = unsafe { OPENSSL.load(Ordering::Acquire).as_ref() } {
         // SAFETY: OpenSSL passes the BIO that it makes.
         unsafe { (openssl.BIO_set_init)(bio, 1) };

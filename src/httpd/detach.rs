@@ -147,7 +147,8 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
     let (socket, early) = (leaving.socket.clone(), core::mem::take(&mut leaving.early));
     let transport: Result<Box<dyn Transport>, &str> = match leaving.takeover.take() {
         None => Ok(Box::new(Plain::new(socket, early))),
-        // SAFETY: the caller's word; the handler has emptied the filters before it left the connection.
+        // SAFETY: the caller's word. The handler has emptied the filters, and left a connection that is not to be kept alive:
+        // httpd reads no further request from that (ap_check_pipeline), nor a request's body (ap_discard_request_body).
         Some(takeover) => unsafe { takeover.take(connection, socket, early) }
             .map(|tls| Box::new(tls) as Box<dyn Transport>),
     };

@@ -7,10 +7,7 @@
 use core::{ffi::CStr, ptr};
 use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
-use super::{
-    http2, sys,
-    tls::{self, Takeover},
-};
+use super::{http2, sys, tls};
 use crate::driver::{
     Transport,
     socket::{Socket, take_front},
@@ -71,6 +68,13 @@ impl Filters {
         Ok(Self { connection, input, output, descriptor, portion, stream, is_tls, early })
     }
 
+    /// Whether the number of the connection's descriptor is still the same: event and worker close the sockets of their
+    /// threads when the server is stopped, whatever these are doing.
+    pub(super) fn has_its_descriptor(&self) -> bool {
+        // SAFETY: the connection is live and ours.
+        unsafe { descriptor(self.connection) }.is_ok_and(|now| now == self.descriptor)
+    }
+
     /// The number of the connection's descriptor, which is httpd's.
     pub(super) fn descriptor(&self) -> RawFd {
         self.descriptor
@@ -78,20 +82,7 @@ impl Filters {
 
     /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done: then
     /// what was taken is read again first, and the filters stay in use.
-    pub(super) fn drain(&mut self, takeover: Option<&Takeover>) -> io::Result<Option<Vec<u8>>> {
-        if let Some(takeover) = takeover {
-            takeover.read_on(true);
-        }
-        let early = self.drain_within_bounds(takeover.is_some())?;
-        if early.is_none() {
-            if let Some(takeover) = takeover {
-                takeover.read_on(false);
-            }
-        }
-        Ok(early)
-    }
-
-    fn drain_within_bounds(&mut self, is_tls: bool) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn drain(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut early = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
         for _ in 0..EARLY_READS {
@@ -99,15 +90,15 @@ impl Filters {
                 Ok(0) => return Ok(Some(early)),
                 Ok(n) => {
                     early.extend_from_slice(&buffer[..n]);
-                    // A short read leaves nothing behind: the core filter has asked the socket itself.
-                    if !is_tls && n < buffer.len() {
+                    // A short read leaves nothing behind in the core filter; there may be more in the socket.
+                    if !self.is_tls && n < buffer.len() {
                         return Ok(Some(early));
                     }
                 }
-                // mod_ssl may say so although httpd's core has more for it.
+                // Behind a record without data, a KeyUpdate, mod_ssl says so although httpd's core has more.
                 Err(e)
                     if e.kind() == io::ErrorKind::WouldBlock
-                        && is_tls
+                        && self.is_tls
                         && self.core_holds_input()? => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Some(early)),
                 Err(e) => return Err(e),

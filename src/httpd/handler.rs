@@ -235,9 +235,14 @@ impl PastFilters {
             Ok(takeover) => takeover,
             Err(reason) => return Ok(Err(reason.to_owned())),
         };
-        // SAFETY: httpd keeps the descriptor open while the handler runs; it is only duplicated.
+        // SAFETY: httpd keeps the descriptor open while the handler runs, but for a stop on event and worker, when the number
+        // may be another one's: it is only duplicated, and that is looked at.
         let httpds = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
-        let socket = Arc::new(Socket::new(spare(httpds.try_clone_to_owned()?)?)?);
+        let own = httpds.try_clone_to_owned()?;
+        if !filters.has_its_descriptor() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let socket = Arc::new(Socket::new(spare(own)?)?);
         Ok(Ok(Self { socket, takeover }))
     }
 }
@@ -301,7 +306,7 @@ impl Upgrade {
         let headers = Arc::new(headers);
         let mut protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok());
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
-        let (endpoint, answer, may_detach): (Box<dyn Endpoint>, _, _) = match chosen {
+        let (endpoint, answer, stays): (Box<dyn Endpoint>, _, _) = match chosen {
             Chosen::Plugin(plugin) => {
                 let (headers, protocols) = (headers.clone(), protocols.collect());
                 let threaded = is_threaded();
@@ -315,18 +320,18 @@ impl Upgrade {
                     log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
                     return sys::HTTP_FORBIDDEN as c_int;
                 };
-                if alone && detach == Detach::Auto {
-                    let line = "not detached: on this MPM a plugin has one connection per process";
-                    let unless = "unless WebSocketDetach is On";
-                    log::request(r, Level::Debug, format_args!("{line}, {unless}"));
-                }
-                let may_detach = detach.allows_plugin(connection.wants_request(), threaded);
-                (Box::new(connection), answer, may_detach)
+                let stays = match detach {
+                    _ if detach.allows_plugin(connection.wants_request(), threaded) => None,
+                    Detach::Off => Some(OFF),
+                    _ if !threaded => Some("on this MPM plugins have one connection per process"),
+                    _ => Some("the plugin asks for httpd's request"),
+                };
+                (Box::new(connection), answer, stays)
             }
             Chosen::Bridge(bridge) => {
                 let protocol = bridge.protocol.and_then(|n| protocols.nth(n));
                 let answer = Answer { protocol, ..Answer::default() };
-                (Box::new(bridge.open(outbox)), answer, detach.allows_bridge())
+                (Box::new(bridge.open(outbox)), answer, (!detach.allows_bridge()).then_some(OFF))
             }
         };
         // SAFETY: the connection is the request's own (wrap::R1).
@@ -334,9 +339,10 @@ impl Upgrade {
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
         let Self { outbox, session, past, mut filters, patience, .. } = self;
         let Self { deflate, counted, signals, .. } = self;
-        let may_detach = may_detach && ending::service().is_some();
+        let none = ending::service().is_none().then_some("there are no threads of the module's");
+        let stays = stays.or(none);
         let past = past.and_then(|past| match past.takeover {
-            Some(_) if !may_detach => Err("mod_ssl".to_owned()),
+            Some(_) if stays.is_some() => Err("mod_ssl".to_owned()),
             _ => Ok(past),
         });
         let sent =
@@ -351,12 +357,13 @@ impl Upgrade {
                 outbox.end("the connection is lost");
                 endpoint.closed();
                 finish(r, &outbox.summary(), true);
+                release_after_log(r, signals);
                 return sys::HOOK_OK;
             }
         };
         let reserve = Reserve { _deflate: deflate, _counted: counted };
         let transport: Box<dyn Transport> = match past {
-            Ok((PastFilters { socket, takeover }, early)) if may_detach => {
+            Ok((PastFilters { socket, takeover }, early)) if stays.is_none() => {
                 let home = if takeover.is_some() { "TLS" } else { "clear text" };
                 outbox.journal().write(Level::Debug, format_args!("detached, {home}"));
                 endpoint.forget_request();
@@ -388,7 +395,8 @@ impl Upgrade {
                 Box::new(filters)
             }
         };
-        outbox.journal().write(Level::Debug, format_args!("served on httpd's thread"));
+        let why = stays.unwrap_or("the filters stay in use");
+        outbox.journal().write(Level::Debug, format_args!("served on httpd's thread: {why}"));
         let uncounted = transport.socket().is_some();
         let (lane, held) = (Lane::new(transport, outbox.clone()), signals.as_ref());
         let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
@@ -491,7 +499,7 @@ fn leave_filters(
             Err("output that waits there".to_owned())
         }
         Ok(past) => filters
-            .drain(past.takeover.as_ref())?
+            .drain()?
             .map(|early| (past, early))
             .ok_or_else(|| "a client that sends too fast".to_owned()),
         Err(why) => Err(why),
@@ -502,6 +510,9 @@ fn leave_filters(
     }
     Ok(past)
 }
+
+/// Why a connection stays on httpd's thread, if the administrator wants it so.
+const OFF: &str = "WebSocketDetach is Off";
 
 /// Set for a request whose connection is detached, so that `CustomLog … env=!websocket-open` leaves its first line out.
 const ENV_OPEN: &CStr = c"websocket-open";

@@ -2,7 +2,7 @@
 //!
 //! A detached connection has its first line when httpd's worker lets go of it. When the conversation is over, a request is
 //! put together from what was kept and run through httpd's own logging, so every format works: `%D` is the whole
-//! duration, `%I` and `%O` are the bytes of the conversation, and the notes tell the rest.
+//! duration, `%I` and `%O` are the bytes of the conversation on the wire, and the notes tell the rest.
 //!
 //! The line is written on a thread of the service. What must not be done there is avoided: the client's name is looked up
 //! before, on httpd's thread, and where the MPM has no threads only httpd's own loggers are run.

@@ -18,7 +18,7 @@ use core::{
     ffi::{CStr, c_char, c_int, c_void},
     mem, ptr,
     ptr::NonNull,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 use std::sync::Arc;
 
@@ -42,6 +42,9 @@ static OPENSSL: AtomicPtr<OpenSsl> = AtomicPtr::new(ptr::null_mut());
 static METHOD: AtomicPtr<BioMethod> = AtomicPtr::new(ptr::null_mut());
 /// mod_ssl's callback for a session that is removed from its cache.
 static REMOVE_SESSION: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+/// Some server's callback for that is another one. An `SSL` removes its session from the server that it was made for, which is
+/// not known once the client has named another one.
+static FOREIGN_CACHE: AtomicBool = AtomicBool::new(false);
 
 fn openssl() -> Option<&'static OpenSsl> {
     // SAFETY: `find` stores a table that lives as long as the configuration, which a child has to its end (wrap::R3).
@@ -79,6 +82,8 @@ pub(super) fn register() {
 pub(super) unsafe fn find(pool: *mut sys::apr_pool_t) -> Option<Result<(), String>> {
     unsafe extern "C" fn forget(_: *mut c_void) -> sys::apr_status_t {
         OPENSSL.store(ptr::null_mut(), Ordering::Release);
+        METHOD.store(ptr::null_mut(), Ordering::Release);
+        FOREIGN_CACHE.store(false, Ordering::Release);
         REMOVE_SESSION.store(ptr::null_mut(), Ordering::Release);
         sys::APR_SUCCESS as sys::apr_status_t
     }
@@ -152,12 +157,17 @@ unsafe fn keep_from_cache(context: *mut Context) {
     let Some(openssl) = openssl() else { return };
     // SAFETY: the caller's word.
     let Some(theirs) = (unsafe { (openssl.SSL_CTX_sess_get_remove_cb)(context) }) else { return };
+    if ptr::fn_addr_eq(theirs, remove_session as RemoveSession) {
+        return;
+    }
     let theirs = theirs as *mut c_void;
     let (order, none) = (Ordering::AcqRel, ptr::null_mut());
     let known = REMOVE_SESSION.compare_exchange(none, theirs, order, Ordering::Acquire);
     if known.is_ok() || known == Err(theirs) {
         // SAFETY: the caller's word.
         unsafe { (openssl.SSL_CTX_sess_set_remove_cb)(context, Some(remove_session)) };
+    } else {
+        FOREIGN_CACHE.store(true, Ordering::Release);
     }
 }
 
@@ -277,8 +287,9 @@ impl Takeover {
                 return Err("SSLKEYLOGFILE");
             }
             let remove = (openssl.SSL_CTX_sess_get_remove_cb)(context);
-            if remove
-                .is_some_and(|remove| !ptr::fn_addr_eq(remove, remove_session as RemoveSession))
+            if FOREIGN_CACHE.load(Ordering::Acquire)
+                || remove
+                    .is_some_and(|remove| !ptr::fn_addr_eq(remove, remove_session as RemoveSession))
             {
                 return Err("a session cache that is not mod_ssl's");
             }
@@ -293,25 +304,11 @@ impl Takeover {
         Ok(Self { openssl, method, ssl, requests })
     }
 
-    /// Has a read of mod_ssl's filter go on behind records without data, so that "nothing there" means that there is nothing:
-    /// behind a KeyUpdate it would not.
-    pub(super) fn read_on(&self, on: bool) {
-        let mode = openssl::MODE_AUTO_RETRY;
-        // SAFETY: as in `check`.
-        unsafe {
-            if on {
-                self.openssl.set_mode(self.ssl.as_ptr(), mode);
-            } else {
-                self.openssl.clear_mode(self.ssl.as_ptr(), mode);
-            }
-        }
-    }
-
     /// Takes the connection over: mod_ssl lets go, and httpd has nothing to write to it any more. On failure it is lost.
     ///
     /// # Safety
     /// - `connection` is the one that was checked, live and owned by this thread, and httpd is about to close it; its input
-    ///   filters hold nothing.
+    ///   filters have been emptied, and httpd has read nothing since, as of any connection that is not kept alive.
     pub(super) unsafe fn take(
         self,
         connection: *mut sys::conn_rec,
