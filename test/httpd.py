@@ -487,6 +487,10 @@ class Httpd:
     def child_of(self, client):
         """The child that holds the server's end of a client's IPv4 connection."""
         peer = client.sock.getsockname()[1]
+        # The kernel's list may miss some while others come and go.
+        return wait_until(lambda: self._child_of(peer), 2, f"a child with the connection from port {peer}")
+
+    def _child_of(self, peer):
         inode = None
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
@@ -498,7 +502,7 @@ class Httpd:
                 with contextlib.suppress(OSError):  # closed meanwhile, as httpd's own is
                     if os.readlink(fd) == f"socket:[{inode}]":
                         return pid
-        raise AssertionError(f"no child holds the connection from port {peer}")
+        return None
 
     @staticmethod
     def memory(pid):

@@ -807,7 +807,7 @@ class TestEnds:
 
 
 class TestHostile:
-    CONF = SITE
+    CONF = DETACH + SITE
 
     @both
     @pytest.mark.parametrize("path", ["/small", "/blocking"])
