@@ -117,11 +117,19 @@ def count_instructions(scenario, rounds):
     return sum(map(instructions_of, served))
 
 
+def name_of(thread):
+    """A thread's name; empty if it has gone meanwhile."""
+    try:
+        return (thread / "comm").read_text()
+    except OSError:
+        return ""
+
+
 def count_calls(httpd, scenario):
     """The system calls of the service thread while a conversation runs."""
     def service_threads():
         threads = [t for pid in httpd.children() for t in Path(f"/proc/{pid}/task").iterdir()]
-        return [t.name for t in threads if (t / "comm").read_text() == "ws-service\n"]
+        return [t.name for t in threads if name_of(t) == "ws-service\n"]
 
     [thread] = wait_until(service_threads, what="a service thread")
     log = OUT / "strace"
