@@ -16,7 +16,7 @@ import pytest
 from httpd import TLS, debug, echo, location, wait_until
 from test_08_tls import exchange
 from ws_frame import BINARY, PING, PONG, TEXT, Client, close_frame, frame, random_text
-from ws_tls import VERSIONS, Records
+from ws_tls import VERSIONS, Records, works
 
 both = pytest.mark.parametrize("version", VERSIONS)
 
@@ -32,11 +32,6 @@ SITE = f"""
     {echo()}
     {request("/request", "SSLOptions +StdEnvVars")}
 """
-
-
-def works(client, text="works"):
-    client.send(frame(TEXT, text))
-    client.expect(TEXT, text)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import time
 import pytest
 from httpd import DETACHED, ENDS, ONE_CHILD, TLS, debug, echo, location, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, close_frame, frame, random_text
-from ws_tls import VERSIONS, Keys, Records
+from ws_tls import VERSIONS, Keys, Records, works
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="WebSockets are to stay on httpd's threads")
 
@@ -40,11 +40,6 @@ def home(httpd, client):
     why = rf"\[client 127\.0\.0\.1:{port}\] ws\(\d+\) bytes go through httpd's filters because of (.*)"
     reasons = re.findall(why, httpd.new_log())
     return lines[-1], reasons[-1] if reasons else None
-
-
-def works(client, text="works"):
-    client.send(frame(TEXT, text))
-    client.expect(TEXT, text)
 
 
 @pytest.fixture

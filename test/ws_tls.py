@@ -13,9 +13,14 @@ import ssl
 import time
 from pathlib import Path
 
-from ws_frame import Client
+from ws_frame import TEXT, Client, frame
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+def works(client, text="works"):
+    client.send(frame(TEXT, text))
+    client.expect(TEXT, text)
 
 
 class Records(Client):
