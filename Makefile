@@ -34,6 +34,8 @@ MODULE = $(B)/mod_websocket.so
 EXAMPLES = $(patsubst examples/%.c,$(B)/examples/mod_websocket_%.so,$(wildcard examples/*.c))
 RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
 PLUGINS = $(patsubst test/plugins/%.c,$(B)/plugins/%.so,$(wildcard test/plugins/*.c))
+MAN_PAGES = $(B)/man/mod_websocket.8 $(B)/man/websocksy.1
+MANDIR ?= $(PREFIX)/share/man
 VENV = $(B)/venv
 PLUGIN_FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -g -Wall -Wextra -Wpedantic -Werror \
 	-fPIC -shared -pthread -Iinclude
@@ -118,6 +120,24 @@ install-websocksy: ## install bin/websocksy, which runs the bridge with websocks
 	  -e 's|@MODULE@|$(shell $(APXS) -q LIBEXECDIR)/mod_websocket.so|' scripts/websocksy >$(DESTDIR)$(PREFIX)/bin/websocksy
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/websocksy
 
+.PHONY: man
+man: $(MAN_PAGES) ## make the manual pages build/man/*; needs go-md2man
+
+$(B)/man/mod_websocket.8: docs/directives.md
+$(B)/man/websocksy.1: docs/websocksy.md
+$(MAN_PAGES): scripts/man.sh
+	scripts/man.sh $(filter %.md,$^) $@
+
+# They come along with what they describe, if there is go-md2man or they have been made.
+install: install-mod_websocket.8
+install-websocksy: install-websocksy.1
+
+.PHONY: install-mod_websocket.8 install-websocksy.1
+install-mod_websocket.8 install-websocksy.1: install-%:
+	@if command -v go-md2man >/dev/null; then $(MAKE) --no-print-directory $(B)/man/$*; fi
+	@if [ -e $(B)/man/$* ]; then install -D -m 644 $(B)/man/$* $(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $*))/$*; \
+	else echo "left out: the manual page $*, for there is no go-md2man"; fi
+
 .PHONY: start stop restart
 start stop restart: ## start, stop or restart the system's httpd through apachectl
 	$(APACHECTL) $@
@@ -148,6 +168,11 @@ $(B)/node/.done: test/package.json
 check: setup-check ## install what is missing and run every test
 	@$(MAKE) --no-print-directory check-code check-core check-server check-soak check-cost check-autobahn
 	@echo "make check: all passed"
+
+.PHONY: check-all
+check-all: check autobahn-homes ## what a release has to pass: make check, and all of Autobahn, churn and fuzzing at full size
+	for mpm in event worker prefork; do $(MAKE) --no-print-directory soak TEST_MPM=$$mpm SOAK=20m || exit 1; done
+	@$(MAKE) --no-print-directory fuzz
 
 .PHONY: check-code
 check-code: ## formatting, lints and documentation, with and without httpd

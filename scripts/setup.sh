@@ -36,6 +36,9 @@ if [ "$what" = check ]; then
     need "command -v xsetroot" x11-xserver-utils
     need "command -v socat" socat
     need "command -v npm" npm
+    # The manual pages, and what looks at them.
+    need "command -v go-md2man" go-md2man
+    need "command -v man" man-db
     need "command -v strace" strace
     need "command -v valgrind" valgrind libc6-dbg
 fi
