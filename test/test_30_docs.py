@@ -1,0 +1,600 @@
+"""The documentation: its links lead somewhere, its commands and configurations work, and its page of directives is what
+the module tells httpd. docs/testing.md describes the conventions.
+
+A check is a function that returns what is wrong, as sentences. `TestMistakes` shows each of them a document with a mistake.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from httpd import TOP, wait_until
+
+pytestmark = pytest.mark.once
+
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+PAGES += sorted(f"docs/{page.name}" for page in (TOP / "docs").glob("*.md"))
+LANGUAGES = {"apache", "c", "python", "rust", "sh", "text"}
+COMMENTS = {"file", "demo", "server", "not run", "man"}
+# What apache blocks may use besides the modules that every test has.
+HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http2"]
+# Words in code that begin like directives, and are none.
+NO_DIRECTIVES = {"WebSocketServer", "WebSocketPlugin", "WebSocketPluginCalls"}
+NO_DIRECTIVES |= {f"WebSocket{what}{way}" for what in ("Messages", "Bytes") for way in ("In", "Out")}
+NO_DIRECTIVES |= {"WebSocketConnections"}
+DIRECTIVE = re.compile(r"\b(?:WebSocket[A-Z]\w+|SupportDraft75|MaxMessageSize)\b")
+
+
+class Block(NamedTuple):
+    """A fenced block, and what the comment before it says."""
+
+    line: int
+    language: str
+    text: str
+    comment: str  # the part before the colon
+    value: str  # the part behind it
+
+
+class Page(NamedTuple):
+    """A document, taken apart."""
+
+    name: str
+    blocks: list
+    prose: str  # the text without the blocks; their lines are empty
+    wrong: list  # what of its form is wrong
+
+    @property
+    def words(self):
+        """The prose without code."""
+        return re.sub(r"`[^`]*`", lambda code: re.sub(r"[^\n]", "x", code[0]), self.prose)
+
+    @property
+    def code(self):
+        """What stands between single backticks, each with its line."""
+        return [(self.prose.count("\n", 0, m.start()) + 1, m[1]) for m in re.finditer(r"`([^`]+)`", self.prose)]
+
+    @property
+    def anchors(self):
+        """What links to headings may name, made as GitHub makes them."""
+        found = []
+        for title in re.findall(r"^#+ (.*)$", self.prose, re.M):
+            anchor = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()).replace(" ", "-")
+            found.append(anchor + (f"-{found.count(anchor)}" if anchor in found else ""))
+        return found
+
+
+def parse(name, text):
+    blocks, prose, wrong, fence, comment = [], [], [], None, ("", "")
+    for number, line in enumerate(text.splitlines(), 1):
+        mark = re.match(r"( *)```(.*)$", line)
+        if mark and fence is None:
+            fence, lines = (number, mark[2], comment), []
+            if mark[2] not in LANGUAGES:
+                wrong.append(f"{name}:{number}: the block's language '{mark[2]}' is none of {sorted(LANGUAGES)}")
+        elif mark:
+            start, language, (key, value) = fence
+            blocks.append(Block(start, language, "\n".join(lines) + "\n", key, value))
+            fence = None
+        elif fence is not None:
+            lines.append(line)
+        note = re.match(r"<!-- ([a-z ]+?)(?:: (.*?))? -->$", line)
+        if fence is None and line.startswith("<!--"):
+            comment = (note[1], note[2] or "") if note else ("?", "")
+            if comment[0] not in COMMENTS or (comment[0] == "not run" and not comment[1]):
+                wrong.append(f"{name}:{number}: {line} is no comment that docs/testing.md describes")
+        elif line.strip():
+            comment = ("", "")
+        prose.append("" if fence is not None or mark else line)
+        if fence is None and not mark and re.match(r" {4,}\S", line) and not prose[-2:][0].strip():
+            wrong.append(f"{name}:{number}: an indented block, whose language nobody knows")
+    if fence is not None:
+        wrong.append(f"{name}:{fence[0]}: the block does not end")
+    return Page(name, blocks, "\n".join(prose), wrong)
+
+
+def read(name):
+    return parse(name, (TOP / name).read_text())
+
+
+def links(page):
+    """The links of a page, each with its line."""
+    found = re.finditer(r"\[(?:[^][]|\[[^][]*\])*\]\(([^)]*)\)", page.words)
+    return [(page.words.count("\n", 0, m.start()) + 1, m[1]) for m in found]
+
+
+def broken_links(page, pages):
+    """`pages`: those that links may lead to, by name."""
+    wrong = []
+    for line, target in links(page):
+        where = f"{page.name}:{line}: the link to {target}"
+        if re.match(r"[a-z]+:", target):
+            parts = urlsplit(target)
+            if parts.scheme not in ("http", "https") or "." not in parts.netloc or re.search(r"\s", target):
+                wrong.append(f"{where} is no address")
+            continue
+        path, _, anchor = target.partition("#")
+        name = os.path.relpath(TOP / Path(page.name).parent / path, TOP) if path else page.name
+        if not (TOP / name).exists() and name not in pages:
+            wrong.append(f"{where} leads to no file")
+        elif anchor and name in pages and anchor not in pages[name].anchors:
+            wrong.append(f"{where} leads to no heading")
+        elif anchor and name not in pages:
+            wrong.append(f"{where} leads into a file that has no headings")
+    for left in re.finditer(r"\]\[|^\[[^]]+\]:", page.words, re.M):
+        line = page.words.count("\n", 0, left.start()) + 1
+        wrong.append(f"{page.name}:{line}: a link in two parts, which is not followed here")
+    return wrong
+
+
+def make_targets():
+    said = subprocess.run(["make", "-s", "help"], cwd=TOP, capture_output=True, text=True, check=True).stdout
+    return {word for line in said.splitlines() for word in re.split(r"\s{2,}", line.strip())[0].split()}
+
+
+def unknown_targets(where, command):
+    """What a line of the shell asks of make, and make does not know."""
+    wrong, known = [], make_targets()
+    variables = set(re.findall(r"\b[A-Z_]{4,}\b", (TOP / "Makefile").read_text()))
+    lexer = shlex.shlex(re.sub(r"(^|\s)#.*", r"\1", command, flags=re.M), posix=True, punctuation_chars=";&|\n")
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    commands = [[]]
+    for word in lexer:
+        if word.strip(";&|\n"):
+            commands[-1].append(word)
+        else:
+            commands.append([])
+    for words in commands:
+        words = words[1:] if words[:1] == ["sudo"] else words
+        for word in words[1:] if words[:1] == ["make"] else []:
+            name, is_variable, _ = word.partition("=")
+            if word.startswith("-") or name in (variables if is_variable else known):
+                continue
+            wrong.append(f"{where}: make knows no {'variable' if is_variable else 'target'} {name}")
+    return wrong
+
+
+def unknown_names(page, directives):
+    """Files, tests, make targets, directives and tags in the text that do not exist."""
+    wrong = []
+    tests = {path.name: path.read_text() for path in (TOP / "test").rglob("*.py")}
+    classes = {name for text in tests.values() for name in re.findall(r"^class (\w+)", text, re.M)}
+    source = "".join(path.read_text() for path in (TOP / "src").rglob("*.rs"))
+    for line, code in page.code:
+        where = f"{page.name}:{line}"
+        if code.startswith("make "):
+            wrong += unknown_targets(where, code)
+        if re.match(r"(autobahn|conf|docs|examples|include|scripts|src|test)/[\w./-]*$", code) and not (TOP / code).exists():
+            wrong.append(f"{where}: there is no {code}")
+        if re.match(r"test_\w+\.py$", code) and code not in tests:
+            wrong.append(f"{where}: there is no {code}")
+        if re.match(r"Test[A-Z]\w+$", code) and code not in classes:
+            wrong.append(f"{where}: there are no tests {code}")
+        wrong += [f"{where}: there is no {name}" for name in DIRECTIVE.findall(code) if name not in directives | NO_DIRECTIVES]
+    wrong += [f"{page.name}: the module has no {tag}" for tag in set(re.findall(r"WS\d{4}", page.prose)) if tag not in source]
+    return wrong
+
+
+# --- the blocks ----------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Scratch:
+    """A copy of the project, in which a page's blocks are tried one after the other."""
+
+    def __init__(self, httpd, page):
+        self.httpd, self.page = httpd, page
+        self.folder = httpd.root / "docs" / page.name.replace("/", "-")
+        self.version = tuple(map(int, re.search(r"/(\d+)\.(\d+)\.(\d+)", httpd._run("-v").stdout).groups()))
+        left_out = shutil.ignore_patterns(".git", "build", "target", "__pycache__", "corpus", "artifacts")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(TOP, self.folder, ignore=left_out)
+        build, programs = self.folder / "build", self.folder / "bin"
+        build.mkdir()
+        programs.mkdir()
+        (build / "mod_websocket.so").symlink_to(httpd.module)
+        (build / "examples").symlink_to(httpd.examples)
+        (programs / "websocksy").symlink_to(self.folder / "scripts/websocksy")
+        (programs / "apxs").write_text(f'#!/bin/sh\nexec {shlex.quote(os.environ.get("APXS") or "apxs")} "$@"\n')
+        (programs / "apxs").chmod(0o755)
+        path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        if os.environ.get("APXS") in (None, "apxs"):
+            (programs / "apxs").unlink()
+        self.env = {**os.environ, "PATH": ":".join(path), "TEST_MPM": httpd.mpm, "HTTPD": httpd.binary}
+        self.env |= {"MODULES": str(httpd.modules), "MODULE": str(httpd.module), "TMPDIR": str(httpd.root)}
+        # What `modules/` is relative to ServerRoot.
+        modules = httpd.root / "modules"
+        if not modules.exists():
+            modules.mkdir()
+            for library in (httpd.module, *httpd.examples.glob("*.so")):
+                (modules / library.name).symlink_to(library)
+
+    def try_all(self):
+        return [f"{self.page.name}:{block.line}: {what}" for block in self.page.blocks for what in self.wrong_with(block)]
+
+    def wrong_with(self, block):
+        if block.comment == "file":
+            path = self.folder / block.value
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+        if block.language == "sh":
+            yield from unknown_targets("the command", block.text)
+            yield from self._run("sh", "-n", "-c", block.text)
+        if block.comment != "not run":
+            yield from getattr(self, f"_try_{block.language}")(block)
+
+    def _run(self, *command, input=None):
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, input=input, capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode:
+            yield f"{shlex.join(command[:2])} … ends with {done.returncode}: {done.stdout}{done.stderr}"
+
+    def _try_text(self, block):
+        return []
+
+    def _try_c(self, block):
+        flags = ["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Iinclude"]
+        return self._run("cc", *flags, "-fsyntax-only", "-x", "c", "-", input=block.text)
+
+    def _try_rust(self, block):
+        options = ["--edition", "2024", "--crate-type", "lib", "--crate-name", "block", "--emit", "metadata"]
+        return self._run("rustc", *options, "--out-dir", "build", "-", input=block.text)
+
+    def _try_python(self, block):
+        return self._run(sys.executable, "-c", "import sys; compile(sys.stdin.read(), 'block', 'exec')", input=block.text)
+
+    def _try_apache(self, block):
+        if "H2WebSockets" in block.text and self.version < (2, 4, 58):
+            return
+        conf = block.text.replace("/path/to", str(self.folder))
+        modules = [name for name in HTTPD_MODULES if (self.httpd.modules / f"mod_{name}.so").exists()]
+        if "H2WebSockets" in conf:
+            modules.remove("http2")
+        said = self.httpd.check(conf, modules=modules)
+        if not said.ok or "[websocket:" in said.output:
+            yield f"httpd -t says: {said.output}"
+
+    def _try_sh(self, block):
+        if block.comment == "server":
+            yield from self._serve(block)
+        elif block.comment == "demo":
+            ports = {"PORT": str(free_port()), "TLS_PORT": str(free_port())}
+            self.env |= {**ports, "SERVER_ROOT": str(self.folder / "build/server")}
+            yield from self._run("scripts/server.sh", "start")
+            try:
+                text = block.text.replace("8765", ports["PORT"]).replace("8764", ports["TLS_PORT"])
+                yield from self._run("sh", "-eu", "-c", text)
+            finally:
+                yield from self._run("scripts/server.sh", "stop")
+        else:
+            yield from self._run("sh", "-eu", "-c", block.text)
+
+    def _serve(self, block):
+        """A command that is a server: it has to answer a handshake, if only to say that its peer is not there."""
+        port = str(free_port())
+        if not re.search(rf"\b{block.value}\b", block.text):
+            yield f"the command does not name its port {block.value}"
+            return
+        command = re.sub(rf"\b{block.value}\b", port, block.text)
+        with open(self.folder / "build/said", "w+") as said:
+            server = subprocess.Popen(
+                ["sh", "-euc", f"exec {command}"], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=said,
+                stderr=said, start_new_session=True,
+            )
+            try:
+                wait_until(lambda: server.poll() is not None or self._answers(int(port)), 20, "the server's answer")
+            finally:
+                ended = server.poll()
+                server.send_signal(signal.SIGTERM)
+                server.wait(20)
+            if ended is not None:
+                said.seek(0)
+                yield f"the server ends with {ended}: {said.read()}"
+
+    @staticmethod
+    def _answers(port):
+        handshake = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        handshake += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+        try:
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
+                client.sendall(handshake)
+                return client.recv(100).startswith((b"HTTP/1.1 101", b"HTTP/1.1 502"))
+        except OSError:
+            return False
+
+
+# --- the directives ------------------------------------------------------------------------------
+
+DRAFT = 'LoadModule websocket_draft76_module "${MODULE}"\n'
+# What httpd says to a directive without arguments, and the number it takes.
+ARGUMENTS = {
+    "takes one argument": "one",
+    "takes two arguments": "two",
+    "takes 1-2 arguments": "one or two",
+    "requires at least one argument": "any",
+    "must be On or Off": "one",
+}
+
+
+class Directive(NamedTuple):
+    """A directive, as httpd or the documentation has it."""
+
+    name: str
+    contexts: str
+    override: str
+    arguments: str
+    module: str
+
+
+def registered(httpd):
+    """The directives of the module, by name."""
+    conf = httpd.check(DRAFT).conf
+    said = httpd._run("-f", str(conf), "-L").stdout
+    found = {}
+    for name, module, rest in re.findall(r"^(\w+) \((mod_websocket\w*)\.c\)\n((?:\t.*\n)*)", said, re.M):
+        allowed = re.sub(r"\s+", " ", rest[rest.index("\tAllowed in") :]).strip()
+        contexts = {
+            "Allowed in *.conf anywhere": "server config, virtual host, directory",
+            "Allowed in *.conf anywhere and in .htaccess when AllowOverride includes AuthConfig":
+                "server config, virtual host, directory, .htaccess",
+            "Allowed in *.conf only outside <Directory>, <Files>, <Location>, or <If>": "server config, virtual host",
+        }[allowed]
+        alone = httpd.check(f"{DRAFT}{name}\n").output
+        arguments = next(number for said, number in ARGUMENTS.items() if f"{name} {said}" in alone)
+        override = "AuthConfig" if "AuthConfig" in allowed else ""
+        found[name] = Directive(name, contexts, override, arguments, module)
+    return found
+
+
+def described(page):
+    """The tables at the heads of a page's directives, by name."""
+    found = {}
+    for name, table in re.findall(r"^### (\w+)\n\n((?:\|.*\n)+)", page.prose, re.M):
+        rows = [re.match(r"\| (.*?) \| (.*) \|$", row) for row in table.splitlines() if not row.startswith("|:")]
+        if rows[0][1] == "Description":
+            found[name] = {row[1]: row[2].replace("\\|", "|") for row in rows}
+    return found
+
+
+def arguments_of(syntax):
+    """How many arguments a line of syntax describes."""
+    words = syntax.strip("`").split()[1:]
+    if words[-1] == "...":
+        return "any"
+    return {"a": "one", "aa": "two", "a[]": "one or two"}["".join("[]" if word[0] == "[" else "a" for word in words)]
+
+
+def wrong_directives(page, registered, main_only):
+    """What a page says otherwise than httpd. `main_only`: the directives that a virtual host may not have."""
+    tables, wrong = described(page), []
+    wrong += [f"{name} is not described" for name in registered.keys() - tables.keys()]
+    wrong += [f"{name} does not exist" for name in tables.keys() - registered.keys()]
+    names = list(tables)
+    wrong += [f"{name} is not in its place in the alphabet" for name, right in zip(names, sorted(names)) if name != right]
+    contents = page.prose[: page.prose.index("\n## ")]
+    wrong += [f"{name} is missing in the list above" for name in names if f"[{name}](#{name.lower()})" not in contents]
+    for name in registered.keys() & tables.keys():
+        table, real = tables[name], registered[name]
+        known = ["Description", "Syntax", "Default", "Context", "Override", "Module", "Compatibility"]
+        if list(table) != [row for row in known if row in table]:
+            wrong.append(f"{name}: the rows are not {known}, in this order")
+        syntax = table.get("Syntax", "``")
+        if not re.match(rf"`{name} [^`]+`$", syntax):
+            wrong.append(f"{name}: the syntax {syntax} does not begin with its name")
+        elif arguments_of(syntax) != real.arguments:
+            wrong.append(f"{name}: the syntax {syntax} has another number of arguments than {real.arguments}")
+        contexts = "server config" if name in main_only else real.contexts
+        for row, is_so in (("Context", contexts), ("Override", real.override), ("Module", real.module)):
+            if table.get(row, "") != is_so:
+                wrong.append(f"{name}: {row} is not '{table.get(row, '')}' but '{is_so}'")
+        default = table.get("Default", "")
+        if default.startswith("`") and not default.startswith(f"`{name} "):
+            wrong.append(f"{name}: the default {default} does not begin with its name")
+    return wrong
+
+
+def defaults(page):
+    """The defaults that are lines of configuration, by directive."""
+    tables = described(page)
+    found = {name: table.get("Default", "").strip("`") for name, table in tables.items()}
+    return {name: default for name, default in found.items() if default.startswith(f"{name} ")}
+
+
+def shipped(conf):
+    """The lines of a configuration whose lines are commented out without a blank, as they would be."""
+    return re.sub(r"^( *)#(?=[A-Z<]| {4,}[A-Z<])", r"\1", conf, flags=re.M)
+
+
+def main_only(httpd, registered):
+    """The directives that are refused in a virtual host."""
+    candidates = [name for name, real in registered.items() if real.contexts == "server config, virtual host"]
+    hosts = {name: f"<VirtualHost *:1>\n{defaults(read('docs/directives.md'))[name]}\n</VirtualHost>" for name in candidates}
+    return {name for name, host in hosts.items() if not httpd.check(host).ok}
+
+
+# --- the tests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(httpd):
+    return registered(httpd)
+
+
+@pytest.mark.parametrize("name", PAGES)
+class TestPages:
+    def test_form(self, name):
+        assert read(name).wrong == []
+
+    def test_links(self, name):
+        assert broken_links(read(name), {page: read(page) for page in PAGES}) == []
+
+    def test_names(self, name, table):
+        # The changelog also names what is gone.
+        if name != "CHANGELOG.md":
+            assert unknown_names(read(name), set(table)) == []
+
+    def test_blocks(self, name, httpd):
+        page = read(name)
+        if page.blocks:
+            assert Scratch(httpd, page).try_all() == []
+
+
+def test_every_page_can_be_found():
+    """From the README, by one link or two."""
+    near = {os.path.normpath(target.split("#")[0]) for _, target in links(read("README.md"))}
+    far = {os.path.normpath(f"docs/{target.split('#')[0]}") for page in near if page.startswith("docs/")
+           for _, target in links(read(page))}
+    assert set(PAGES) - near - far == {"README.md"}
+
+
+class TestDirectives:
+    PAGE = "docs/directives.md"
+
+    def test_page(self, httpd, table):
+        assert len(table) > 30
+        assert wrong_directives(read(self.PAGE), table, main_only(httpd, table)) == []
+
+    def test_defaults_are_accepted(self, httpd):
+        lines = defaults(read(self.PAGE))
+        assert len(lines) > 20
+        said = httpd.check(DRAFT + "\n".join(lines.values()))
+        assert said.ok, said.output
+
+    def test_defaults_are_those_of_the_shipped_configuration(self):
+        conf = (TOP / "conf/websocket.conf").read_text()
+        for name, default in defaults(read(self.PAGE)).items():
+            if name != "MaxMessageSize":
+                first = re.search(rf"^ *#({name} .*)$", conf, re.M)
+                assert first, f"{name} is not in conf/websocket.conf"
+                assert first[1] == default
+
+    def test_shipped_configuration(self, httpd, table):
+        """Each directive in it exists, and all of it is accepted when nothing is commented out."""
+        conf = shipped((TOP / "conf/websocket.conf").read_text())
+        named = {name for name in re.findall(r"^ *(\w+) ", conf, re.M) if DIRECTIVE.fullmatch(name)}
+        assert len(named) > 25
+        assert named - set(table) == set()
+        (httpd.root / "websocksy.conf").write_text("[backend]\nhost = tcp://127.0.0.1:1\n")
+        (httpd.root / "peers").mkdir(exist_ok=True)
+        conf = conf.replace("/etc/websocksy.conf", "${ROOT}/websocksy.conf").replace("/etc/apache2/peers", "${ROOT}/peers")
+        conf = conf.replace("/usr/lib/apache2/modules/mod_websocket_echo.so", "${EXAMPLES}/mod_websocket_echo.so")
+        said = httpd.check(DRAFT + conf)
+        assert said.ok, said.output
+
+    def test_notes_and_variables(self):
+        """Each one that the module sets for the access log."""
+        source = "".join(path.read_text() for path in (TOP / "src/httpd").rglob("*.rs"))
+        names = set(re.findall(r'c"((?:websocket-|SSL_)\w[\w-]*)"', source)) - {"websocket-handler"}
+        assert len(names) > 7
+        code = {code for _, code in read(self.PAGE).code}
+        assert names - code == set()
+        assert {code for code in code if re.match(r"websocket-\w[\w-]*$", code)} - names == set()
+
+
+def test_manual_pages(tmp_path):
+    if not shutil.which("go-md2man"):
+        pytest.skip("there is no go-md2man")
+    for page, name in (("docs/directives.md", "mod_websocket.8"), ("docs/websocksy.md", "websocksy.1")):
+        subprocess.run([TOP / "scripts/man.sh", page, tmp_path / name], cwd=TOP, check=True)
+        manual = (tmp_path / name).read_text()
+        for left in ("](", "<!--", "```", "\\|", "| "):
+            assert left not in re.sub(r"^\.nf$.*?^\.fi$", "", manual, flags=re.M | re.S), f"{left} is left in {name}"
+        for title in re.findall(r"^##+ (.*)$", read(page).prose, re.M):
+            assert re.search(rf"^\.S[HS] {title}$", manual, re.M | re.I), f"{name} has no section {title}"
+        shown = subprocess.run(["man", "--warnings", "-l", tmp_path / name], capture_output=True, text=True, check=True,
+                               env={**os.environ, "MANWIDTH": "100", "LC_ALL": "C.UTF-8"})
+        assert shown.stderr == ""
+
+
+class TestMistakes:
+    """Each mistake is found."""
+
+    @pytest.mark.parametrize("text, what", [
+        ("```\nx\n```\n", "language ''"),
+        ("```ruby\nx\n```\n", "language 'ruby'"),
+        ("```sh\nx\n", "does not end"),
+        ("text\n\n    x\n", "indented block"),
+        ("<!-- not run -->\n```sh\nx\n```\n", "no comment"),
+        ("<!-- not-run: slow -->\n```sh\nx\n```\n", "no comment"),
+    ])
+    def test_form(self, text, what):
+        assert what in " ".join(parse("x.md", text).wrong)
+
+    @pytest.mark.parametrize("target, what", [
+        ("docs/nothing.md", "no file"),
+        ("#nothing", "no heading"),
+        ("README.md#nothing", "no heading"),
+        ("src/lib.rs#x", "no headings"),
+        ("https:/example.com/", "no address"),
+        ("https://example/", "no address"),
+    ])
+    def test_links(self, target, what):
+        page = parse("x.md", f"# A title\n\na [link](#a-title), another\n[over\nlines]({target})\n")
+        wrong = broken_links(page, {"x.md": page, "README.md": read("README.md")})
+        assert len(wrong) == 1
+        assert "x.md:4" in wrong[0]
+        assert what in wrong[0]
+
+    @pytest.mark.parametrize("code", [
+        "make chekc", "make check PROT=1", "src/nothing.rs", "test_00_nothing.py", "TestNothing", "WebSocketNothing On",
+    ])
+    def test_names(self, code):
+        assert len(unknown_names(parse("x.md", f"`{code}`\n"), set())) == 1
+
+    def test_tags(self):
+        assert len(unknown_names(parse("x.md", "see WS9999 and WS0405\n"), set())) == 1
+
+    @pytest.mark.parametrize("text", [
+        "```apache\nWebSocketNothing On\n```\n",
+        "```apache\nWebSocketThreads 0\n```\n",
+        "```c\nint f(void) { return; }\n```\n",
+        "```rust\nfn f() -> u8 { 256 }\n```\n",
+        "```python\nprint(\n```\n",
+        "```sh\nfalse; true\n```\n",
+        "```sh\nmake nothing\n```\n",
+        "<!-- not run: slow -->\n```sh\nmake nothing\n```\n",
+        "<!-- not run: slow -->\n```sh\nif\n```\n",
+        "<!-- server: 6080 -->\n```sh\nwebsocksy -p 6080 -c nothing=1\n```\n",
+        "<!-- server: 6081 -->\n```sh\nwebsocksy -p 6080\n```\n",
+        "<!-- demo -->\n```sh\npython3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 1))'\n```\n",
+        "<!-- file: x.h -->\n```c\nint x;\n```\n\n```sh\ntest -e y.h\n```\n",
+    ])
+    def test_blocks(self, httpd, text):
+        page = parse("x.md", text)
+        assert page.wrong == []
+        wrong = Scratch(httpd, page).try_all()
+        assert wrong
+        assert all(what.startswith("x.md:") for what in wrong)
+
+    @pytest.mark.parametrize("old, new", [
+        ("### WebSocketThreads\n", "### WebSocketThread\n"),
+        ("`WebSocketThreads number`", "`WebSocketThreads number [number]`"),
+        ("`WebSocketThreads number`", "`WebSocketThread number`"),
+        ("`WebSocketThreads 32`", "`WebSocketThread 32`"),
+        ("| Syntax | `WebSocketThreads number` |\n", ""),
+        ("| Context | server config |", "| Context | server config, virtual host |"),
+        ("| Override | AuthConfig |\n", ""),
+        ("| Module | mod_websocket_draft76 |", "| Module | mod_websocket |"),
+        ("[WebSocketThreads](#websocketthreads)", "WebSocketThreads"),
+        ("`WebSocketHandler library init-function`", "`WebSocketHandler library`"),
+        ("`WebSocketTrustedOrigin origin [origin] ...`", "`WebSocketTrustedOrigin origin`"),
+    ])
+    def test_directives(self, httpd, table, old, new):
+        text = (TOP / "docs/directives.md").read_text()
+        assert old in text
+        page = parse("docs/directives.md", text.replace(old, new, 1))
+        assert wrong_directives(page, table, {"WebSocketThreads", "WebSocketDrainTime", "WebSocketCompressionMemory"}) != []
