@@ -1,7 +1,7 @@
 """The documentation: its links lead somewhere, its commands and configurations work, and its page of directives is what
 the module tells httpd. docs/testing.md describes the conventions.
 
-A check is a function that returns what is wrong, as sentences. `TestMistakes` shows each of them a document with a mistake.
+A check is a function that returns what is wrong, as sentences. `TestMistakes` shows each of them mistaken documents.
 """
 
 import os
@@ -17,7 +17,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from httpd import TOP, wait_until
+from httpd import TOP, echo, wait_until
+from ws_frame import Client
 
 pytestmark = pytest.mark.once
 
@@ -31,6 +32,7 @@ HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http
 NO_DIRECTIVES = {"WebSocketServer", "WebSocketPlugin", "WebSocketPluginCalls"}
 NO_DIRECTIVES |= {f"WebSocket{what}{way}" for what in ("Messages", "Bytes") for way in ("In", "Out")}
 NO_DIRECTIVES |= {"WebSocketConnections"}
+FOLDERS = re.compile(r"(autobahn|conf|docs|examples|include|scripts|src|test)/[\w./-]*$")
 DIRECTIVE = re.compile(r"\b(?:WebSocket[A-Z]\w+|SupportDraft75|MaxMessageSize)\b")
 
 
@@ -172,15 +174,16 @@ def unknown_names(page, directives):
         where = f"{page.name}:{line}"
         if code.startswith("make "):
             wrong += unknown_targets(where, code)
-        if re.match(r"(autobahn|conf|docs|examples|include|scripts|src|test)/[\w./-]*$", code) and not (TOP / code).exists():
+        if FOLDERS.match(code) and not (TOP / code).exists():
             wrong.append(f"{where}: there is no {code}")
         if re.match(r"test_\w+\.py$", code) and code not in tests:
             wrong.append(f"{where}: there is no {code}")
         if re.match(r"Test[A-Z]\w+$", code) and code not in classes:
             wrong.append(f"{where}: there are no tests {code}")
-        wrong += [f"{where}: there is no {name}" for name in DIRECTIVE.findall(code) if name not in directives | NO_DIRECTIVES]
-    wrong += [f"{page.name}: the module has no {tag}" for tag in set(re.findall(r"WS\d{4}", page.prose)) if tag not in source]
-    return wrong
+        unknown = set(DIRECTIVE.findall(code)) - directives - NO_DIRECTIVES
+        wrong += [f"{where}: there is no {name}" for name in unknown]
+    tags = set(re.findall(r"WS\d{4}", page.prose))
+    return wrong + [f"{page.name}: the module has no {tag}" for tag in tags if tag not in source]
 
 
 # --- the blocks ----------------------------------------------------------------------------------
@@ -223,7 +226,8 @@ class Scratch:
                 (modules / library.name).symlink_to(library)
 
     def try_all(self):
-        return [f"{self.page.name}:{block.line}: {what}" for block in self.page.blocks for what in self.wrong_with(block)]
+        name, blocks = self.page.name, self.page.blocks
+        return [f"{name}:{block.line}: {what}" for block in blocks for what in self.wrong_with(block)]
 
     def wrong_with(self, block):
         if block.comment == "file":
@@ -238,7 +242,8 @@ class Scratch:
 
     def _run(self, *command, input=None):
         done = subprocess.run(
-            command, cwd=self.folder, env=self.env, input=input, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=self.folder, env=self.env, input=input, capture_output=True, text=True, timeout=120,
+            check=False,
         )
         if done.returncode:
             yield f"{shlex.join(command[:2])} … ends with {done.returncode}: {done.stdout}{done.stderr}"
@@ -255,7 +260,8 @@ class Scratch:
         return self._run("rustc", *options, "--out-dir", "build", "-", input=block.text)
 
     def _try_python(self, block):
-        return self._run(sys.executable, "-c", "import sys; compile(sys.stdin.read(), 'block', 'exec')", input=block.text)
+        program = "import sys; compile(sys.stdin.read(), 'block', 'exec')"
+        return self._run(sys.executable, "-c", program, input=block.text)
 
     def _try_apache(self, block):
         if "H2WebSockets" in block.text and self.version < (2, 4, 58):
@@ -384,7 +390,7 @@ def wrong_directives(page, registered, main_only):
     wrong += [f"{name} is not described" for name in registered.keys() - tables.keys()]
     wrong += [f"{name} does not exist" for name in tables.keys() - registered.keys()]
     names = list(tables)
-    wrong += [f"{name} is not in its place in the alphabet" for name, right in zip(names, sorted(names)) if name != right]
+    wrong += [f"{name} is not in its place in the alphabet" for name, so in zip(names, sorted(names)) if name != so]
     contents = page.prose[: page.prose.index("\n## ")]
     wrong += [f"{name} is missing in the list above" for name in names if f"[{name}](#{name.lower()})" not in contents]
     for name in registered.keys() & tables.keys():
@@ -422,8 +428,8 @@ def shipped(conf):
 def main_only(httpd, registered):
     """The directives that are refused in a virtual host."""
     candidates = [name for name, real in registered.items() if real.contexts == "server config, virtual host"]
-    hosts = {name: f"<VirtualHost *:1>\n{defaults(read('docs/directives.md'))[name]}\n</VirtualHost>" for name in candidates}
-    return {name for name, host in hosts.items() if not httpd.check(host).ok}
+    lines = defaults(read("docs/directives.md"))
+    return {name for name in candidates if not httpd.check(f"<VirtualHost *:1>\n{lines[name]}\n</VirtualHost>").ok}
 
 
 # --- the tests -----------------------------------------------------------------------------------
@@ -490,8 +496,13 @@ class TestDirectives:
         assert named - set(table) == set()
         (httpd.root / "websocksy.conf").write_text("[backend]\nhost = tcp://127.0.0.1:1\n")
         (httpd.root / "peers").mkdir(exist_ok=True)
-        conf = conf.replace("/etc/websocksy.conf", "${ROOT}/websocksy.conf").replace("/etc/apache2/peers", "${ROOT}/peers")
-        conf = conf.replace("/usr/lib/apache2/modules/mod_websocket_echo.so", "${EXAMPLES}/mod_websocket_echo.so")
+        for path, here in (
+            ("/etc/websocksy.conf", "${ROOT}/websocksy.conf"),
+            ("/etc/apache2/peers", "${ROOT}/peers"),
+            ("/usr/lib/apache2/modules/mod_websocket_echo.so", "${EXAMPLES}/mod_websocket_echo.so"),
+        ):
+            assert path in conf
+            conf = conf.replace(path, here)
         said = httpd.check(DRAFT + conf)
         assert said.ok, said.output
 
@@ -518,6 +529,38 @@ def test_manual_pages(tmp_path):
         shown = subprocess.run(["man", "--warnings", "-l", tmp_path / name], capture_output=True, text=True, check=True,
                                env={**os.environ, "MANWIDTH": "100", "LC_ALL": "C.UTF-8"})
         assert shown.stderr == ""
+
+
+class TestOrigins:
+    """What docs/security.md says about names and TLS terminators."""
+
+    @staticmethod
+    def status(httpd, host, origin):
+        with Client(httpd.port) as client:
+            return client.ask("/echo", Host=host, Origin=origin).status
+
+    @staticmethod
+    def block(text):
+        return next(block.text for block in read("docs/security.md").blocks if text in block.text)
+
+    def test_name_that_is_not_ours(self, httpd):
+        evil, ours = f"evil.example:{httpd.port}", f"www.example.com:{httpd.port}"
+        with httpd.serve(echo()):
+            assert self.status(httpd, evil, f"http://{evil}") == 101
+        conf = self.block("catch-all").replace("*:80", "*:${PORT}").replace("/vnc", "/echo")
+        plugin = "WebSocketHandler ${EXAMPLES}/mod_websocket_echo.so echo_init"
+        conf = conf.replace("WebSocketBridge tcp://127.0.0.1:5900", plugin)
+        with httpd.serve(conf):
+            httpd.allow_log("AH01630")
+            assert self.status(httpd, evil, f"http://{evil}") == 403
+            assert self.status(httpd, ours, f"http://{ours}") == 101
+
+    def test_behind_a_terminator(self, httpd):
+        with httpd.serve(echo()):
+            assert self.status(httpd, "www.example.com", "https://www.example.com") == 403
+        with httpd.serve(self.block("ServerName https") + echo()):
+            assert self.status(httpd, "www.example.com", "https://www.example.com") == 101
+            assert self.status(httpd, "www.example.com", "http://www.example.com") == 403
 
 
 class TestMistakes:
@@ -597,4 +640,5 @@ class TestMistakes:
         text = (TOP / "docs/directives.md").read_text()
         assert old in text
         page = parse("docs/directives.md", text.replace(old, new, 1))
-        assert wrong_directives(page, table, {"WebSocketThreads", "WebSocketDrainTime", "WebSocketCompressionMemory"}) != []
+        main_only = {"WebSocketThreads", "WebSocketDrainTime", "WebSocketCompressionMemory"}
+        assert wrong_directives(page, table, main_only) != []
