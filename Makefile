@@ -11,6 +11,7 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 CC = cc
 CARGO ?= cargo
+RUSTC ?= rustc
 PYTHON ?= python3
 PORT ?= 8765
 # The demo's port for https; empty for none.
@@ -66,10 +67,10 @@ $(B)/examples/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -o $@ $<
 
+# Cargo would build the whole module for it.
 $(RUST_EXAMPLE): examples/echo.rs src/plugin/abi.rs
 	@mkdir -p $(@D)
-	$(CARGO) build --release --no-default-features --example mod_websocket_echo_rs
-	install -m 755 target/release/examples/libmod_websocket_echo_rs.so $@
+	$(RUSTC) --edition 2024 --crate-type cdylib -O -C strip=debuginfo -o $@ $<
 
 .PHONY: plugins
 plugins: $(PLUGINS)
@@ -232,7 +233,7 @@ soak: soak-plugins $(VENV)/.done ## random churn under AddressSanitizer on TEST_
 	  WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT="$${WS_TEST_ROOT:-$(B)/soak}" \
 	  $(VENV)/bin/python test/soak/soak.py $(SOAK)
 
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+HOST = $(shell $(RUSTC) -vV | sed -n 's/^host: //p')
 SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so)
 
 .PHONY: soak-plugins
