@@ -12,6 +12,7 @@ PREFIX ?= /usr/local
 CC = cc
 CARGO ?= cargo
 RUSTC ?= rustc
+OBJCOPY ?= objcopy
 PYTHON ?= python3
 PORT ?= 8765
 # The demo's port for https; empty for none.
@@ -31,7 +32,11 @@ SOAK ?= 2m
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 
 B = build
+# Where cargo builds.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 MODULE = $(B)/mod_websocket.so
+# What gdb, perf and valgrind read besides: they look for it where the module is.
+SYMBOLS = $(MODULE).debug
 EXAMPLES = $(patsubst examples/%.c,$(B)/examples/mod_websocket_%.so,$(wildcard examples/*.c))
 RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
 PLUGINS = $(patsubst test/plugins/%.c,$(B)/plugins/%.so,$(wildcard test/plugins/*.c))
@@ -51,10 +56,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-58s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: module
-module: ## build the module: build/mod_websocket.so
+module: ## build the module, build/mod_websocket.so, and its debug symbols beside it
 	APXS='$(APXS)' $(CARGO) build --release --lib
 	@mkdir -p $(B)
-	@install -m 755 target/release/libmod_websocket.so $(MODULE)
+	@rm -f $(MODULE) $(SYMBOLS)
+	@$(OBJCOPY) --only-keep-debug $(TARGET)/release/libmod_websocket.so $(SYMBOLS)
+	@chmod 644 $(SYMBOLS)
+	@$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$(SYMBOLS) $(TARGET)/release/libmod_websocket.so $(MODULE)
 
 # Root may have no cargo: what is built stays as it is for `sudo make install`.
 $(MODULE):
