@@ -45,8 +45,7 @@ PLUGIN_FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -g -Wall -Wextra -Wpedanti
 	-fPIC -shared -pthread -Iinclude
 SERVER = APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' \
 	TLS_PORT='$(TLS_PORT)' scripts/server.sh
-INSTALL_DIR = $(DESTDIR)$(shell $(APXS) -q LIBEXECDIR)
-MODS_AVAILABLE = $(shell $(APXS) -q SYSCONFDIR)/mods-available
+INSTALLER = APXS='$(APXS)' HTTPD='$(HTTPD)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' scripts/install.sh
 
 .PHONY: all
 all: module examples ## build the module and the example plugins
@@ -103,29 +102,19 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 
 .PHONY: install
 install: $(MODULE) ## install the module, its headers and its configuration (DESTDIR is honoured)
-	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
-	ln -sf mod_websocket.so $(INSTALL_DIR)/mod_websocket_draft76.so
-	for header in include/*.h; do \
-	  install -D -m 644 $$header $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/$${header##*/} || exit 1; done
-	@if [ -d '$(MODS_AVAILABLE)' ]; then \
-	  for file in websocket.load websocket.conf websocket_draft76.load; do \
-	    if [ -e '$(DESTDIR)$(MODS_AVAILABLE)'/$$file ]; then echo "kept: $(MODS_AVAILABLE)/$$file"; \
-	    else install -D -m 644 conf/$$file '$(DESTDIR)$(MODS_AVAILABLE)'/$$file; fi; \
-	  done; \
-	  echo "now: a2enmod websocket, then restart apache2"; \
-	else echo "now: add 'LoadModule websocket_module modules/mod_websocket.so' to httpd.conf (see conf/)"; fi
+	@$(INSTALLER) module
 
 .PHONY: install-examples
 install-examples: $(EXAMPLES) $(RUST_EXAMPLE) ## install the example plugins beside the module
-	for file in $(EXAMPLES) $(RUST_EXAMPLE); do \
-	  install -D -m 644 $$file $(INSTALL_DIR)/$${file##*/} || exit 1; done
+	@$(INSTALLER) examples $(EXAMPLES) $(RUST_EXAMPLE)
 
 .PHONY: install-websocksy
 install-websocksy: ## install bin/websocksy, which runs the bridge with websocksy's command line (PREFIX=/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin
-	sed -e 's|@HTTPD@|$(HTTPD)|' -e 's|@MODULES@|$(shell $(APXS) -q LIBEXECDIR)|' \
-	  -e 's|@MODULE@|$(shell $(APXS) -q LIBEXECDIR)/mod_websocket.so|' scripts/websocksy >$(DESTDIR)$(PREFIX)/bin/websocksy
-	chmod 755 $(DESTDIR)$(PREFIX)/bin/websocksy
+	@$(INSTALLER) websocksy
+
+.PHONY: uninstall
+uninstall: ## remove what these three have installed, but no configuration that was changed
+	@$(INSTALLER) remove $(EXAMPLES) $(RUST_EXAMPLE)
 
 .PHONY: start stop restart
 start stop restart: ## start, stop or restart the system's httpd through apachectl
