@@ -41,12 +41,11 @@ kept() {
     fi
 }
 
-# The lines of httpd's configuration that load the module, as file:number:line.
+# The lines of httpd's configuration that load the module, as file:number:line. Fedora has some beside that folder.
 loaded() {
-    if [ -d "$DESTDIR$conf" ]; then
-        grep -RsnEi --include='*.conf' --include='*.load' --exclude-dir='*-available' \
-            '^[[:space:]]*LoadModule[[:space:]]+websocket_(draft76_)?module[[:space:]]' "$DESTDIR$conf" || :
-    fi
+    grep -RsnEi --include='*.conf' --include='*.load' --exclude-dir='*-available' \
+        '^[[:space:]]*LoadModule[[:space:]]+websocket_(draft76_)?module[[:space:]]' \
+        "$DESTDIR$conf" "$DESTDIR${conf%/*}/conf.d" "$DESTDIR${conf%/*}/conf.modules.d" || :
 }
 
 install_module() {

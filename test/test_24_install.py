@@ -159,11 +159,15 @@ class TestPrefix:
             client.expect(TEXT, "installed")
             client.close()
 
-        conf.write_text(f"Listen 80\n  {line.replace('LoadModule', 'loadmodule')}\n")
-        result = make("uninstall", f"APXS={tool}")
-        assert result.returncode != 0 and f"{conf}:2:" in result.stderr
-        assert module.exists()
-        conf.write_text(f"#{line}\n")
+        fedora = tmp_path / "conf.modules.d/10-websocket.conf"
+        fedora.parent.mkdir()
+        for loading in (conf, fedora):
+            loading.write_text(f"Listen 80\n  {line.replace('LoadModule', 'loadmodule')}\n")
+            result = make("uninstall", f"APXS={tool}")
+            assert result.returncode != 0 and f"{loading}:2:" in result.stderr
+            assert module.exists()
+            loading.write_text(f"#{line}\n")
+        fedora.unlink()
         done("uninstall", f"APXS={tool}")
         assert files(tmp_path) == before
 
