@@ -182,6 +182,9 @@ def unknown_names(page, directives):
             wrong.append(f"{where}: there are no tests {code}")
         unknown = set(DIRECTIVE.findall(code)) - directives - NO_DIRECTIVES
         wrong += [f"{where}: there is no {name}" for name in unknown]
+    version = re.search(r'^version = "(.*)"', (TOP / "Cargo.toml").read_text(), re.M)[1]
+    versions = set(re.findall(r"mod_websocket[/ ](\d[\d.]*\d)", page.prose)) - {version}
+    wrong += [f"{page.name}: the module's version is {version}, not {other}" for other in versions]
     tags = set(re.findall(r"WS\d{4}", page.prose))
     return wrong + [f"{page.name}: the module has no {tag}" for tag in tags if tag not in source]
 
@@ -598,8 +601,9 @@ class TestMistakes:
     def test_names(self, code):
         assert len(unknown_names(parse("x.md", f"`{code}`\n"), set())) == 1
 
-    def test_tags(self):
-        assert len(unknown_names(parse("x.md", "see WS9999 and WS0405\n"), set())) == 1
+    @pytest.mark.parametrize("text", ["see WS9999 and WS0405", "this is `mod_websocket/9.9.9`"])
+    def test_tags_and_versions(self, text):
+        assert len(unknown_names(parse("x.md", text), set())) == 1
 
     @pytest.mark.parametrize("text", [
         "```apache\nWebSocketNothing On\n```\n",
