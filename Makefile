@@ -22,8 +22,8 @@ TLS_PORT ?= 8764
 CASES ?= *
 WS_TLS ?= Off
 WS_DETACH ?= Auto
-# Of `make bench`: some scenarios, seconds for each contender and round, rounds.
-export SCENARIOS SECONDS_EACH ROUNDS
+# Of `make bench`: some scenarios, seconds for each contender and round, rounds. PUBLISH=1 writes the tables into docs/.
+export SCENARIOS SECONDS_EACH ROUNDS PUBLISH
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 600
 # How long the churn of make soak goes on: 60s, 2m, 1h.

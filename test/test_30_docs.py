@@ -25,7 +25,7 @@ pytestmark = pytest.mark.once
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 PAGES += sorted(f"docs/{page.name}" for page in (TOP / "docs").glob("*.md"))
 LANGUAGES = {"apache", "c", "python", "rust", "sh", "text"}
-COMMENTS = {"file", "demo", "server", "not run", "man"}
+COMMENTS = {"file", "demo", "server", "not run", "man", "table", "end"}
 # What apache blocks may use besides the modules that every test has.
 HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http2"]
 # Words in code that begin like directives, and are none.
@@ -532,6 +532,44 @@ def test_manual_pages(tmp_path):
         shown = subprocess.run(["man", "--warnings", "-l", tmp_path / name], capture_output=True, text=True, check=True,
                                env={**os.environ, "MANWIDTH": "100", "LC_ALL": "C.UTF-8"})
         assert shown.stderr == ""
+
+
+class TestPublishedTables:
+    """What `make bench PUBLISH=1` writes into docs/performance.md."""
+
+    @staticmethod
+    def bench_page(monkeypatch):
+        monkeypatch.syspath_prepend(TOP / "test/bench")
+        import page
+
+        return page
+
+    def test_table_is_replaced(self, monkeypatch, tmp_path, capsys):
+        page = self.bench_page(monkeypatch)
+        path = tmp_path / "performance.md"
+        shutil.copy(TOP / "docs/performance.md", path)
+        old = path.read_text()
+        monkeypatch.delenv("PUBLISH", raising=False)
+        page.publish("bridge", ["Relay", "MiB/s"], [["it", 1]], "make bench-bridge", 0.5, path)
+        assert path.read_text() == old
+        monkeypatch.setenv("PUBLISH", "1")
+        page.publish("bridge", ["Relay", "MiB/s"], [["it", 1]], "make bench-bridge", 0.5, path)
+        new = path.read_text()
+        between = new[new.index("<!-- table: bridge -->") : new.index("<!-- end: bridge -->")]
+        assert re.search(r"\n[\d-]{10}, `make bench-bridge` on .+ cores, Linux .+; load average .*: 0.5.\n", between)
+        assert between.endswith("\n| Relay | MiB/s |\n|---|---:|\n| it | 1 |\n\n")
+        was = old[old.index("<!-- table: bridge") : old.index("<!-- end: bridge")]
+        assert new.replace(between, was) == old
+        assert capsys.readouterr().out.count("| it | 1 |") == 2
+
+    def test_each_has_its_place(self):
+        """And no other: what is published is what the programs name."""
+        programs = "".join((TOP / f"test/bench/{name}.py").read_text() for name in ("run", "idle", "bridge"))
+        named = set(re.findall(r'publish\(f?"([a-z-]+)', programs)) - {"idle-"}
+        named |= {f"idle-{mpm}" for mpm in ("event", "worker", "prefork")}
+        text = (TOP / "docs/performance.md").read_text()
+        assert re.findall(r"<!-- table: (.*) -->", text) == re.findall(r"<!-- end: (.*) -->", text)
+        assert set(re.findall(r"<!-- table: (.*) -->", text)) == named
 
 
 class TestOrigins:

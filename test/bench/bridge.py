@@ -5,7 +5,7 @@
 One connection carries 1 GiB (or as much as said) from a peer to a client (*down*), then as much from a client to a peer
 (*up*), in messages of 64 KiB where messages there are. Peer and client are the same processes for all relays, and do little
 else than to read and write: the client's masked frames are made beforehand, and what it receives is hopped over from header
-to header. Relays take turns, ROUNDS (5) times; printed are medians in MiB/s, and ratios to the bridge.
+to header. Relays take turns, ROUNDS (5) times; printed are medians, which PUBLISH=1 also writes into docs/performance.md.
 
 The environment is that of the tests: HTTPD, APXS, TEST_MPM, WS_MODULE, WS_TEST_ROOT. It needs socat, and websockify beside
 the Python that runs it (test/bench/requirements.txt). A relay's processor time is printed too: on a busy machine it says more.
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import page  # noqa: E402
 from ws_frame import BINARY, Client, frame  # noqa: E402
 
 from httpd import Httpd, wait_until  # noqa: E402
@@ -172,7 +173,9 @@ def cpu_of(pid):
 
 def main():
     size = int(sys.argv[1]) << 20 if len(sys.argv) > 1 else 1 << 30
-    rounds = int(os.environ.get("ROUNDS", "5"))
+    rounds = int(os.environ.get("ROUNDS") or "5")
+    if len(sys.argv) > 1:
+        os.environ.pop("PUBLISH", None)
     listener = socket.create_server(("127.0.0.1", 0))
     target = listener.getsockname()[1]
     orders, theirs = multiprocessing.Pipe()
@@ -201,6 +204,7 @@ def main():
                 port = free_port()
                 ends = [f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", f"TCP:127.0.0.1:{target}"]
                 relays[name] = (port, False, stack.enter_context(started(["socat", *options, *ends], port)))
+        load = os.getloadavg()[0]
         speeds = {(name, way): [] for name in relays for way in ("down", "up")}
         loads = {(name, way): [] for name in relays for way in ("down", "up")}
         for _ in range(rounds):
@@ -212,14 +216,15 @@ def main():
                     loads[name, way].append((cpu_of(pid) - before) * (1 << 30) / size)
     orders.send(None)
     process.join(5)
-    print(f"{size >> 20} MiB, median of {rounds}: MiB/s, the bridge's ratio to it, seconds of processor time per GiB")
+    rows = []
     for name in relays:
-        cells = []
+        row = [name]
         for way in ("down", "up"):
-            own, bridge = (statistics.median(speeds[n, way]) for n in (name, "the bridge"))
-            load = statistics.median(loads[name, way])
-            cells.append(f"{way:4} {own:7.0f} {bridge / own:6.2f}× {load:6.2f} s")
-        print(f"{name:15} {'   '.join(cells)}")
+            row += [f"{statistics.median(speeds[name, way]):.0f}", f"{statistics.median(loads[name, way]):.2f}"]
+        rows.append(row)
+    print(f"{size >> 20} MiB each way, median of {rounds}\n")
+    columns = ["Relay", "Peer to client, MiB/s", "CPU s per GiB", "Client to peer, MiB/s", "CPU s per GiB"]
+    page.publish("bridge", columns, rows, "make bench-bridge", load)
 
 
 if __name__ == "__main__":

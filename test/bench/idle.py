@@ -1,8 +1,9 @@
 """What idle connections cost: memory, threads, and what a plain GET notices of them.
 
 For each MPM and each home of a connection a server is started, connections are opened and left idle, each of
-them echoes once, and all are closed. The result is a table. The environment is that of the tests (see
-../httpd.py); `--help` lists the options. Memory is the proportional share of all children, from the kernel.
+them echoes once, and all are closed. The result is a table for each MPM, which PUBLISH=1 also writes into
+docs/performance.md. The environment is that of the tests (see ../httpd.py); `--help` lists the options. Memory is the
+proportional share of all children, from the kernel.
 
 Beside them stand TLS connections that are httpd's alone, kept alive after a request.
 """
@@ -23,6 +24,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(TOP / "test"))
 os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 
+import page  # noqa: E402
 from httpd import ONE_CHILD, Httpd, echo, wait_until  # noqa: E402
 from ws_frame import EXAMPLE_KEY, TEXT, frame  # noqa: E402
 
@@ -79,8 +81,8 @@ HOMES = [
     Home("httpd: https, kept alive", tls=True, mpms=("event",), path="/index.html"),
 ]
 COLUMNS = [
-    "MPM", "home", "connections", "threads", "KiB per connection", "seconds to open", "echo of all (s)",
-    "GET before (ms)", "GET meanwhile (ms)", "MiB before", "MiB meanwhile", "MiB after closing",
+    "Connections", "Number", "Threads", "KiB each", "Open, s", "Echo, s", "GET before, ms", "GET meanwhile, ms",
+    "MiB before", "MiB meanwhile", "MiB after",
 ]
 IP_BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # Python knows it from 3.12 on
 BATCH = 100  # handshakes on their way at a time
@@ -201,7 +203,7 @@ def measure(mpm, home, count):
     finally:
         httpd.stop(timeout=30)
     return [
-        mpm, home.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
+        home.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
         f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{before / 1024:.1f}", f"{(before + held) / 1024:.1f}",
         f"{after / 1024:.1f}",
     ]
@@ -216,10 +218,13 @@ def main():
     parser.add_argument("--most-threads", type=int, default=1000, help="no more connections than that on threads")
     parser.add_argument("--most-tls", type=int, default=10000, help="nor than that over TLS")
     options = parser.parse_args()
+    if len(sys.argv) > 1:
+        os.environ.pop("PUBLISH", None)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     for mpm in options.mpm:
+        load, rows = os.getloadavg()[0], []
+        print(f"### {mpm}\n")
         for home in HOMES:
             if mpm not in home.mpms or options.home not in home.name:
                 continue
@@ -228,7 +233,8 @@ def main():
                 most = min(most, options.most_tls)
             for count in map(int, options.connections):
                 if count <= most:
-                    print("| " + " | ".join(map(str, measure(mpm, home, count))) + " |", flush=True)
+                    rows.append(measure(mpm, home, count))
+        page.publish(f"idle-{mpm}", COLUMNS, rows, "make bench-idle", load)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The servers run on one core, the client (`load`, see src/bin/load.rs) on another. Every scenario is played with each
 contender in turn, several rounds long; a figure is the median of the rounds, a ratio the median of the rounds' ratios.
 The environment: SCENARIOS (names, with commas; all), SECONDS_EACH (1), ROUNDS (3), BENCH_BIN (the folder of the programs),
-and that of the tests (see ../httpd.py). The results also go to build/bench/result.json.
+PUBLISH (1 writes the summary of a run of all scenarios into docs/performance.md), and that of the tests (see ../httpd.py).
+The results also go to build/bench/result.json.
 """
 
 import atexit
@@ -33,6 +34,7 @@ SERVER_CORE, CLIENT_CORE = 0, 1
 CONGESTION = "cubic"
 sys.path.insert(0, str(TOP / "test"))
 
+import page  # noqa: E402
 from httpd import Httpd, echo, wait_until  # noqa: E402
 
 CONF = """
@@ -317,22 +319,26 @@ def show(scenario, reports):
     print(flush=True)
 
 
-def summarise(results):
-    """One table: what the module does and takes, beside the others' processor time, and its targets."""
+def summarise(results, load):
+    """What the module does and takes, its processor time over the others', and what became of the targets."""
+    command = "make bench"
     others = [name for name in ALL[1:] if any(name in reports for reports in results.values())]
-    columns = ["", "per second", "CPU s per million", *(f"CPU, × {name}" for name in others), "target"]
-    print("### Summary: below 1 the module takes less than the other\n")
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    rows, targets = [], []
     for name, reports in results.items():
-        cells = [name, f"{figure(reports, 'module', RATE):,.0f}", f"{figure(reports, 'module', CPU):,.2f}"]
-        cells += [f"{ratio(reports, 'module', o, CPU):.2f}" if o in reports else "" for o in others]
-        verdicts = []
+        title = SCENARIOS[name].title
+        row = [title, f"{figure(reports, 'module', RATE):,.0f}", f"{figure(reports, 'module', CPU):,.2f}"]
+        for other in others:
+            value = ratio(reports, "module", other, CPU) if other in reports else None
+            row.append("" if value is None else f"**{value:.2f}**" if value < 1 else f"{value:.2f}")
+        rows.append(row)
         for target in SCENARIOS[name].targets:
             if target.over in reports:
                 value, met = judge(target, reports)
-                verdicts.append(f"{target.what}: {value:.2f}{'' if met else ', **missed**'}")
-        print("| " + " | ".join([*cells, "; ".join(verdicts)]) + " |")
-    print()
+                targets.append([title, target.what, f"{value:.2f}", "" if met else "**missed**"])
+    print("### Summary: below 1 the module takes less than the other\n")
+    columns = ["", "Per second", "CPU s per million", *(f"÷ {name}" for name in others)]
+    page.publish("messages", columns, rows, command, load)
+    page.publish("aims", ["", "Aim", "Measured", ""], targets, command, load)
 
 
 def main():
@@ -367,7 +373,9 @@ def main():
     for name in names:
         results[name] = measure(SCENARIOS[name], servers)
         show(SCENARIOS[name], results[name])
-    summarise(results)
+    if len(results) < len(SCENARIOS):
+        os.environ.pop("PUBLISH", None)
+    summarise(results, load)
     (OUT / "result.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"It took {time.monotonic() - started:.0f} s.")
 
