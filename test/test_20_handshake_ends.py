@@ -225,7 +225,7 @@ def prepare_folders(httpd):
     )
 
 
-# The same lines, selected as the README has it.
+# The same lines, selected as docs/directives.md has it.
 LOGS = {
     "all": "",
     "ends": "env=!websocket-open",
