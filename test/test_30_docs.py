@@ -230,7 +230,10 @@ class Scratch:
 
     def try_all(self):
         name, blocks = self.page.name, self.page.blocks
-        return [f"{name}:{block.line}: {what}" for block in blocks for what in self.wrong_with(block)]
+        wrong = [f"{name}:{block.line}: {what}" for block in blocks for what in self.wrong_with(block)]
+        if not wrong:
+            shutil.rmtree(self.folder)
+        return wrong
 
     def wrong_with(self, block):
         if block.comment == "file":
