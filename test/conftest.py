@@ -7,7 +7,9 @@ judged (see `Httpd.judge_log`).
 import contextlib
 
 import pytest
+from browser import devtools, page  # noqa: F401 (fixtures)
 from httpd import Httpd
+from peers import Listener
 from ws_frame import Client
 
 
@@ -57,6 +59,13 @@ def ws(connect):
         return client
 
     return opened
+
+
+@pytest.fixture
+def listen():
+    """Makes stream peers, and closes what a test leaves open."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kw: stack.enter_context(Listener(*args, **kw))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_09_browser import devtools, page  # noqa: F401 (fixtures)
 from websockets.asyncio.client import connect as dial
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame

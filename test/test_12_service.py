@@ -13,15 +13,9 @@ import time
 
 import pytest
 from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, TIMED, debug, echo, wait_until
-from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame, works
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
-
-
-def says(client, text="are you there"):
-    """The connection echoes."""
-    client.send(frame(TEXT, text))
-    client.expect(TEXT, text)
 
 
 def silent(client, seconds):
@@ -97,7 +91,7 @@ class TestBlockedPlugin:
         while time.monotonic() < start + 0.9:
             for client in others:
                 sent = time.monotonic()
-                says(client)
+                works(client)
                 took.append(time.monotonic() - sent)
         for client in sleepers:
             client.expect(TEXT, "ok")
@@ -179,7 +173,7 @@ class TestSlowReader:
                 time.sleep(0.001)
         for _ in range(20):
             start = time.monotonic()
-            says(other)
+            works(other)
             assert time.monotonic() - start < 0.5
         for _ in range(sent):
             slow.expect(BINARY, message)
@@ -455,7 +449,7 @@ class TestDrain:
                 if client is fresh:
                     assert client.read_response().status == 101
                     assert moment - start < 1.5, "new connections have to wait"
-                    says(fresh)
+                    works(fresh)
                     accepted_by = httpd.child_of(fresh)
                 else:
                     closed_with_1001(client)
@@ -471,7 +465,7 @@ class TestDrain:
             httpd.renewed()
             # In the first instant after the signal an old child may still have accepted it.
             if accepted_by not in old:
-                says(fresh)
+                works(fresh)
 
     def test_graceful_stop(self, httpd, server):
         server("WebSocketDrainTime 2s\n" + self.SITE)
@@ -555,7 +549,7 @@ class TestDrain:
         server("WebSocketDrainTime 60s\n" + self.SITE, option="-X")
         clients = [ws("/echo") for _ in range(5)]
         for client in clients:
-            says(client)
+            works(client)
         start = time.monotonic()
         httpd.process.send_signal(signal.SIGTERM)
         for client, _ in first_bytes(clients, 2):
@@ -571,7 +565,7 @@ class TestDrain:
                .replace("ServerLimit 1\n", "ServerLimit 3\n") + self.SITE)
         sleeper, other = ws("/debug"), ws("/echo")
         sleeper.send(frame(TEXT, "sleep 30000"))
-        says(other)
+        works(other)
         httpd.expect_log("WS0403")
         start = time.monotonic()
         httpd.tell(end)
@@ -579,7 +573,7 @@ class TestDrain:
         httpd.restarted()
         if end == signal.SIGUSR1:
             assert time.monotonic() - start < 2, "the new generation waited for the plugin"
-        says(ws("/echo"))
+        works(ws("/echo"))
         bound = 1 + 1.5 + 0.3 if end == signal.SIGUSR1 else 2
         httpd.outlived(5)
         took = time.monotonic() - start
@@ -599,7 +593,7 @@ class TestDrain:
                 client.expect_eof()
             assert max(moments) < 3.5 and max(moments) - min(moments) > 1, moments
         httpd.renewed()
-        says(ws("/held"))
+        works(ws("/held"))
 
     def test_a_stop_cuts_the_drain_of_httpds_threads_short(self, httpd, server):
         server("WebSocketDrainTime 60s\n" + echo("/held", "WebSocketDetach Off"))
@@ -687,7 +681,7 @@ class TestDrain:
             client.expect_eof()
             closed += 1
         wait_until(lambda: not before & set(httpd.children()), 6, "the end of the child")
-        says(ws("/echo"))
+        works(ws("/echo"))
         assert closed == 4
 
 
@@ -794,7 +788,7 @@ def test_buffered_logs_on_prefork(httpd, server, ws):
     server("BufferedLogs On\n" + BOTH_LINES + echo())
     assert "WS0410" in httpd.new_log()
     client = ws("/echo?buffered")
-    says(client)
+    works(client)
     client.close()
     assert httpd.get()[0] == 200
     httpd.graceful()  # which writes the buffers out
@@ -955,7 +949,7 @@ def test_socket_closed_before_the_handler(httpd, server, connect, ws):
     client = connect()
     client.send(client.request("/echo?closed"))
     httpd.access("?closed")
-    says(ws())
+    works(ws())
 
 
 # Instead of the DNS: every client has the same name, or none, and the thread that asked is written down.
@@ -1003,7 +997,7 @@ def test_names_are_looked_up_on_httpds_threads(
     server(f"HostnameLookups {everywhere}\n" + BOTH_LINES + echo("/echo", *own))
     mark = f"/echo?name-{everywhere}-{here}-{known}"
     client = ws(mark)
-    says(client)
+    works(client)
     client.close()
     assert [line["host"] for line in both_lines(httpd, mark, 2)] == [host] * 2
     asked = httpd.trail_lines(trail)
@@ -1085,17 +1079,17 @@ class TestDescriptors:
             time.sleep(2)
             assert httpd.cpu(child) - before < 0.2, "the child is busy with nothing"
             for client in open_ones:
-                says(client)
+                works(client)
             for client in open_ones[:50]:
                 client.close()
             wait_until(lambda: httpd.descriptors(child) < len(open_ones), 5, "descriptors")
             with Client(httpd.port) as client:
                 client.upgrade()
-                says(client)
+                works(client)
         wait_until(lambda: httpd.descriptors(child) < 60, 5, "the descriptors' return")
         with crowd(httpd, 200) as clients:
             for client in clients:
-                says(client)
+                works(client)
         assert httpd.children() == [child]
         # Each refusal is a line; judged here, since there are many of them.
         assert re.search(r"\[websocket:error\].*WS0104", httpd.new_log())

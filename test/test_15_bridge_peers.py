@@ -16,8 +16,8 @@ import zlib
 import paho.mqtt.client as mqtt
 import pytest
 from httpd import TOP, wait_until
-from test_09_browser import Page, devtools  # noqa: F401
-from test_14_bridge import bridge, random_bytes
+from browser import Page
+from peers import bridge, random_bytes
 from websockets.sync.client import connect as dial
 from ws_frame import BINARY, TEXT, frame
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(TOP / "test"))
+sys.path.insert(0, str(TOP / "test/lib"))
 os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 
 from httpd import ONE_CHILD, Httpd, echo, wait_until  # noqa: E402

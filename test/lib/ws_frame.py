@@ -241,6 +241,12 @@ class Client:
         self.sock.close()
 
 
+def works(client, text="works"):
+    """The connection echoes."""
+    client.send(frame(TEXT, text))
+    client.expect(TEXT, text)
+
+
 def random_text(size):
     """`size` bytes of printable text that no run repeats."""
     return base64.b64encode(os.urandom(size))[:size]

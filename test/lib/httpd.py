@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import pytest
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 MODULES = """authn_core authz_core authz_host alias mime dir env headers log_config logio reqtimeout
     setenvif status unixd""".split()
 # A graceful restart needs spare slots while the old children still have connections.
