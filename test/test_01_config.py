@@ -4,6 +4,8 @@ import pytest
 from httpd import debug, echo, location
 from ws_frame import BINARY, TEXT, close_frame, frame, works
 
+pytestmark = pytest.mark.once
+
 ECHO = "${EXAMPLES}/mod_websocket_echo.so"
 BROKEN = "${PLUGINS}/broken.so"
 
@@ -353,7 +355,6 @@ class TestLoading:
             works(client)
 
 
-@pytest.mark.once
 class TestAdvice:
     """Settings of the MPM that end or starve WebSockets are named at start, each with what to set instead."""
 

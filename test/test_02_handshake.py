@@ -4,6 +4,8 @@ import pytest
 from httpd import echo, location
 from ws_frame import EXAMPLE_KEY, accept_key, works
 
+pytestmark = pytest.mark.once
+
 INCREMENT = location(
     "/increment", "${EXAMPLES}/mod_websocket_dumb_increment.so", "dumb_increment_init"
 )

@@ -15,7 +15,7 @@ import time
 
 import pytest
 from peers import ALLOW, PORT, Listener, bridge, fill_queue, random_bytes, read_exactly, read_messages, read_to_end, reset
-from httpd import DETACHED, TIMED, TLS, echo, wait_until
+from httpd import DETACHED, TLS, echo, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 HOMES = ["usual", "blocking", "tls"]
@@ -479,6 +479,7 @@ class TestPatience:
         assert connection.recv(1) == b""
 
 
+@pytest.mark.once
 class TestRefusals:
     CONF = (
         site()
@@ -531,6 +532,7 @@ class TestRefusals:
             peer.accept()
 
 
+@pytest.mark.once
 class TestExpressions:
     CONF = (
         'WebSocketBridgeAllow tcp://127.0.0.1:20000-65535 unix://${ROOT}/trail/below/\n'
@@ -629,6 +631,7 @@ class TestExpressions:
             assert response.status == (403 if host != "127.0.0.1\t" else 101)
 
 
+@pytest.mark.once
 class TestProtocols:
     CONF = (
         ALLOW
@@ -659,6 +662,7 @@ class TestProtocols:
         assert response.headers.get("sec-websocket-protocol") == announced
 
 
+@pytest.mark.once
 class TestProxyProtocol:
     CONF = (
         ALLOW
@@ -702,6 +706,7 @@ class TestProxyProtocol:
             assert peer.recv(100) == b"hello"
 
 
+@pytest.mark.once
 class TestSections:
     CONF = (
         echo("/plugin")
@@ -770,11 +775,11 @@ class TestResources:
                 client.reset()
             client.sock.close()
             connection.close()
-        assert child
+        assert child in httpd.children()
         # Threads that a threaded MPM starts meanwhile have a few of their own.
         wait_until(lambda: descriptors() <= before + 10, 6, "the descriptors")
 
-    @TIMED
+    @pytest.mark.timing
     def test_a_slow_peer_holds_nobody_up(self, httpd, listen, connect, ws):
         """While a peer does not answer the connect, others are served."""
         full = listen(backlog=0)
@@ -828,6 +833,7 @@ class TestChildEnds:
             assert connections[0].recv(1) == b""
 
 
+@pytest.mark.once
 class TestConfiguration:
     @pytest.mark.parametrize(
         "line, words",

@@ -25,7 +25,7 @@ from ws_frame import (
 )
 from ws_h2 import Connection, Stream
 
-from httpd import TIMED, TLS, TOP, debug, echo, location, wait_until
+from httpd import TLS, TOP, debug, echo, location, wait_until
 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # mod_http2 says at its start that it does not support prefork; there is one test of what comes of it.
@@ -69,6 +69,7 @@ STREAMS = 6
 
 
 @threaded
+@pytest.mark.once
 class TestHandshake:
     CONF = SITE
 
@@ -278,7 +279,7 @@ class TestEnds:
 class TestIdle:
     CONF = SITE
 
-    @TIMED
+    @pytest.mark.timing
     def test_idle_streams_cost_no_time(self, httpd, connection):
         one = connection()
         streams = [one.websocket() for _ in range(5)]
@@ -291,6 +292,7 @@ class TestIdle:
 
 
 @threaded
+@pytest.mark.once
 class TestClocks:
     CONF = (
         "Timeout 2\n"
@@ -525,6 +527,7 @@ GREETING = location(
 
 
 @threaded
+@pytest.mark.once
 @pytest.mark.once
 class TestBrowser:
     CONF = SITE + GREETING
