@@ -35,7 +35,7 @@ B = build
 # Where cargo builds.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 MODULE = $(B)/mod_websocket.so
-# What gdb, perf and valgrind read besides: they look for it where the module is.
+# What gdb and valgrind read besides: they look for it where the module is.
 SYMBOLS = $(MODULE).debug
 EXAMPLES = $(patsubst examples/%.c,$(B)/examples/mod_websocket_%.so,$(wildcard examples/*.c))
 RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
