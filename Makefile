@@ -11,6 +11,8 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 CC = cc
 CARGO ?= cargo
+RUSTC ?= rustc
+OBJCOPY ?= objcopy
 PYTHON ?= python3
 PORT ?= 8765
 # The demo's port for https; empty for none.
@@ -30,7 +32,11 @@ SOAK ?= 2m
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 
 B = build
+# Where cargo builds.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 MODULE = $(B)/mod_websocket.so
+# What gdb and valgrind read besides: they look for it where the module is.
+SYMBOLS = $(MODULE).debug
 EXAMPLES = $(patsubst examples/%.c,$(B)/examples/mod_websocket_%.so,$(wildcard examples/*.c))
 RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
 PLUGINS = $(patsubst test/plugins/%.c,$(B)/plugins/%.so,$(wildcard test/plugins/*.c))
@@ -39,8 +45,7 @@ PLUGIN_FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -g -Wall -Wextra -Wpedanti
 	-fPIC -shared -pthread -Iinclude
 SERVER = APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' \
 	TLS_PORT='$(TLS_PORT)' scripts/server.sh
-INSTALL_DIR = $(DESTDIR)$(shell $(APXS) -q LIBEXECDIR)
-MODS_AVAILABLE = $(shell $(APXS) -q SYSCONFDIR)/mods-available
+INSTALLER = APXS='$(APXS)' HTTPD='$(HTTPD)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' scripts/install.sh
 
 .PHONY: all
 all: module examples ## build the module and the example plugins
@@ -50,10 +55,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-58s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: module
-module: ## build the module: build/mod_websocket.so
+module: ## build the module, build/mod_websocket.so, and its debug symbols beside it
 	APXS='$(APXS)' $(CARGO) build --release --lib
 	@mkdir -p $(B)
-	@install -m 755 target/release/libmod_websocket.so $(MODULE)
+	@rm -f $(MODULE) $(SYMBOLS)
+	@$(OBJCOPY) --only-keep-debug $(TARGET)/release/libmod_websocket.so $(SYMBOLS)
+	@chmod 644 $(SYMBOLS)
+	@$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$(SYMBOLS) $(TARGET)/release/libmod_websocket.so $(MODULE)
 
 # Root may have no cargo: what is built stays as it is for `sudo make install`.
 $(MODULE):
@@ -66,10 +74,10 @@ $(B)/examples/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -o $@ $<
 
+# Cargo would build the whole module for it.
 $(RUST_EXAMPLE): examples/echo.rs src/plugin/abi.rs
 	@mkdir -p $(@D)
-	$(CARGO) build --release --no-default-features --example mod_websocket_echo_rs
-	install -m 755 target/release/examples/libmod_websocket_echo_rs.so $@
+	$(RUSTC) --edition 2024 --crate-type cdylib -O -C strip=debuginfo -o $@ $<
 
 .PHONY: plugins
 plugins: $(PLUGINS)
@@ -94,29 +102,19 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 
 .PHONY: install
 install: $(MODULE) ## install the module, its headers and its configuration (DESTDIR is honoured)
-	install -D -m 644 $(MODULE) $(INSTALL_DIR)/mod_websocket.so
-	ln -sf mod_websocket.so $(INSTALL_DIR)/mod_websocket_draft76.so
-	for header in include/*.h; do \
-	  install -D -m 644 $$header $(DESTDIR)$(shell $(APXS) -q INCLUDEDIR)/$${header##*/} || exit 1; done
-	@if [ -d '$(MODS_AVAILABLE)' ]; then \
-	  for file in websocket.load websocket.conf websocket_draft76.load; do \
-	    if [ -e '$(DESTDIR)$(MODS_AVAILABLE)'/$$file ]; then echo "kept: $(MODS_AVAILABLE)/$$file"; \
-	    else install -D -m 644 conf/$$file '$(DESTDIR)$(MODS_AVAILABLE)'/$$file; fi; \
-	  done; \
-	  echo "now: a2enmod websocket, then restart apache2"; \
-	else echo "now: add 'LoadModule websocket_module modules/mod_websocket.so' to httpd.conf (see conf/)"; fi
+	@$(INSTALLER) module
 
 .PHONY: install-examples
 install-examples: $(EXAMPLES) $(RUST_EXAMPLE) ## install the example plugins beside the module
-	for file in $(EXAMPLES) $(RUST_EXAMPLE); do \
-	  install -D -m 644 $$file $(INSTALL_DIR)/$${file##*/} || exit 1; done
+	@$(INSTALLER) examples $(EXAMPLES) $(RUST_EXAMPLE)
 
 .PHONY: install-websocksy
 install-websocksy: ## install bin/websocksy, which runs the bridge with websocksy's command line (PREFIX=/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin
-	sed -e 's|@HTTPD@|$(HTTPD)|' -e 's|@MODULES@|$(shell $(APXS) -q LIBEXECDIR)|' \
-	  -e 's|@MODULE@|$(shell $(APXS) -q LIBEXECDIR)/mod_websocket.so|' scripts/websocksy >$(DESTDIR)$(PREFIX)/bin/websocksy
-	chmod 755 $(DESTDIR)$(PREFIX)/bin/websocksy
+	@$(INSTALLER) websocksy
+
+.PHONY: uninstall
+uninstall: ## remove what these three have installed, but no configuration that was changed
+	@$(INSTALLER) remove $(EXAMPLES) $(RUST_EXAMPLE)
 
 .PHONY: start stop restart
 start stop restart: ## start, stop or restart the system's httpd through apachectl
@@ -232,7 +230,7 @@ soak: soak-plugins $(VENV)/.done ## random churn under AddressSanitizer on TEST_
 	  WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT="$${WS_TEST_ROOT:-$(B)/soak}" \
 	  $(VENV)/bin/python test/soak/soak.py $(SOAK)
 
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+HOST = $(shell $(RUSTC) -vV | sed -n 's/^host: //p')
 SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so)
 
 .PHONY: soak-plugins

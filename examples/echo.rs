@@ -1,8 +1,11 @@
 //! The echo plugin in Rust: each message goes back to whoever sent it.
 //!
-//! A plugin in Rust needs nothing but the mirror of the C header. Build it as a `cdylib` and name it in the configuration:
+//! A plugin in Rust needs nothing but the mirror of the C header. The compiler makes a library of it, and the
+//! configuration names that:
 //!
 //! ```text
+//! rustc --edition 2024 --crate-type cdylib -O -o mod_websocket_echo_rs.so examples/echo.rs
+//!
 //! WebSocketHandler modules/mod_websocket_echo_rs.so echo_init
 //! ```
 

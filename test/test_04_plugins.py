@@ -11,6 +11,7 @@ CONF = (
     + debug("/limited", "WebSocketMaxMessageSize 100")
     + location("/legacy", "${PLUGINS}/legacy.so", "legacy_init")
     + location("/minimal", "${PLUGINS}/broken.so", "minimal_init")
+    + location("/rust", "${EXAMPLES}/mod_websocket_echo_rs.so", "echo_init")
 )
 COUNTING = bytes(range(256))
 
@@ -362,10 +363,11 @@ class TestLegacy:
 
 
 class TestMinimal:
-    """A plugin with on_message alone."""
+    """A plugin with on_message alone, in C and in Rust."""
 
-    def test_accepts_everyone(self, ws):
-        client = ws("/minimal")
+    @pytest.mark.parametrize("path", ["/minimal", "/rust"])
+    def test_accepts_everyone(self, ws, path):
+        client = ws(path)
         client.send(frame(TEXT, "hi"))
         client.expect(TEXT, "hi")
         client.close()

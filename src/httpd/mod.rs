@@ -57,6 +57,10 @@ static STOP: Stop = Stop::new();
 /// The memory that kept compression contexts may take in this child process.
 static CONTEXTS: Budget = Budget::new(config::COMPRESSION_MEMORY);
 
+/// The module's name and version, which httpd puts behind its own: in the log when it starts, in server-status, and in
+/// the field Server if `ServerTokens` allows. C wants the NUL.
+const VERSION: &str = concat!("mod_websocket/", env!("CARGO_PKG_VERSION"), "\0");
+
 /// The module structure that `LoadModule websocket_module` looks up.
 #[unsafe(no_mangle)]
 #[expect(unreachable_pub, reason = "httpd looks the symbol up; nothing in Rust does")]
@@ -166,6 +170,8 @@ unsafe extern "C" fn hook_post_config(
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
+        // SAFETY: httpd passes the configuration's pool, and copies the string, which ends with a NUL.
+        unsafe { sys::ap_add_version_component(config, VERSION.as_ptr().cast()) };
         // SAFETY: as above.
         unsafe { http2::begin(server) };
         // SAFETY: httpd answers this with a number.

@@ -1,0 +1,115 @@
+#!/bin/sh
+# install.sh module | examples FILE... | websocksy | remove FILE...: puts what was built where httpd finds it, and takes
+# all of it away again. FILEs are the built examples.
+#
+# Environment: APXS, HTTPD, DESTDIR, PREFIX (/usr/local).
+set -eu
+cd "$(dirname "$0")/.."
+command=${1:?usage: install.sh module|examples|websocksy|remove}
+shift
+: "${APXS:=$(command -v apxs || command -v apxs2)}" "${DESTDIR:=}" "${PREFIX:=/usr/local}"
+: "${HTTPD:=$("$APXS" -q SBINDIR)/$("$APXS" -q PROGNAME)}"
+modules=$("$APXS" -q LIBEXECDIR)
+include=$("$APXS" -q INCLUDEDIR)
+conf=$("$APXS" -q SYSCONFDIR)
+# Debian's: a2enmod enables what is there.
+available=$conf/mods-available
+websocksy=$PREFIX/bin/websocksy
+
+# put SOURCE FOLDER: installs a file there.
+put() {
+    install -D -m 644 "$1" "$DESTDIR$2/${1##*/}"
+    echo "installed: $DESTDIR$2/${1##*/}"
+}
+
+# drop FILE...: removes those that are there.
+drop() {
+    for file; do
+        if [ -e "$DESTDIR$file" ] || [ -L "$DESTDIR$file" ]; then
+            rm -f "$DESTDIR$file"
+            echo "removed: $DESTDIR$file"
+        fi
+    done
+}
+
+# kept FILE SHIPPED: says of a file that stays whether somebody has changed it.
+kept() {
+    if cmp -s "$1" "$2"; then
+        echo "kept: $1, which is as shipped"
+    else
+        echo "kept: $1, which differs from the shipped one: diff '$1' '$PWD/$2'"
+    fi
+}
+
+# The lines of httpd's configuration that load the module, as file:number:line. Fedora has some beside that folder.
+loaded() {
+    grep -RsnEi --include='*.conf' --include='*.load' --exclude-dir='*-available' \
+        '^[[:space:]]*LoadModule[[:space:]]+websocket_(draft76_)?module[[:space:]]' \
+        "$DESTDIR$conf" "$DESTDIR${conf%/*}/conf.d" "$DESTDIR${conf%/*}/conf.modules.d" || :
+}
+
+install_module() {
+    put build/mod_websocket.so "$modules"
+    if [ -e build/mod_websocket.so.debug ]; then put build/mod_websocket.so.debug "$modules"; fi
+    ln -sf mod_websocket.so "$DESTDIR$modules/mod_websocket_draft76.so"
+    echo "installed: $DESTDIR$modules/mod_websocket_draft76.so"
+    for header in include/*.h; do put "$header" "$include"; done
+    debian=
+    if [ -d "$DESTDIR$available" ] || [ -d "$available" ]; then debian=yes; fi
+    for file in ${debian:+conf/*.conf conf/*.load}; do
+        there=$DESTDIR$available/${file##*/}
+        if [ -e "$there" ]; then kept "$there" "$file"; else put "$file" "$available"; fi
+    done
+    if [ -n "$(loaded)" ]; then
+        echo "now: restart httpd"
+    elif [ -n "$debian" ]; then
+        echo "now: a2enmod websocket, then restart apache2"
+    else
+        echo "now: add this line to $conf/$("$APXS" -q PROGNAME).conf, and what you need of conf/websocket.conf:"
+        echo "LoadModule websocket_module $modules/mod_websocket.so"
+    fi
+}
+
+install_websocksy() {
+    sed -e "s|@HTTPD@|$HTTPD|" -e "s|@MODULES@|$modules|" -e "s|@MODULE@|$modules/mod_websocket.so|" \
+        scripts/websocksy | install -D -m 755 /dev/stdin "$DESTDIR$websocksy"
+    echo "installed: $DESTDIR$websocksy"
+}
+
+# remove EXAMPLE...
+remove() {
+    lines=$(loaded)
+    if [ -n "$lines" ]; then
+        echo "uninstall: without the module httpd would not start, because its configuration loads it:"
+        echo "$lines"
+        echo "uninstall: nothing was removed. First disable the module (Debian: a2dismod websocket_draft76 websocket;" \
+            "elsewhere delete these lines) and restart httpd."
+        exit 1
+    fi >&2
+    drop "$modules/mod_websocket.so" "$modules/mod_websocket.so.debug"
+    # Another file of this name is the C module's.
+    if [ -L "$DESTDIR$modules/mod_websocket_draft76.so" ]; then drop "$modules/mod_websocket_draft76.so"; fi
+    for example; do drop "$modules/${example##*/}"; done
+    for header in include/*.h; do drop "$include/${header##*/}"; done
+    # The program websocksy has the same name.
+    if grep -qs mod_websocket "$DESTDIR$websocksy"; then drop "$websocksy"; fi
+    for file in conf/*.conf conf/*.load; do
+        there=$DESTDIR$available/${file##*/}
+        if cmp -s "$there" "$file"; then
+            drop "$available/${file##*/}"
+        elif [ -e "$there" ]; then
+            kept "$there" "$file"
+        fi
+    done
+}
+
+case $command in
+module) install_module ;;
+examples) for example; do put "$example" "$modules"; done ;;
+websocksy) install_websocksy ;;
+remove) remove "$@" ;;
+*)
+    echo "install.sh: unknown command $command" >&2
+    exit 2
+    ;;
+esac
