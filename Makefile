@@ -25,9 +25,11 @@ WS_DETACH ?= Auto
 # Of `make bench`: some scenarios, seconds for each contender and round, rounds. PUBLISH=1 writes the tables into docs/.
 export SCENARIOS SECONDS_EACH ROUNDS PUBLISH
 # How long each fuzz target runs, in seconds.
-FUZZ_SECONDS ?= 600
-# How long the churn of make soak goes on: 60s, 2m, 1h.
-SOAK ?= 2m
+FUZZ_SECONDS ?= 60
+# The same in make check-core.
+FUZZ ?= 5
+# How long the churn of make soak goes on, and that of make check-all on each MPM: 60s, 2m, 1h.
+SOAK ?= 5m
 
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 
@@ -35,7 +37,7 @@ B = build
 # Where cargo builds.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 MODULE = $(B)/mod_websocket.so
-# What gdb, perf and valgrind read besides: they look for it where the module is.
+# What gdb and valgrind read besides: they look for it where the module is.
 SYMBOLS = $(MODULE).debug
 EXAMPLES = $(patsubst examples/%.c,$(B)/examples/mod_websocket_%.so,$(wildcard examples/*.c))
 RUST_EXAMPLE = $(B)/examples/mod_websocket_echo_rs.so
@@ -154,14 +156,15 @@ $(B)/node/.done: test/package.json
 	@touch $@
 
 .PHONY: check
-check: setup-check ## install what is missing and run every test
-	@$(MAKE) --no-print-directory check-code check-core check-server check-soak check-cost check-autobahn
+check: setup-check ## install what is missing and run the tests (12 minutes on two cores)
+	@$(MAKE) --no-print-directory check-code check-core check-server check-cost
 	@echo "make check: all passed"
 
 .PHONY: check-all
-check-all: check autobahn-homes ## what a release has to pass: make check, and all of Autobahn, churn and fuzzing at full size
-	for mpm in event worker prefork; do $(MAKE) --no-print-directory soak TEST_MPM=$$mpm SOAK=20m || exit 1; done
-	@$(MAKE) --no-print-directory fuzz
+check-all: setup-check ## before a release: every test in every mode and home, at full size; long fuzzing and churn
+	@$(MAKE) --no-print-directory check-code check-core FUZZ=$(FUZZ_SECONDS)
+	@$(MAKE) --no-print-directory check-server-all check-cost
+	@echo "make check-all: all passed"
 
 .PHONY: check-code
 check-code: ## formatting, lints and documentation, with and without httpd
@@ -175,19 +178,28 @@ check-code: ## formatting, lints and documentation, with and without httpd
 	  $(CXX) -Wall -Wextra -Wpedantic -Werror -fsyntax-only -x c++ $$header || exit 1; done
 
 .PHONY: check-core
-check-core: ## unit and property tests of the core, and each fuzz target for a few seconds
+check-core: ## unit and property tests of the core, and each fuzz target for FUZZ seconds
 	$(CARGO) test --no-default-features
 	$(CARGO) test
 	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom $(CARGO) test --no-default-features --release --lib run_word
-	scripts/fuzz.sh 10
+	scripts/fuzz.sh $(FUZZ)
+
+# All that runs against a real httpd, several jobs at a time.
+RUN_TESTS = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/run.py
+.PHONY: check-tools
+check-tools: all plugins soak-module $(VENV)/.done $(B)/node/.done
+	@scripts/exports.sh $(MODULE)
+	@autobahn/install.sh
 
 .PHONY: check-server
-check-server: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real httpd, on event, worker and prefork
-	@scripts/exports.sh $(MODULE)
-	TEST_MPM=event $(PYTEST)
-	TEST_MPM=worker $(PYTEST) -m 'not once'
-	TEST_MPM=prefork $(PYTEST) -m 'not once'
-	TEST_MPM=event WS_DETACH=Off $(PYTEST) -m 'not once'
+check-server: check-tools ## the tests against a real httpd, on event, worker and prefork; Autobahn and churn on event
+	@$(RUN_TESTS) --beside "autobahn=scripts/autobahn.sh" --beside "soak=$(RUN_SOAK) 30s"
+
+.PHONY: check-server-all
+check-server-all: check-tools ## the same at full size; Autobahn in every home, churn for SOAK on each MPM
+	@$(RUN_TESTS) --all \
+	  $(foreach home,$(HOMES),--beside "autobahn-$(home)=$(call in_home,$(home)) scripts/autobahn.sh") \
+	  $(foreach mpm,event worker prefork,--beside "soak-$(mpm)=TEST_MPM=$(mpm) $(RUN_SOAK) $(SOAK)")
 
 PYTEST = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
 
@@ -201,26 +213,10 @@ autobahn: all ## run the Autobahn TestSuite on TEST_MPM; WS_TLS=On, WS_DETACH=Of
 	  scripts/autobahn.sh '$(CASES)'
 
 # Where connections may live: MPM, WS_TLS, WS_DETACH.
-HOMES = event:Off:Auto event:On:Auto event:Off:Off event:On:Off worker:Off:Auto worker:On:Auto worker:Off:Off \
-	prefork:Off:On prefork:On:On prefork:Off:Off
-# All that RFC 6455 demands; the rest is large messages (9) and compression (12, 13).
-RFC6455_CASES = 1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*
-
-# autobahn-in HOMES,CASES
-define autobahn-in
-	@for home in $(1); do \
-	  set -- $$(echo $$home | tr : ' '); \
-	  $(MAKE) --no-print-directory autobahn TEST_MPM=$$1 WS_TLS=$$2 WS_DETACH=$$3 CASES='$(2)' || exit 1; done
-endef
-
-.PHONY: check-autobahn
-check-autobahn: all ## the whole Autobahn TestSuite on event, sections 1-7 and 10 in the other homes
-	$(call autobahn-in,event:Off:Auto,*)
-	$(call autobahn-in,$(filter-out event:Off:Auto worker:Off:Off prefork:Off:Off,$(HOMES)),$(RFC6455_CASES))
-
-.PHONY: autobahn-homes
-autobahn-homes: all ## the whole Autobahn TestSuite in every home of a connection, on every MPM
-	$(call autobahn-in,$(HOMES),*)
+HOMES = event-Off-Auto event-On-Auto event-Off-Off event-On-Off worker-Off-Auto worker-On-Auto worker-Off-Off \
+	prefork-Off-On prefork-On-On prefork-Off-Off
+word_of = $(word $(2),$(subst -, ,$(1)))
+in_home = TEST_MPM=$(call word_of,$(1),1) WS_TLS=$(call word_of,$(1),2) WS_DETACH=$(call word_of,$(1),3)
 
 .PHONY: bench
 bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for a part, SECONDS_EACH=3, ROUNDS=5
@@ -238,19 +234,21 @@ bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside webs
 	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
 
 .PHONY: soak
-soak: soak-plugins $(VENV)/.done ## random churn under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
-	  $(CARGO) build --release --lib --target $(HOST)
-	install -m 755 target/asan/$(HOST)/release/libmod_websocket.so $(B)/soak/mod_websocket.so
-	APXS='$(APXS)' HTTPD='$(HTTPD)' CC='$(CC)' TEST_MPM='$(TEST_MPM)' WS_MODULE=$(B)/soak/mod_websocket.so \
-	  WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT="$${WS_TEST_ROOT:-$(B)/soak}" \
-	  $(VENV)/bin/python test/soak/soak.py $(SOAK)
+soak: soak-module $(VENV)/.done ## random churn under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
+	TEST_MPM='$(TEST_MPM)' $(RUN_SOAK) $(SOAK)
+
+RUN_SOAK = APXS='$(APXS)' HTTPD='$(HTTPD)' CC='$(CC)' WS_MODULE=$(B)/soak/mod_websocket.so \
+	WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT=$(B)/soak-server $(VENV)/bin/python test/soak/soak.py
 
 HOST = $(shell $(RUSTC) -vV | sed -n 's/^host: //p')
 SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so)
 
-.PHONY: soak-plugins
-soak-plugins: $(SOAK_PLUGINS)
+.PHONY: soak-module
+soak-module: $(SOAK_PLUGINS)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+	  $(CARGO) build --release --lib --target $(HOST)
+	@install -m 755 target/asan/$(HOST)/release/libmod_websocket.so $(B)/soak/mod_websocket.so
+
 
 $(B)/soak/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
 	@mkdir -p $(@D)
@@ -263,10 +261,6 @@ $(B)/soak/%.so: test/plugins/%.c include/websocket_plugin.h
 $(B)/soak/%.so: test/soak/%.c include/websocket_plugin.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
-
-.PHONY: check-soak
-check-soak: ## random churn for a minute
-	@$(MAKE) --no-print-directory soak SOAK=60s
 
 .PHONY: check-cost
 check-cost: all $(VENV)/.done ## instructions and system calls of an echoed message, against test/bench/cost.json

@@ -8,19 +8,20 @@ set -eu
 cd "$(dirname "$0")/.."
 cases=${1:-*}
 TEST_MPM=${TEST_MPM:-event}
-PORT=${AUTOBAHN_PORT:-8766}
+PORT=${AUTOBAHN_PORT:-${WS_TEST_PORTS:-8766}}
 : "${WS_TLS:=Off}" "${WS_DETACH:=Auto}" "${APXS:=$(command -v apxs || command -v apxs2)}"
-SERVER_ROOT=$(pwd)/build/autobahn-server
 EXTRA_CONF="WebSocketCompression On
 WebSocketDetach $WS_DETACH
 LogLevel websocket:debug"
 name=$TEST_MPM
+[ "$WS_TLS" != On ] || name=$name-wss
+[ "$WS_DETACH" != Off ] || name=$name-off
+SERVER_ROOT=$(pwd)/build/autobahn-server-$name
 scheme=ws
 
 case $WS_TLS in
 Off) ;;
 On)
-    name=$name-wss
     scheme=wss
     mkdir -p "$SERVER_ROOT"
     # The suite's client does not ask who has signed it.
@@ -39,7 +40,6 @@ SSLCertificateKeyFile \"$SERVER_ROOT/key.pem\""
     exit 2
     ;;
 esac
-[ "$WS_DETACH" != Off ] || name=$name-off
 
 export APXS TEST_MPM PORT SERVER_ROOT EXTRA_CONF
 autobahn/install.sh

@@ -1,14 +1,38 @@
 """Fixtures: one server environment per run, one configuration per class or module.
 
 A class or a module says what it wants served in its `CONF`. After each test the error log is
-judged (see `Httpd.judge_log`).
+judged (see `Httpd.judge_log`). A module with `EVERY_HOME = True` is run over each transport and in
+each home that a connection can have.
 """
 
 import contextlib
+import json
+import os
 
 import pytest
-from httpd import Httpd
+from browser import devtools, page  # noqa: F401 (fixtures)
+from httpd import DETACH, DETACHED, PREFORK, TLS, Httpd, MissingLog
+from peers import Listener
 from ws_frame import Client
+from ws_h2 import Connection
+
+# Where a connection can live: on the module's own threads, on one of httpd's, in a stream of HTTP/2.
+HOMES = ["ws", "wss", "blocking ws", "blocking wss", *([] if PREFORK else ["h2"])] if DETACHED else ["blocking ws"]
+# What a module with EVERY_HOME is served with: a client's header takes its connection to the blocking home.
+EVERY_HOME_CONF = DETACH + TLS + f"""
+    {"" if PREFORK else "H2WebSockets On"}
+    {"" if PREFORK else "Protocols h2 http/1.1"}
+    <If "%{{HTTP:X-Home}} == 'blocking'">
+        WebSocketDetach Off
+    </If>
+"""
+
+
+def pytest_generate_tests(metafunc):
+    """A test that makes connections itself has no stream of HTTP/2."""
+    if getattr(metafunc.module, "EVERY_HOME", False):
+        homes = [home for home in HOMES if home != "h2" or "connect" not in metafunc.function.__code__.co_varnames]
+        metafunc.parametrize("lives_in", homes, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +48,10 @@ def _serve(httpd, conf):
 
 @pytest.fixture(scope="module", autouse=True)
 def _module_conf(request, httpd):
-    with _serve(httpd, getattr(request.module, "CONF", None)):
+    conf = getattr(request.module, "CONF", None)
+    if getattr(request.module, "EVERY_HOME", False):
+        conf += EVERY_HOME_CONF
+    with _serve(httpd, conf):
         yield
 
 
@@ -41,22 +68,58 @@ def _error_log_gate(httpd, _class_conf):
 
 
 @pytest.fixture
-def connect(httpd):
-    """Opens TCP connections to the server and closes what the test leaves open."""
-    with contextlib.ExitStack() as stack:
-        yield lambda **kw: stack.enter_context(Client(kw.pop("port", httpd.port), **kw))
+def lives_in(request, httpd, _error_log_gate):
+    """Where the test's connections live; the error log has to say that they did."""
+    home = getattr(request, "param", None)
+    yield home
+    if home:
+        elsewhere = "served on httpd's thread" if home in ("ws", "wss") else " detached, "
+        assert elsewhere not in httpd.new_log(), "a connection lived elsewhere"
 
 
 @pytest.fixture
-def ws(connect):
+def connect(httpd, lives_in):
+    """Opens connections to the server, over TLS if that is the home, and closes what the test leaves open."""
+    tls = lives_in and "wss" in lives_in
+    usual = {"port": httpd.tls_port, "tls": httpd.tls_context()} if tls else {"port": httpd.port}
+    with contextlib.ExitStack() as stack:
+
+        def opened(**kw):
+            client = Client(**{**usual, **kw})
+            if lives_in and "blocking" in lives_in:
+                client.headers = [("X-Home", "blocking")]
+            return stack.enter_context(client)
+
+        yield opened
+
+
+@pytest.fixture
+def ws(request, httpd, lives_in):
     """Opens WebSocket connections: `ws(path, headers, …)` gives a client after its 101."""
+    if lives_in == "h2":
+        with contextlib.ExitStack() as stack:
+
+            def stream(path="/echo", headers=(), Sec_WebSocket_Version="13"):
+                connection = stack.enter_context(Connection(httpd.tls_port, httpd.tls_context()))
+                return connection.websocket(path, headers, version=str(Sec_WebSocket_Version))
+
+            yield stream
+        return
+    connect = request.getfixturevalue("connect")
 
     def opened(path="/echo", headers=(), rcvbuf=None, **kw):
         client = connect(rcvbuf=rcvbuf)
         client.upgrade(path, headers, **kw)
         return client
 
-    return opened
+    yield opened
+
+
+@pytest.fixture
+def listen():
+    """Makes stream peers, and closes what a test leaves open."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kw: stack.enter_context(Listener(*args, **kw))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -66,13 +129,8 @@ def pytest_runtest_makereport(item, call):
     if report.failed and environment:
         lines = environment.new_log().splitlines()[-40:]
         report.sections.append(("error log, its new lines", "\n".join(lines)))
-
-
-def pytest_terminal_summary(terminalreporter):
-    """What failed at first and passed when it was tried once more is told all the same."""
-    for report in terminalreporter.stats.get("rerun", ()):
-        terminalreporter.section(f"{report.nodeid} failed at first", sep="_")
-        terminalreporter.write_line(report.longreprtext)
-        for title, text in report.sections:
-            terminalreporter.section(title, sep="-")
-            terminalreporter.write_line(text)
+    if report.failed and os.environ.get("WS_FAILURES"):
+        # Slowness alone may be tried again: neither what the error log says nor an end that did not come.
+        slow = item.get_closest_marker("timing") and (call.when == "call" or call.excinfo.errisinstance(MissingLog))
+        with open(os.environ["WS_FAILURES"], "a") as failures:
+            print(json.dumps({"test": item.nodeid, "slow": bool(slow)}), file=failures)

@@ -1,16 +1,13 @@
 """Configuration: what is refused and how it is said, where directives may stand, how they merge."""
 
 import pytest
-from httpd import TLS, debug, echo, location
-from ws_frame import BINARY, TEXT, close_frame, frame
+from httpd import debug, echo, location
+from ws_frame import BINARY, TEXT, close_frame, frame, works
+
+pytestmark = pytest.mark.once
 
 ECHO = "${EXAMPLES}/mod_websocket_echo.so"
 BROKEN = "${PLUGINS}/broken.so"
-
-
-def works(client, data="is it?"):
-    client.send(frame(TEXT, data))
-    client.expect(TEXT, data)
 
 
 def limited_to(ws, path, size, **kw):
@@ -358,7 +355,6 @@ class TestLoading:
             works(client)
 
 
-@pytest.mark.once
 class TestAdvice:
     """Settings of the MPM that end or starve WebSockets are named at start, each with what to set instead."""
 

@@ -2,7 +2,9 @@
 
 import pytest
 from httpd import echo, location
-from ws_frame import EXAMPLE_KEY, TEXT, accept_key, frame
+from ws_frame import EXAMPLE_KEY, accept_key, works
+
+pytestmark = pytest.mark.once
 
 INCREMENT = location(
     "/increment", "${EXAMPLES}/mod_websocket_dumb_increment.so", "dumb_increment_init"
@@ -22,12 +24,6 @@ CONF = (
     )
 )
 SWITCHING = ("upgrade", "sec-websocket-accept", "sec-websocket-protocol")
-
-
-def works(client):
-    """The connection is a WebSocket: it echoes."""
-    client.send(frame(TEXT, "is it?"))
-    client.expect(TEXT, "is it?")
 
 
 def refused(connect, status, path="/echo", headers=(), **kw):

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from httpd import TIMED, debug, echo, location, wait_until
+from httpd import debug, echo, location, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame
 
 THREADS = location("/threads", "${PLUGINS}/threads.so", "threads_init")
@@ -169,7 +169,7 @@ class TestHammer:
             assert accepted == 0 and refused > 0, line
 
 
-@TIMED
+@pytest.mark.timing
 class TestSlowClients:
     CONF = "Timeout 2\n" + THREADS + debug() + echo()
 

@@ -123,7 +123,9 @@ class TestServerEnds:
         clients = [ws("/echo") for _ in range(5)]
         httpd.graceful()
         httpd.stop()
-        assert len(clients) == 5
+        # event and worker may close the sockets of their own threads before they say that they stop.
+        allowed = {1001} if DETACHED and not PREFORK else {1001, None}
+        assert {client.ended_with() for client in clients} <= allowed
 
 
 def ws_ask(ws, path):
@@ -299,9 +301,9 @@ class TestNothingIsLeft:
 
         def as_before():
             now = self.settled(httpd)
-            return all(
-                now[pid][0] <= before[pid][0] + 3 and now[pid][1] <= before[pid][1] + 3
-                for pid in before if pid in now
+            both = before.keys() & now.keys()
+            return both and all(
+                now[pid][0] <= before[pid][0] + 3 and now[pid][1] <= before[pid][1] + 3 for pid in both
             )
 
         wait_until(as_before, 5, "descriptors and threads as before")
@@ -316,13 +318,15 @@ class TestNothingIsLeft:
                 client.sock.close()
 
         def memory():
-            return sum(map(httpd.memory, httpd.children()))
+            return {pid: httpd.memory(pid) for pid in httpd.children()}
 
         rounds(300)
-        children, before = httpd.children(), memory()
+        before = memory()
         rounds(1000)
-        if httpd.children() == children:
-            assert memory() < before + 200 * len(children) + 1024  # KiB
+        now = memory()
+        both = before.keys() & now.keys()
+        assert both, "no child is left of those before"
+        assert sum(now[pid] - before[pid] for pid in both) < 200 * len(both) + 1024  # KiB
 
 
 class TestQuietConnections:

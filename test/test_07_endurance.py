@@ -7,10 +7,11 @@ import pytest
 from httpd import echo
 from ws_frame import BINARY, CONTINUATION, PING, PONG, TEXT, frame, random_text
 
+pytestmark = pytest.mark.once
+
 CONF = echo()
 
 
-@pytest.mark.once
 def test_200_000_messages(httpd, ws):
     """Some hundred bytes kept per message would show as tens of MiB."""
     client, data = ws(), random_text(100)
@@ -36,7 +37,6 @@ def test_200_000_messages(httpd, ws):
     assert late <= early + 1024, f"{early} KiB became {late} KiB"
 
 
-@pytest.mark.once
 def test_pings_leave_nothing_behind(httpd, ws):
     client = ws()
     child = httpd.child_of(client)
@@ -49,7 +49,6 @@ def test_pings_leave_nothing_behind(httpd, ws):
     assert max(memory[-20:]) <= max(memory[10:30]) + 1024
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_ten_million_fragments_of_one_byte(ws, opcode):
     """The time per fragment does not grow with the message."""

@@ -1,12 +1,11 @@
 """The same over TLS: wss."""
 
-import select
 import ssl
-import time
 
 import pytest
 from httpd import TLS, debug, echo, location, wait_until
 from ws_frame import BINARY, CLOSE, LAST_WORDS, PING, PONG, TEXT, close_frame, frame, random_text
+from ws_tls import VERSIONS, exchange
 
 SITE = f"""
     {TLS}
@@ -14,7 +13,6 @@ SITE = f"""
     {echo()}
     {location("/threads", "${PLUGINS}/threads.so", "threads_init")}
 """
-VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 @pytest.fixture(params=VERSIONS)
@@ -28,32 +26,6 @@ def wss(request, httpd, connect):
         return client
 
     return opened
-
-
-def exchange(client, data, expected):
-    """Sends `data` and receives `expected` bytes, whichever way is open. (One thread: OpenSSL's
-    connections do not stand two.)"""
-    sock, view, deadline = client.sock, memoryview(data), time.monotonic() + 30
-    sock.setblocking(False)
-    while view or len(client.buffer) < expected:
-        idle = True
-        if view:
-            try:
-                view = view[sock.send(view[: 1 << 16]) :]
-                idle = False
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                pass
-        try:
-            received = sock.recv(1 << 16)
-            assert received, "connection ended"
-            client.buffer += received
-            idle = False
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        if idle:
-            assert time.monotonic() < deadline, f"stuck: {len(view)} to send, {len(client.buffer)} got"
-            select.select([sock], [sock] if view else [], [], 1)
-    sock.settimeout(client.timeout)
 
 
 class TestMessages:

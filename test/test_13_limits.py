@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from httpd import DETACH, DETACHED, echo, wait_until
-from ws_frame import TEXT, frame
+from ws_frame import TEXT, frame, works
 
 SITE = (
     echo("/few", "WebSocketMaxConnections 3")
@@ -31,11 +31,6 @@ def status_of(connect, path, **headers):
     client = connect()
     client.send(client.request(path, **headers))
     return client, client.read_response()
-
-
-def works(client):
-    client.send(frame(TEXT, "works"))
-    client.expect(TEXT, "works")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ its peer first and opens `/tcp?port` then.
 import collections
 import hashlib
 import os
-import random
 import signal
 import socket
 import struct
@@ -15,94 +14,9 @@ import threading
 import time
 
 import pytest
-from httpd import DETACHED, TIMED, TLS, echo, wait_until
+from peers import ALLOW, PORT, Listener, bridge, fill_queue, random_bytes, read_exactly, read_messages, read_to_end, reset
+from httpd import DETACHED, TLS, echo, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
-
-PORT = "%{QUERY_STRING}"
-ALLOW = 'WebSocketBridgeAllow tcp://127.0.0.1:* udp://127.0.0.1:* tcp://[::1]:* tcp://localhost:*'
-
-
-def bridge(path, peer, *directives):
-    """A Location that a peer serves."""
-    lines = ["SetHandler websocket-handler", f'WebSocketBridge "{peer}"', *directives]
-    return f"<Location {path}>\n" + "".join(f"    {line}\n" for line in lines) + "</Location>\n"
-
-
-def random_bytes(size):
-    return random.Random(size).randbytes(size)
-
-
-class Listener:
-    """A stream peer that listens."""
-
-    def __init__(self, family=socket.AF_INET, address=("127.0.0.1", 0), backlog=100):
-        self.sock = socket.socket(family)
-        self.sock.bind(address)
-        self.sock.listen(backlog)
-        self.sock.settimeout(5)
-        self.address = self.sock.getsockname()
-        self.port = self.address[1] if family != socket.AF_UNIX else None
-
-    def accept(self, rcvbuf=None):
-        if rcvbuf:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-        connection, _ = self.sock.accept()
-        connection.settimeout(10)
-        return connection
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.sock.close()
-
-
-@pytest.fixture
-def listen():
-    """Makes stream peers, and closes what a test leaves open."""
-    made = []
-
-    def listener(*args, **kw):
-        made.append(Listener(*args, **kw))
-        return made[-1]
-
-    yield listener
-    for each in made:
-        each.sock.close()
-
-
-def read_exactly(sock, size):
-    data = bytearray()
-    while len(data) < size:
-        got = sock.recv(1 << 20)
-        assert got, f"the stream ended after {len(data)} of {size} bytes"
-        data += got
-    return bytes(data)
-
-
-def read_to_end(sock):
-    data = bytearray()
-    while got := sock.recv(1 << 20):
-        data += got
-    return bytes(data)
-
-
-def read_messages(client, size):
-    """The payloads of as many messages as have `size` bytes together."""
-    data = bytearray()
-    while len(data) < size:
-        got = client.read_frame()
-        assert got.opcode in (TEXT, BINARY), f"{got.opcode:#x} {got.payload[:60]!r} after {len(data)} of {size}"
-        data += got.payload
-    assert len(data) == size
-    return bytes(data)
-
-
-def reset(sock):
-    """Ends a TCP connection with a RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
 
 HOMES = ["usual", "blocking", "tls"]
 
@@ -122,15 +36,6 @@ def site(extra=""):
         + TLS
         + extra
     )
-
-
-def fill_queue(peer):
-    """What makes a listener drop all others who connect, as long as it is open."""
-    fillers = [socket.socket() for _ in range(4)]
-    for filler in fillers:
-        filler.setblocking(False)
-        filler.connect_ex(("127.0.0.1", peer.port))
-    return fillers
 
 
 @pytest.fixture
@@ -574,6 +479,7 @@ class TestPatience:
         assert connection.recv(1) == b""
 
 
+@pytest.mark.once
 class TestRefusals:
     CONF = (
         site()
@@ -626,6 +532,7 @@ class TestRefusals:
             peer.accept()
 
 
+@pytest.mark.once
 class TestExpressions:
     CONF = (
         'WebSocketBridgeAllow tcp://127.0.0.1:20000-65535 unix://${ROOT}/trail/below/\n'
@@ -724,6 +631,7 @@ class TestExpressions:
             assert response.status == (403 if host != "127.0.0.1\t" else 101)
 
 
+@pytest.mark.once
 class TestProtocols:
     CONF = (
         ALLOW
@@ -754,6 +662,7 @@ class TestProtocols:
         assert response.headers.get("sec-websocket-protocol") == announced
 
 
+@pytest.mark.once
 class TestProxyProtocol:
     CONF = (
         ALLOW
@@ -797,6 +706,7 @@ class TestProxyProtocol:
             assert peer.recv(100) == b"hello"
 
 
+@pytest.mark.once
 class TestSections:
     CONF = (
         echo("/plugin")
@@ -865,11 +775,11 @@ class TestResources:
                 client.reset()
             client.sock.close()
             connection.close()
-        assert child
+        assert child in httpd.children()
         # Threads that a threaded MPM starts meanwhile have a few of their own.
         wait_until(lambda: descriptors() <= before + 10, 6, "the descriptors")
 
-    @TIMED
+    @pytest.mark.timing
     def test_a_slow_peer_holds_nobody_up(self, httpd, listen, connect, ws):
         """While a peer does not answer the connect, others are served."""
         full = listen(backlog=0)
@@ -923,6 +833,7 @@ class TestChildEnds:
             assert connections[0].recv(1) == b""
 
 
+@pytest.mark.once
 class TestConfiguration:
     @pytest.mark.parametrize(
         "line, words",

@@ -15,19 +15,13 @@ import zlib
 
 import paho.mqtt.client as mqtt
 import pytest
-from httpd import TOP, wait_until
-from test_09_browser import Page, devtools  # noqa: F401
-from test_14_bridge import bridge, random_bytes
+from httpd import TOP, free_port, wait_until
+from browser import Page
+from peers import bridge, random_bytes
 from websockets.sync.client import connect as dial
 from ws_frame import BINARY, TEXT, frame
 
 pytestmark = pytest.mark.once
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 MQTT, DNS, VNC = free_port(), free_port(socket.SOCK_DGRAM), free_port()

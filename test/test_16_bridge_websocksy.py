@@ -14,7 +14,7 @@ import subprocess
 import time
 
 import pytest
-from httpd import TOP, wait_until
+from httpd import TOP, free_port, wait_until
 from ws_frame import BINARY, CLOSE, PING, TEXT, Client, Refused, frame
 
 PORT = "%{QUERY_STRING}"
@@ -84,6 +84,7 @@ def pause():
     time.sleep(0.03)
 
 
+@pytest.mark.once
 class TestFramings:
     """Peer stream framing: what each framing makes of a peer's bytes, in one piece and byte by byte."""
 
@@ -410,6 +411,7 @@ class TestBackendLibrary:
         httpd.check(two + two.replace("/x", "/y").replace("host x", "host z")).refused("other options")
 
 
+@pytest.mark.once
 class TestFileBackend:
     """The file backend: files with lines `peer subprotocol framing framing-config`."""
 
@@ -496,6 +498,7 @@ class TestFileBackend:
         httpd.expect_log("AH10244")
 
 
+@pytest.mark.once
 class TestConfigurationFile:
     """Configuration file: [core] and [backend], read by WebSocketBridgeConfig."""
 
@@ -585,6 +588,7 @@ class TestConfigurationFile:
         check("backend = none").refused("backend_none.so")
 
 
+@pytest.mark.once
 class TestCommand:
     """Command line arguments: bin/websocksy, which runs an httpd of its own."""
 
@@ -602,7 +606,7 @@ class TestCommand:
         started = []
 
         def start(*arguments, port=None, environment=(), answers=True, stderr=subprocess.PIPE):
-            port = port or httpd._free_port()
+            port = port or free_port()
             temporary = folder / "tmp"
             temporary.mkdir(exist_ok=True)
             process = subprocess.Popen(
@@ -656,7 +660,7 @@ class TestCommand:
     def test_a_configuration_file(self, httpd, run, peer, folder):
         (folder / "peers").mkdir()
         (folder / "peers/default").write_text(f"tcp://127.0.0.1:{peer.port} * newline lf\n")
-        port = httpd._free_port()
+        port = free_port()
         (folder / "w.conf").write_text(
             f"[core]\nport = {port}\nlisten = 127.0.0.1\nbackend = file\n[backend]\npath = peers/\nexpression = default\n"
         )

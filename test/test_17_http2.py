@@ -8,11 +8,24 @@ import time
 import zlib
 
 import pytest
-from httpd import TIMED, TLS, TOP, debug, echo, location, wait_until
-from test_09_browser import devtools, page  # noqa: F401 (fixtures)
-from test_14_bridge import ALLOW, Listener, bridge, random_bytes, read_exactly, read_messages, read_to_end
-from ws_frame import BINARY, CLOSE, CONTINUATION, LAST_WORDS, PING, PONG, TEXT, Refused, close_frame, frame, random_text
+from peers import ALLOW, Listener, bridge, random_bytes, read_exactly, read_messages, read_to_end
+from ws_frame import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    LAST_WORDS,
+    PING,
+    PONG,
+    TEXT,
+    Refused,
+    close_frame,
+    frame,
+    random_text,
+    works,
+)
 from ws_h2 import Connection, Stream
+
+from httpd import TLS, TOP, debug, echo, location, wait_until
 
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # mod_http2 says at its start that it does not support prefork; there is one test of what comes of it.
@@ -51,16 +64,12 @@ def h2(request, connection):
     return connection(tls=request.param == "h2")
 
 
-def works(stream, text="works"):
-    stream.send(frame(TEXT, text))
-    stream.expect(TEXT, text)
-
-
 # So many streams of a connection mod_http2 runs at once from the start; when it runs more is its own affair.
 STREAMS = 6
 
 
 @threaded
+@pytest.mark.once
 class TestHandshake:
     CONF = SITE
 
@@ -270,7 +279,7 @@ class TestEnds:
 class TestIdle:
     CONF = SITE
 
-    @TIMED
+    @pytest.mark.timing
     def test_idle_streams_cost_no_time(self, httpd, connection):
         one = connection()
         streams = [one.websocket() for _ in range(5)]
@@ -283,6 +292,7 @@ class TestIdle:
 
 
 @threaded
+@pytest.mark.once
 class TestClocks:
     CONF = (
         "Timeout 2\n"
@@ -517,6 +527,7 @@ GREETING = location(
 
 
 @threaded
+@pytest.mark.once
 @pytest.mark.once
 class TestBrowser:
     CONF = SITE + GREETING

@@ -14,9 +14,8 @@ import time
 
 import pytest
 from httpd import TLS, debug, echo, location, wait_until
-from test_08_tls import exchange
-from ws_frame import BINARY, PING, PONG, TEXT, Client, close_frame, frame, random_text
-from ws_tls import VERSIONS, Records, works
+from ws_frame import BINARY, PING, PONG, TEXT, Client, close_frame, frame, random_text, works
+from ws_tls import VERSIONS, Records, exchange
 
 both = pytest.mark.parametrize("version", VERSIONS)
 

@@ -6,12 +6,12 @@ What a child must not do then is crash, keep something, or say more than one res
 import contextlib
 import socket
 import ssl
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from ws_frame import PING, PONG, TEXT, Client, close_frame, frame, works
+
 from httpd import TLS, debug, echo, location, wait_until
-from ws_frame import PING, PONG, TEXT, Client, close_frame, frame
 
 TRANSPORTS = {"ws": None, "wss-1.2": ssl.TLSVersion.TLSv1_2, "wss-1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -23,15 +23,10 @@ def arrive(httpd, transport, **kw):
     return Client(httpd.tls_port, tls=httpd.tls_context(TRANSPORTS[transport]), **kw)
 
 
-def says(client, text="works"):
-    client.send(frame(TEXT, text))
-    client.expect(TEXT, text)
-
-
 def a_visit(httpd, transport, path="/echo"):
     with arrive(httpd, transport) as client:
         client.upgrade(path)
-        says(client)
+        works(client)
         client.close()
 
 
@@ -133,12 +128,12 @@ class TestVanishingClients:
             witnesses = [stack.enter_context(arrive(httpd, transport)) for _ in range(4)]
             for witness in witnesses:
                 witness.upgrade()
-                says(witness)
+                works(witness)
             with ThreadPoolExecutor(8) as clients:
                 list(clients.map(lambda job: vanish(job[0], job[1][1]), enumerate(plan)))
             assert children <= set(httpd.children())
             for witness in witnesses:
-                says(witness)
+                works(witness)
             a_visit(httpd, transport)
             self.all_disconnected(httpd, trail, served if path == "/debug" else [])
             for witness in witnesses:
@@ -266,13 +261,13 @@ class TestInternalRedirects:
         mark = f"{ROUTES[route].format(home=home)}?{transport}"
         with arrive(httpd, transport) as client:
             client.upgrade(mark)
-            says(client, "before")
+            works(client, "before")
             # httpd has done with the request of a detached connection when it has written this line.
             detached = home == "detached"
             if detached:
                 wait_until(lambda: self.lines(httpd, "opened", mark), 5, "the line of a detached connection")
             for n in range(20):
-                says(client, f"{n}")
+                works(client, f"{n}")
             client.close(4321)
         wait_until(lambda: self.lines(httpd, "closed", mark), 5, "the line of the end")
         httpd.settle()

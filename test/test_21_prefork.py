@@ -5,7 +5,7 @@ import re
 
 import pytest
 from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, debug, location, wait_until
-from test_14_bridge import Listener, bridge, read_exactly
+from peers import Listener, bridge, read_exactly
 from ws_frame import BINARY, CLOSE, TEXT, close_frame, frame
 
 prefork = pytest.mark.skipif(not PREFORK, reason="other MPMs give a process to many connections")

@@ -14,9 +14,9 @@ import threading
 import time
 
 import pytest
-from httpd import DETACHED, ENDS, ONE_CHILD, TLS, debug, echo, location, wait_until
-from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, close_frame, frame, random_text
-from ws_tls import VERSIONS, Keys, Records, works
+from httpd import DETACHED, ENDS, ONE_CHILD, TLS, debug, echo, wait_until
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, close_frame, frame, random_text, works
+from ws_tls import VERSIONS, Keys, Records
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="WebSockets are to stay on httpd's threads")
 

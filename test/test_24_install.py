@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import tomllib
 import urllib.request
 
 import pytest
@@ -14,7 +13,7 @@ from ws_frame import TEXT, frame
 
 pytestmark = pytest.mark.once
 
-VERSION = "mod_websocket/" + tomllib.loads((TOP / "Cargo.toml").read_text())["package"]["version"]
+VERSION = "mod_websocket/" + re.search(r'^version = "(.+)"', (TOP / "Cargo.toml").read_text(), re.M)[1]
 BUILT = TOP / "build"
 CONF_FILES = {path.name for path in (TOP / "conf").iterdir()}
 SYMBOLS = "mod_websocket.so.debug"

@@ -19,7 +19,7 @@ import time
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 from ws_frame import TEXT, Client, frame  # noqa: E402
 
 from httpd import Httpd, echo  # noqa: E402

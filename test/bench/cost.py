@@ -20,7 +20,7 @@ TABLE = Path(__file__).parent / "cost.json"
 OUT = TOP / "build/cost"
 TOLERANCE = 0.05
 RARE = 0.02  # system calls that come less often a message come from elsewhere: a clock, a wake-up
-sys.path.insert(0, str(TOP / "test"))
+sys.path.insert(0, str(TOP / "test/lib"))
 os.environ["TEST_MPM"] = "event"
 os.environ["WS_TEST_ROOT"] = str(OUT)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(TOP / "test"))
+sys.path.insert(0, str(TOP / "test/lib"))
 os.environ.setdefault("WS_TEST_ROOT", str(TOP / "build/bench"))
 
 import page  # noqa: E402

@@ -32,7 +32,7 @@ WARM_UP = 0.3
 SERVER_CORE, CLIENT_CORE = 0, 1
 # Some kernels default to BBR, which paces even the loopback device.
 CONGESTION = "cubic"
-sys.path.insert(0, str(TOP / "test"))
+sys.path.insert(0, str(TOP / "test/lib"))
 
 import page  # noqa: E402
 from httpd import Httpd, echo, wait_until  # noqa: E402

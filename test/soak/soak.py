@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "lib"))
 
 from httpd import DETACH, MACHINE, PREFORK, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
 from talk import Churn, Crowd, Tally  # noqa: E402

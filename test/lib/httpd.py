@@ -2,7 +2,9 @@
 
 Whatever a test needs to know about the machine comes from the environment:
 HTTPD (the binary), APXS, TEST_MPM (event, worker, prefork), WS_MODULE (mod_websocket.so),
-WS_EXAMPLES and WS_PLUGINS (folders of plugins), WS_TEST_ROOT (where the server's files go).
+WS_EXAMPLES and WS_PLUGINS (folders of plugins), WS_TEST_ROOT (where the server's files go),
+WS_TEST_PORTS (the first of a thousand ports that are this run's own), WS_FULL (any text: attacks
+and loads at their full size).
 """
 
 import contextlib
@@ -20,13 +22,13 @@ import subprocess
 import tempfile
 import textwrap
 import time
+import zlib
 from pathlib import Path
 from resource import RLIMIT_NOFILE, setrlimit
 from typing import NamedTuple
 
-import pytest
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 MODULES = """authn_core authz_core authz_host alias mime dir env headers log_config logio reqtimeout
     setenvif status unixd""".split()
 # A graceful restart needs spare slots while the old children still have connections.
@@ -81,11 +83,32 @@ ENDS = {
     "graceful stop": signal.SIGWINCH,
     "stop": signal.SIGTERM,
 }
-SUSPICIOUS = re.compile(r"\[[\w-]*:(warn|error|crit|alert|emerg)\]|segfault|exit signal|panicked")
+SUSPICIOUS = re.compile(
+    r"\[[\w-]*:(warn|error|crit|alert|emerg)\]|segfault|exit signal|panicked|Sanitizer|runtime error:"
+)
 MACHINE = re.compile("AH01882")  # mod_ssl does not like the installed OpenSSL's number
 # Advice about settings of the MPM, which tests choose as it suits them; TestAdvice reads it.
 ADVICE = re.compile("WS04(0[6-9]|10)")
 ACCESS = re.compile(r'(\d+) (\d+) (\d+) (\d+) (\d+) (\S+) (\S+) (\S+) "(.*)"')
+
+
+class UnexpectedLog(AssertionError):
+    """The error log has a line that no test announced."""
+
+
+class MissingLog(AssertionError):
+    """The error log lacks a line that the test announced."""
+
+
+def free_port(kind=socket.SOCK_STREAM):
+    """A port of the loopback address below the ephemeral range, which other sockets cannot take by chance. Of runs
+    side by side each has a thousand of its own."""
+    first = int(os.environ.get("WS_TEST_PORTS") or 30_000)
+    while True:
+        port = random.randrange(first, first + 1000)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, kind) as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition, timeout=10.0, what="the condition"):
@@ -167,9 +190,8 @@ class Checked(NamedTuple):
             assert word.lower() in self.output.lower(), f"{word!r} is not in: {self.output}"
 
 
-# For tests that measure time, on a machine that others may be using: they have three tries.
-TIMED = pytest.mark.flaky(reruns=2)
-
+# Of `make check-all`: attacks and loads at their full size. Otherwise at the smallest that tells right from wrong.
+FULL = bool(os.environ.get("WS_FULL"))
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # Clear-text connections are detached from httpd's threads, unless all tests are to use those.
 DETACHED = os.environ.get("WS_DETACH", "Auto") != "Off"
@@ -189,7 +211,7 @@ class Httpd:
         self.static = self._run("-l").stdout
         self.root = self._make_root()
         self.ipv6 = self._has_ipv6()
-        self.port, self.tls_port = self._free_port(), self._free_port()
+        self.port, self.tls_port = free_port(), free_port()
         self.error_log = self.root / "logs/error_log"
         self.access_log = self.root / "logs/access_log"
         self.trails = self.root / "trail"  # for what plugins write, as the child's user
@@ -226,7 +248,8 @@ class Httpd:
         root.mkdir(parents=True, exist_ok=True)
         open_to_all = all(p.stat().st_mode & 0o001 for p in (root, *root.parents))
         if os.geteuid() == 0 and not open_to_all:
-            root = Path(tempfile.gettempdir()) / f"mod_websocket-test-{self.mpm}"
+            name = zlib.crc32(str(root).encode())  # another checkout's tests may be running, too
+            root = Path(tempfile.gettempdir()) / f"mod_websocket-test-{name:08x}"
         shutil.rmtree(root, ignore_errors=True)
         for name in ("conf", "logs", "run", "htdocs", "tls", "trail"):
             (root / name).mkdir(parents=True)
@@ -241,15 +264,6 @@ class Httpd:
             probe.bind(("::1", 0))
             return True
         return False
-
-    @staticmethod
-    def _free_port():
-        """A port below the ephemeral range, which other sockets cannot take by chance."""
-        while True:
-            port = random.randrange(20000, 32000)
-            with contextlib.suppress(OSError), socket.socket() as probe:
-                probe.bind(("127.0.0.1", port))
-                return port
 
     def _run(self, *args):
         command = [self.binary, *args]
@@ -522,8 +536,13 @@ class Httpd:
         return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
 
     @staticmethod
-    def threads(pid):
-        return len(os.listdir(f"/proc/{pid}/task"))
+    def threads(pid, name=None):
+        """How many threads a process has, perhaps of one name."""
+        count = 0
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                count += name in (None, (task / "comm").read_text().strip())
+        return count
 
     @staticmethod
     def descriptors(pid):
@@ -554,8 +573,8 @@ class Httpd:
         self.allowed.append(re.compile(pattern))
 
     def judge_log(self):
-        """Fails for a line of level warn or above, or one that tells of a crash, that no test
-        announced, and for an announced line that did not come."""
+        """Fails for a line of level warn or above, or one that tells of a crash or of a sanitizer's finding, that no
+        test announced, and for an announced line that did not come."""
         expected, self.expected = self.expected, []
         allowed, self.allowed = self.allowed, []
         missing = []
@@ -569,8 +588,10 @@ class Httpd:
         bad = [line for line in text.splitlines() if SUSPICIOUS.search(line)]
         bad = [line for line in bad if not MACHINE.search(line) and not ADVICE.search(line)]
         bad = [line for line in bad if not any(p.search(line) for p in expected + allowed)]
-        assert not bad, "error log:\n" + "\n".join(bad)
-        assert not missing, f"announced, but not in the error log: {missing}"
+        if bad:
+            raise UnexpectedLog("error log:\n" + "\n".join(bad))
+        if missing:
+            raise MissingLog(f"announced, but not in the error log: {missing}")
 
     def access(self, text, count=1, timeout=10.0):
         """Waits for `count` access-log lines whose request contains `text` and returns them."""

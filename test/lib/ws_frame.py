@@ -86,6 +86,8 @@ class Refused(Exception):
 class Client:
     """A socket, what was read from it ahead, and a deadline for every read."""
 
+    headers = ()  # of every handshake, beside a test's own
+
     def __init__(self, port, host="127.0.0.1", tls=None, timeout=15.0, rcvbuf=None, source=None):
         self.timeout, self.port, self.buffer = timeout, port, bytearray()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -122,7 +124,7 @@ class Client:
             known = {k.lower(): k for k in fields}
             fields[known.get(name.replace("_", "-").lower(), name.replace("_", "-"))] = value
         lines = [f"{k}: {v}" for k, v in fields.items() if v is not None]
-        lines += [f"{k}: {v}" for k, v in headers]
+        lines += [f"{k}: {v}" for k, v in (*self.headers, *headers)]
         return "\r\n".join([f"{method} {path} {http}"] + lines + ["", ""]).encode("latin-1")
 
     def ask(self, path="/echo", headers=(), body=b"", **kw):
@@ -230,6 +232,16 @@ class Client:
             pass
         assert not self.buffer, f"more came instead of the end: {bytes(self.buffer[:80])!r}"
 
+    def ended_with(self, timeout=None):
+        """Reads to the end: the code of the last Close before it, None if there was none."""
+        code = None
+        while True:
+            try:
+                got = self.read_frame(timeout)
+            except EOFError:
+                return code
+            code = got.code if got.opcode == CLOSE else code
+
     def close(self, code=1000):
         """A polite end: Close, its echo, EOF."""
         self.send(close_frame(code))
@@ -239,6 +251,21 @@ class Client:
         """Vanishes with a TCP RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
+
+
+def works(client, text="works"):
+    """The connection echoes."""
+    client.send(frame(TEXT, text))
+    client.expect(TEXT, text)
+
+
+def silent(client, seconds):
+    """Nothing comes from the server for so long."""
+    try:
+        got = client.read_frame(seconds)
+    except TimeoutError:
+        return
+    raise AssertionError(f"not silent: {got.opcode:#x} {got.payload[:60]!r}")
 
 
 def random_text(size):

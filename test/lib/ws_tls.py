@@ -13,14 +13,35 @@ import ssl
 import time
 from pathlib import Path
 
-from ws_frame import TEXT, Client, frame
+from ws_frame import Client
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
-def works(client, text="works"):
-    client.send(frame(TEXT, text))
-    client.expect(TEXT, text)
+def exchange(client, data, expected):
+    """Sends `data` and receives `expected` bytes, whichever way is open. (One thread: OpenSSL's
+    connections do not stand two.)"""
+    sock, view, deadline = client.sock, memoryview(data), time.monotonic() + 30
+    sock.setblocking(False)
+    while view or len(client.buffer) < expected:
+        idle = True
+        if view:
+            try:
+                view = view[sock.send(view[: 1 << 16]) :]
+                idle = False
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                pass
+        try:
+            received = sock.recv(1 << 16)
+            assert received, "connection ended"
+            client.buffer += received
+            idle = False
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        if idle:
+            assert time.monotonic() < deadline, f"stuck: {len(view)} to send, {len(client.buffer)} got"
+            select.select([sock], [sock] if view else [], [], 1)
+    sock.settimeout(client.timeout)
 
 
 class Records(Client):

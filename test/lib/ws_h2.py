@@ -192,12 +192,15 @@ class Stream(Client):
         deadline = time.monotonic() + self.timeout
         while view:
             room = min(h2.local_flow_control_window(self.id), h2.max_outbound_frame_size)
-            if room:
+            try:
+                if not room:
+                    self.connection.pump(deadline)
+                    continue
                 h2.send_data(self.id, bytes(view[:room]))
-                self.connection.flush()
-                view = view[room:]
-            else:
-                self.connection.pump(deadline)
+            except (StreamClosedError, EOFError) as ended:  # as a socket's peer may have closed it
+                raise BrokenPipeError("the stream has ended") from ended
+            self.connection.flush()
+            view = view[room:]
 
     def fill(self, deadline):
         before = len(self.buffer)

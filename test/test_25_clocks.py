@@ -1,0 +1,197 @@
+"""Clocks: Pings, their answers, idleness, a Close that nobody answers."""
+
+import contextlib
+import time
+
+import pytest
+from httpd import DETACH, DETACHED, debug
+from ws_frame import CLOSE, PING, PONG, TEXT, close_frame, frame, silent
+
+pytestmark = pytest.mark.skipif(not DETACHED, reason="both homes are tried")
+
+WHERE = {"detached": DETACH.strip() or "WebSocketDetach Auto", "blocking": "WebSocketDetach Off"}
+HOMES = pytest.mark.parametrize("home", WHERE)
+
+
+def in_both_homes(where, *directives):
+    """A Location of the debug plugin for detached connections, and one for those on httpd's threads."""
+    return "".join(debug(f"/{where}-{home}", WHERE[home], *directives) for home in WHERE)
+
+
+@pytest.mark.timing
+class TestClocks:
+    """Detached connections are looked at once a second, the others when it is time."""
+
+    CONF = (
+        DETACH
+        + in_both_homes("ping", "WebSocketPingInterval 1s")
+        + in_both_homes("idle", "WebSocketPingInterval 1s", "WebSocketIdleTimeout 3s")
+        + in_both_homes("close", "WebSocketCloseTimeout 1s")
+    )
+    LATE = 1.5  # the clock's second, and some air
+
+    def pinged(self, client):
+        """The client is pinged about a second from now."""
+        start = time.monotonic()
+        client.expect(PING, "", timeout=1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "pinged too early"
+
+    @HOMES
+    def test_silence(self, httpd, ws, home):
+        client = ws(f"/ping-{home}?silence")
+        self.pinged(client)
+        client.send(frame(PONG))
+        self.pinged(client)
+        start = time.monotonic()
+        httpd.expect_log("does not answer our Ping")
+        client.expect_eof(1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "given up too early"
+        assert httpd.access(f"/ping-{home}?silence")[-1].close_code == "1006"
+
+    @HOMES
+    def test_any_byte_is_an_answer(self, ws, home):
+        client, message = ws(f"/ping-{home}"), frame(TEXT, "size")
+        for n in range(3):
+            self.pinged(client)
+            client.send(message[n : n + 1])
+        client.send(message[3:])
+        assert client.read_frame().opcode == TEXT
+        self.pinged(client)
+        client.send(frame(TEXT, "version"))
+        client.expect(TEXT, "1")
+        self.pinged(client)
+        client.send(frame(PING, b"you too"))
+        client.expect(PONG, b"you too")
+        self.pinged(client)
+
+    @HOMES
+    def test_no_ping_while_the_client_speaks(self, ws, home):
+        client = ws(f"/ping-{home}")
+        for _ in range(8):
+            client.send(frame(TEXT, "version"))
+            client.expect(TEXT, "1")
+            time.sleep(0.4)
+
+    @HOMES
+    def test_idle(self, ws, home):
+        """Answering pings is no conversation."""
+        client, start, pings = ws(f"/idle-{home}"), time.monotonic(), 0
+        while (got := client.read_frame(3 + self.LATE)).opcode == PING:
+            client.send(frame(PONG, got.payload))
+            pings += 1
+        took = time.monotonic() - start
+        assert (got.opcode, got.code) == (CLOSE, 1001)
+        assert 2.8 < took < 3 + self.LATE and pings in (1, 2), f"{pings} pings, closed after {took:.1f} s"
+        client.send(close_frame(1001))
+        client.expect_eof()
+
+    @HOMES
+    def test_a_message_puts_idleness_off(self, ws, home):
+        client, pings = ws(f"/idle-{home}"), 0
+        while (got := client.read_frame(3 + self.LATE)).opcode != CLOSE:
+            if got.opcode == PING:
+                pings += 1
+                client.send(frame(PONG, got.payload), frame(TEXT, "version") if pings == 1 else b"")
+            else:
+                spoke = time.monotonic()
+        assert got.code == 1001 and 2.8 < time.monotonic() - spoke < 3 + self.LATE
+
+    @HOMES
+    def test_close_without_answer(self, httpd, ws, home):
+        client = ws(f"/close-{home}?unanswered")
+        client.send(frame(TEXT, "close 4000 bye"))
+        assert client.read_frame().code == 4000
+        start = time.monotonic()
+        httpd.expect_log("does not answer our Close")
+        client.expect_eof(1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "given up too early"
+        assert httpd.access(f"/close-{home}?unanswered")[-1].close_code == "4000"
+
+    @HOMES
+    def test_messages_are_no_answer_to_a_close(self, ws, home):
+        client = ws(f"/close-{home}")
+        client.send(frame(TEXT, "close 4000 bye"))
+        assert client.read_frame().code == 4000
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < start + 5:
+                client.send(frame(TEXT, "but I have more to say"))
+                time.sleep(0.1)
+        assert time.monotonic() - start < 1 + 2 * self.LATE
+
+
+@pytest.mark.once
+class TestClocksMerged:
+    """An inner section overrides what it sets, and only that; Off is a value like others."""
+
+    SHORT = "WebSocketPingInterval 1s\nWebSocketIdleTimeout 4s\nWebSocketCloseTimeout 1s\n"
+    NONE = "WebSocketPingInterval Off", "WebSocketIdleTimeout off", "WebSocketCloseTimeout OFF"
+    CONF = DETACH + SHORT + in_both_homes("outer") + in_both_homes("none", *NONE) + in_both_homes(
+        "one", "WebSocketPingInterval 1min"
+    ) + in_both_homes("longer", "WebSocketPingInterval Off", "WebSocketIdleTimeout 5500ms")
+
+    @HOMES
+    def test_inherited(self, ws, home):
+        client = ws(f"/outer-{home}")
+        client.expect(PING, "", timeout=2.5)
+        client.send(frame(PONG))
+        while (got := client.read_frame(2.5)).opcode == PING:
+            client.send(frame(PONG))
+        assert got.code == 1001
+        client.expect_eof(2.5)
+
+    @HOMES
+    def test_off(self, ws, home):
+        idle, closing = ws(f"/none-{home}"), ws(f"/none-{home}")
+        closing.send(frame(TEXT, "close 4000 bye"))
+        assert closing.read_frame().code == 4000
+        silent(idle, 6)
+        silent(closing, 1.5)
+        closing.send(close_frame(4000))
+        closing.expect_eof()
+        idle.send(frame(TEXT, "version"))
+        idle.expect(TEXT, "1")
+
+    @HOMES
+    def test_one_of_them(self, ws, home):
+        client, start = ws(f"/one-{home}"), time.monotonic()
+        client.expect_close(1001)
+        assert 3.8 < time.monotonic() - start < 5.5
+
+    @HOMES
+    def test_longer(self, ws, home):
+        client, start = ws(f"/longer-{home}"), time.monotonic()
+        client.expect_close(1001)
+        assert 5.3 < time.monotonic() - start < 7
+
+
+@pytest.mark.once
+class TestRefusedValues:
+    @pytest.mark.parametrize("value", ["0", "0s", "-1", "1.5s", "10y", "soon", "On", "99999999999h"])
+    @pytest.mark.parametrize("name", ["WebSocketPingInterval", "WebSocketIdleTimeout", "WebSocketCloseTimeout"])
+    def test_clocks(self, httpd, name, value):
+        httpd.check(f"{name} {value}\n").refused(name, value, at=name)
+
+    @pytest.mark.parametrize("name, value", [
+        ("WebSocketDrainTime", "Off"), ("WebSocketDrainTime", "-1"), ("WebSocketDrainTime", "1y"),
+        ("WebSocketThreads", "0"), ("WebSocketThreads", "1025"), ("WebSocketThreads", "-1"),
+        ("WebSocketThreads", "+8"), ("WebSocketThreads", "many"), ("WebSocketDetach", "Yes"),
+    ])
+    def test_others(self, httpd, name, value):
+        # Behind the tests' own setting of the same name, which is refused in no case.
+        checked = httpd.check(f"# here\n{name} {value}\n")
+        checked.refused(name, value, f"line {checked.line_of('# here') + 1} of {checked.conf}")
+
+    @pytest.mark.parametrize("line", ["WebSocketDrainTime 1s", "WebSocketThreads 4"])
+    @pytest.mark.parametrize("section", ["VirtualHost *:80", "Location /", "Directory /"])
+    def test_only_for_the_whole_server(self, httpd, section, line):
+        name = section.split()[0]
+        checked = httpd.check(f"<{section}>\n    {line}\n</{name}>\n")
+        assert not checked.ok and line.split()[0] in checked.output, checked.output
+
+    def test_accepted(self, httpd):
+        checked = httpd.check(
+            "WebSocketDrainTime 0\nWebSocketThreads 1\nWebSocketThreads 1024\nWebSocketDetach oN\n"
+            "WebSocketPingInterval 1h\nWebSocketIdleTimeout 500ms\nWebSocketCloseTimeout 2min\n"
+        )
+        assert checked.ok, checked.output
