@@ -7,8 +7,9 @@
 use core::{
     ffi::{CStr, c_int},
     fmt,
+    sync::atomic::{AtomicU64, Ordering},
 };
-use std::ffi::CString;
+use std::{ffi::CString, time::SystemTime};
 
 use super::{module_index, sys, wrap::Request};
 use crate::journal::{Journal, Level};
@@ -74,6 +75,22 @@ pub(super) unsafe fn server(
             c"%s".as_ptr(),
             text.as_ptr(),
         );
+    }
+}
+
+/// A line that many clients would bring about, all saying the same, is written once a minute.
+pub(super) struct OnceAMinute(AtomicU64);
+
+impl OnceAMinute {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether it is the first time in this minute that this is asked.
+    pub(super) fn is_due(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let minute = now.as_secs() / 60;
+        self.0.swap(minute, Ordering::Relaxed) != minute
     }
 }
 
