@@ -4,10 +4,11 @@ Configurations that httpd refuses to start with are errors; those that are legal
 line names its place and what to write instead.
 """
 
+import shutil
 import struct
 
 import pytest
-from httpd import echo, location
+from httpd import TOP, echo, location
 from ws_frame import TEXT, frame
 
 pytestmark = pytest.mark.once
@@ -174,6 +175,7 @@ MISTAKES = {
 # What is in order, though it may look like one of them.
 IN_ORDER = {
     "nothing": "",
+    "what is installed": f'Include "{TOP}/conf/websocket.conf"',
     "an endpoint": echo("/x"),
     "the handler's name in capitals and quotes": here("/x", 'SetHandler "WebSocket-Handler"', PLUGIN),
     "SetHandler for the server": f"{HANDLER}\n" + here("/x", PLUGIN),
@@ -328,13 +330,15 @@ class TestAtRequest:
 
     @pytest.fixture(scope="class", autouse=True)
     def _class_conf(self, request, httpd):
-        for name, text in (("front", FRONT_CONTROLLER), ("old", "RewriteEngine On\nRewriteRule . /moved\n")):
-            folder = httpd.root / "htdocs" / name
-            folder.mkdir(exist_ok=True)
-            (folder / ".htaccess").write_text(text)
-            (folder / "index.html").write_text("a page\n")
+        texts = {"front": FRONT_CONTROLLER, "old": "RewriteEngine On\nRewriteRule . /moved\n"}
+        for name, text in texts.items():
+            (httpd.root / "htdocs" / name).mkdir()
+            (httpd.root / "htdocs" / name / ".htaccess").write_text(text)
+            (httpd.root / "htdocs" / name / "index.html").write_text("a page\n")
         with httpd.serve(self.CONF, modules=["rewrite"]):
             yield
+        for name in texts:
+            shutil.rmtree(httpd.root / "htdocs" / name)
 
     def test_front_controller(self, httpd, connect):
         """It answers in place of the endpoint: the log says so, and how to help it."""
@@ -387,8 +391,9 @@ class TestHtaccess:
 
     def test_no_warning_for_each_request(self, httpd, connect):
         folder = httpd.root / "htdocs/ht"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         (folder / ".htaccess").write_text("WebSocketTrustedOrigin https://example.com:443\nMaxMessageSize 1M\n")
         assert connect().ask("/ht/x").status == 101
         assert httpd.new_log().count("[websocket:debug]") >= 2
         assert "WS0424" in httpd.new_log() and "WS0401" in httpd.new_log()
+        shutil.rmtree(folder)

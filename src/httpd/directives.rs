@@ -807,20 +807,18 @@ impl Parms<'_> {
         }
     }
 
-    /// Warns, but not on the first of the two passes that a start makes over the configuration, nor each time that a
-    /// request makes httpd read a .htaccess file.
+    /// Warns of the directive, but on one of the two passes only that a start makes over the configuration, and not each
+    /// time that a request makes httpd read a .htaccess file.
     fn warn_once(self, tag: &str, line: &str) {
-        // SAFETY: httpd answers these with numbers.
-        let query = |code: u32| unsafe { sys::ap_state_query(code as c_int) as u32 };
-        let again = match query(sys::AP_SQ_MAIN_STATE) {
-            sys::AP_SQ_MS_CREATE_PRE_CONFIG => {
-                query(sys::AP_SQ_RUN_MODE) != sys::AP_SQ_RM_CONFIG_TEST
-            }
-            state => state == sys::AP_SQ_MS_RUN_MPM,
+        // SAFETY: httpd answers this with a number.
+        let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) } as u32;
+        let level = match state {
+            sys::AP_SQ_MS_CREATE_PRE_CONFIG if !super::is_configtest() => return,
+            sys::AP_SQ_MS_RUN_MPM => Level::Debug,
+            _ => Level::Warn,
         };
-        let level = if again { Level::Debug } else { Level::Warn };
         let place = self.place();
-        // SAFETY: the server is live while it is being configured.
+        // SAFETY: the server is live while it is being configured (R4).
         unsafe { log::server(self.0.server, level, format_args!("{tag}: {place}: {line}")) };
     }
 }

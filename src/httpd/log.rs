@@ -1,8 +1,8 @@
 //! httpd's error log: lines of a request, of a server, and of a connection that may outlive its request.
 //!
 //! Each line of level info and above starts with a tag of its own, `WS` and four digits, as httpd's start with `AH`:
-//! 01 handshake, 02 what plugins call, 03 connections, 04 the module as a whole, 05 the bridge, 06 drafts 76
-//! and 75.
+//! 01 handshake, 02 what plugins call, 03 connections, 04 the module as a whole and mistakes in its configuration,
+//! 05 the bridge, 06 drafts 76 and 75.
 
 use core::{
     ffi::{CStr, c_int},

@@ -4,7 +4,7 @@
 //! A warning has no false alarms in an ordinary configuration: where another section, or a .htaccess file, may well
 //! make things right, there is none.
 
-use core::ffi::{CStr, c_int, c_void};
+use core::ffi::{CStr, c_void};
 
 use super::{
     directives, draft, log, sys, tree,
@@ -31,13 +31,6 @@ pub(super) unsafe fn warn(main: *const sys::server_rec) {
         // SAFETY: the main server is live.
         unsafe { log::server(main, Level::Warn, format_args!("{line}")) };
     }
-}
-
-/// Whether httpd reads the configuration to test it, and will not start.
-pub(super) fn is_configtest() -> bool {
-    // SAFETY: httpd answers this with a number.
-    let mode = unsafe { sys::ap_state_query(sys::AP_SQ_RUN_MODE as c_int) } as u32;
-    mode == sys::AP_SQ_RM_CONFIG_TEST
 }
 
 /// Endpoints that no request comes to.

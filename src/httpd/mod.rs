@@ -147,7 +147,7 @@ unsafe extern "C" fn hook_check_config(
         // SAFETY: httpd passes the main server, when its configuration and that of all others is complete.
         match unsafe { directives::check(server) } {
             Ok(()) => {
-                if mistakes::is_configtest() {
+                if is_configtest() {
                     // SAFETY: as above.
                     unsafe { mistakes::warn(server) };
                 }
@@ -226,6 +226,13 @@ unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
     // SAFETY: httpd passes a live connection that this thread owns.
     boundary((), || unsafe { detach::before_close(connection) });
     sys::HOOK_OK
+}
+
+/// Whether httpd reads the configuration to test it, and will not start.
+fn is_configtest() -> bool {
+    // SAFETY: httpd answers this with a number.
+    let mode = unsafe { sys::ap_state_query(sys::AP_SQ_RUN_MODE as c_int) } as u32;
+    mode == sys::AP_SQ_RM_CONFIG_TEST
 }
 
 /// Whether the MPM serves connections on threads of their own, so that signals go elsewhere.
