@@ -119,3 +119,30 @@ fn machine(path: &Path) -> Option<String> {
     };
     Some(format!("{name}, {bits} bits, {order}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use core::ptr;
+
+    use super::*;
+
+    #[test]
+    fn code_is_told_from_data() {
+        static mut CHANGING: u8 = 0;
+        let on_the_heap = Box::new(0_u8);
+        assert!(is_code(code_is_told_from_data as fn() as *const c_void));
+        assert!(is_code(libc::getpid as *const c_void));
+        assert!(!is_code((&raw const CHANGING).cast()));
+        assert!(!is_code(ptr::from_ref(&*on_the_heap).cast()));
+        assert!(!is_code(ptr::null()));
+    }
+
+    #[test]
+    fn a_library_names_its_machine() {
+        let own = machine(Path::new("/proc/self/exe")).unwrap();
+        assert!(own.contains(&format!("{} bits", usize::BITS)), "{own}");
+        assert_eq!(other_machine(Path::new("/proc/self/exe")), None);
+        assert_eq!(machine(Path::new("/proc/self/status")), None);
+        assert_eq!(machine(Path::new("/nowhere")), None);
+    }
+}

@@ -384,6 +384,21 @@ class TestAtRequest:
         assert "WS0427" not in httpd.new_log()
 
 
+@pytest.mark.parametrize(
+    "controller",
+    [
+        'RewriteEngine On\nRewriteRule "^/(?!index)" "/index.html"\n',
+        section('Directory "${ROOT}/htdocs"', "FallbackResource /index.html"),
+    ],
+    ids=["rules of the server", "FallbackResource"],
+)
+def test_front_controllers_that_take_nothing_away(httpd, connect, controller):
+    with httpd.serve(controller + echo("/ws"), modules=["rewrite"]):
+        assert connect().ask("/elsewhere").status == 200
+        assert connect().ask("/ws").status == 101
+        assert "WS042" not in httpd.new_log()
+
+
 class TestHtaccess:
     """What is read anew for each request is said at level debug there."""
 
