@@ -402,13 +402,13 @@ def test_front_controllers_that_take_nothing_away(httpd, connect, controller):
 class TestHtaccess:
     """What is read anew for each request is said at level debug there."""
 
-    CONF = echo("/ht") + section('Directory "${ROOT}/htdocs/ht"', "AllowOverride AuthConfig")
+    CONF = echo("/own") + section('Directory "${ROOT}/htdocs/own"', "AllowOverride AuthConfig")
 
     def test_no_warning_for_each_request(self, httpd, connect):
-        folder = httpd.root / "htdocs/ht"
+        folder = httpd.root / "htdocs/own"
         folder.mkdir()
         (folder / ".htaccess").write_text("WebSocketTrustedOrigin https://example.com:443\nMaxMessageSize 1M\n")
-        assert connect().ask("/ht/x").status == 101
+        assert connect().ask("/own/x").status == 101
         assert httpd.new_log().count("[websocket:debug]") >= 2
         assert "WS0424" in httpd.new_log() and "WS0401" in httpd.new_log()
         shutil.rmtree(folder)
