@@ -230,16 +230,17 @@ class Scratch:
 
     def try_all(self):
         name, blocks = self.page.name, self.page.blocks
+        for block in blocks:
+            if block.comment == "file":
+                path = self.folder / block.value
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text)
         wrong = [f"{name}:{block.line}: {what}" for block in blocks for what in self.wrong_with(block)]
         if not wrong:
             shutil.rmtree(self.folder)
         return wrong
 
     def wrong_with(self, block):
-        if block.comment == "file":
-            path = self.folder / block.value
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text)
         if block.language == "sh":
             yield from unknown_targets("the command", block.text)
             yield from self._run("sh", "-n", "-c", block.text)
@@ -273,6 +274,9 @@ class Scratch:
         if "H2WebSockets" in block.text and self.version < (2, 4, 58):
             return
         conf = block.text.replace("/path/to", str(self.folder))
+        if "server.pem" in conf:
+            cert = self.httpd.certificate()
+            (self.folder / "server.pem").write_text(cert.read_text() + (cert.parent / "key.pem").read_text())
         modules = [name for name in HTTPD_MODULES if (self.httpd.modules / f"mod_{name}.so").exists()]
         if "H2WebSockets" in conf:
             modules.remove("http2")
