@@ -266,6 +266,18 @@ pub fn size(text: &str) -> Option<usize> {
 /// What [`duration`] expects.
 pub const DURATION: &str = "a time such as 30s, 500ms, 5 (seconds) or 2min";
 
+/// What to write instead of a time that [`duration`] does not take, if that is not said by [`DURATION`] alone.
+pub fn duration_advice(text: &str) -> Option<String> {
+    let digits = text.strip_suffix(['m', 'M'])?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| {
+        format!(
+            "'{text}' has the unit m, which httpd's own directives do not know either: write \
+             {digits}min for minutes, {digits}ms for milliseconds"
+        )
+    })
+}
+
 /// Reads a time as httpd's directives write it: a number with an optional unit ms, s, min or h; seconds
 /// without one.
 pub fn duration(text: &str) -> Option<Duration> {
@@ -274,7 +286,7 @@ pub fn duration(text: &str) -> Option<Duration> {
     let millis = match unit.to_ascii_lowercase().as_str() {
         "ms" => 1,
         "" | "s" => 1000,
-        "m" | "mi" | "min" => 60_000,
+        "mi" | "min" => 60_000,
         "h" => 3_600_000,
         _ => return None,
     };
@@ -302,11 +314,22 @@ mod tests {
             ("1.5s", None),
             ("10 s", None),
             ("10y", None),
+            ("5m", None),
+            ("5M", None),
             ("99999999999999999999", None),
             ("9999999999h", None),
         ] {
             let expected = expected.map(Duration::from_millis);
             assert_eq!(duration(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn minutes_or_milliseconds() {
+        let advice = duration_advice("5m").unwrap();
+        assert!(advice.contains("5min") && advice.contains("5ms"), "{advice}");
+        for text in ["m", "5", "5min", "xm", ""] {
+            assert_eq!(duration_advice(text), None, "{text:?}");
         }
     }
 

@@ -20,6 +20,8 @@
 //! | [`limits`] | how many connections there are, across processes | nothing here |
 //! | [`presence`] | which processes are there | nothing here |
 //! | [`driver`] | sockets, waiting, the child's end | all of the above |
+//! | [`library`] | loading the libraries that the configuration names | nothing here |
+//! | [`scope`] | which requests a section of the configuration is for | nothing here |
 //! | [`plugin`] | the plugin ABI: loading, calling, being called | all above but `driver` |
 //! | [`bridge`] | relaying to a TCP, UDP or Unix-socket peer | all above but `plugin` |
 //! | `httpd` | everything that names a type of httpd | everything |
@@ -32,11 +34,13 @@ pub mod config;
 pub mod driver;
 pub mod endpoint;
 pub mod journal;
+pub mod library;
 pub mod limits;
 pub mod outbox;
 pub mod plugin;
 pub mod presence;
 pub mod proto;
+pub mod scope;
 pub mod session;
 
 #[cfg(feature = "httpd")]

@@ -851,7 +851,7 @@ class TestConfiguration:
             ("WebSocketBridgeAllow 127.0.0.1:80", ["has no scheme"]),
             ("WebSocketBridgeAllow tcp://127.0.0.1", ["lacks a port"]),
             ("WebSocketBridgeAllow tcp://*:80", ["no valid host name"]),
-            ("WebSocketBridgeAllow tcp://127.0.0.1:9-1", ["no valid port"]),
+            ("WebSocketBridgeAllow tcp://127.0.0.1:9-1", ["write 1-9"]),
             ("WebSocketBridgeAllow unix://x", ["begin with /"]),
             ("WebSocketBridgeFraming nonsense", ["no framing 'nonsense'"]),
             ("WebSocketBridgeProtocol a,b", ["no subprotocol"]),

@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.request
 import zlib
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -41,17 +42,18 @@ def server(name, *args, ready, folder, **kw):
     binary = shutil.which(name, path=path)
     if binary is None:
         pytest.skip(f"no {name}: scripts/setup.sh check installs it")
-    with open(folder / f"{name}.log", "w+") as log:
+    said = folder / f"{Path(name).name}.log"
+    with open(said, "w+") as log:
         process = subprocess.Popen(
             [binary, *map(str, args)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, **kw
         )
         try:
 
             def up():
-                assert process.poll() is None, (folder / f"{name}.log").read_text()
+                assert process.poll() is None, said.read_text()
                 return ready()
 
-            wait_until(up, 15, name)
+            wait_until(up, 15, str(name))
             yield
         finally:
             process.terminate()
@@ -210,7 +212,7 @@ PAGE = """<!doctype html>
 <script type="module">
   import RFB from "./novnc/core/rfb.js";
   window.state = "connecting";
-  const url = "ws://" + location.host + "/vnc";
+  const url = location.search ? "ws://" + location.search.slice(1) : "ws://" + location.host + "/vnc";
   const rfb = new RFB(document.getElementById("screen"), url, { wsProtocols: ["binary"] });
   rfb.addEventListener("connect", () => { window.state = "connected"; });
   rfb.addEventListener("disconnect", (event) => { window.state = event.detail.clean ? "closed" : "lost"; });
@@ -304,3 +306,16 @@ class TestVnc:
             wait_until(near, 15, f"the colour {colour} on the screenshot")
         page.run("window.rfb.disconnect()")
         page.wait("window.state === 'closed'")
+
+    def test_novnc_through_the_command(self, httpd, page, display, tmp_path):
+        """The one line that takes websockify's place."""
+        port = free_port()
+        options = ["-p", port, "-l", "127.0.0.1", "-c", f"port={VNC}", "-c", "framing=binary", "-c", "protocol=*"]
+        paths = {"HTTPD": httpd.binary, "MODULES": str(httpd.modules), "MODULE": str(httpd.module)}
+        environment = {**os.environ, **paths}
+        command = TOP / "scripts/websocksy"
+        with server(command, *options, ready=lambda: listens(port), folder=tmp_path, env=environment):
+            page.open(f"http://localhost:{httpd.port}/vnc.html?127.0.0.1:{port}/")
+            page.wait("window.state === 'connected'", 20)
+            page.run("window.rfb.disconnect()")
+            page.wait("window.state === 'closed'")

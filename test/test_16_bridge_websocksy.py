@@ -425,12 +425,19 @@ class TestFileBackend:
         "WebSocketBridgeOption expression default",
     )
 
+    @pytest.fixture(scope="class", autouse=True)
+    def _class_conf(self, httpd):
+        """The folder is there before the server."""
+        folder = httpd.root / "peers"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+        with httpd.serve(self.CONF):
+            yield
+
     @pytest.fixture
     def files(self, httpd):
         """Writes a file of peers; all are gone after the test."""
         folder = httpd.root / "peers"
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)
         yield lambda name, text: (folder / name).write_text(text)
         for path in folder.iterdir():
             path.unlink()

@@ -216,7 +216,14 @@ impl Pattern {
             Some((low, high)) => number(low).zip(number(high)).map(|(low, high)| low..=high),
             None => number(ports).map(|port| port..=port),
         };
-        let ports = ports.filter(|ports| *ports.start() > 0 && !ports.is_empty());
+        if let Some((low, high)) =
+            ports.as_ref().map(|p| (p.start(), p.end())).filter(|(low, high)| low > high)
+        {
+            return Err(wrong(&format!(
+                "has a range of ports that ends before it begins (write {high}-{low})"
+            )));
+        }
+        let ports = ports.filter(|ports| *ports.start() > 0);
         let ports = ports.ok_or_else(|| wrong("has no valid port"))?;
         let hosts = match hosts.split_once('/') {
             None => Hosts::One(Host::parse(hosts).map_err(wrong)?),

@@ -73,6 +73,11 @@ impl Discovery {
         Ok(())
     }
 
+    /// What the backend, once it is open, sees wrong with its options.
+    pub(super) fn doubt(&self) -> Option<String> {
+        self.backend.get()?.doubt()
+    }
+
     fn options(&self) -> MutexGuard<'_, Vec<(String, String)>> {
         self.options.lock().unwrap_or_else(|e| e.into_inner())
     }

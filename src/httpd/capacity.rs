@@ -3,13 +3,9 @@
 //! httpd's MPMs were made for requests. What they count as idle, and what they expect of children that end, does not suit
 //! connections that stay; the settings that do are in `conf/websocket.conf`.
 
-use core::{
-    ffi::{CStr, c_int},
-    ptr,
-};
-use std::borrow::Cow;
+use core::ffi::c_int;
 
-use super::{ending::RESERVE, http2, is_threaded, log, record, sys};
+use super::{ending::RESERVE, http2, is_threaded, log, record, sys, tree};
 use crate::journal::Level;
 
 /// Says how many connections the child can hold.
@@ -78,8 +74,9 @@ pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(),
     }
     let mut promised = 0;
     let over_http2 = http2::most().map_or(0, u64::from) * children.max(1);
-    each_directive(&mut |name, args| {
-        if name.eq_ignore_ascii_case("WebSocketMaxConnections") {
+    tree::each(&mut |directive| {
+        if directive.is("WebSocketMaxConnections") {
+            let args = directive.args();
             promised = promised.max(args.trim().trim_matches('"').parse().unwrap_or_default());
         }
     });
@@ -114,40 +111,14 @@ pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(),
 /// Whether the configuration has one of the directives, each with its arguments if any are given.
 pub(super) fn has(wanted: &[&str]) -> bool {
     let mut found = false;
-    each_directive(&mut |name, args| {
+    tree::each(&mut |directive| {
+        let args = directive.args();
         found |= wanted.iter().any(|wanted| {
-            let (directive, value) = wanted.split_once(' ').unwrap_or((wanted, args));
-            name.eq_ignore_ascii_case(directive) && args.trim().eq_ignore_ascii_case(value.trim())
+            let (name, value) = wanted.split_once(' ').unwrap_or((wanted, &args));
+            directive.is(name) && args.trim().eq_ignore_ascii_case(value.trim())
         });
     });
     found
-}
-
-/// Calls `f` with the name and the arguments of each directive of the configuration, those in sections included.
-fn each_directive(f: &mut dyn FnMut(&str, &str)) {
-    // SAFETY: httpd builds the tree when it reads the configuration, and keeps it until it reads it anew.
-    let mut node = unsafe { sys::ap_conftree }.cast_const();
-    // SAFETY: as above: each pointer of a live node leads to another one, or is NULL; strings end with NUL.
-    while let Some(directive) = unsafe { node.as_ref() } {
-        let text = |s| -> Cow<'_, str> {
-            if ptr::eq(s, ptr::null()) {
-                return Cow::Borrowed("");
-            }
-            // SAFETY: as above.
-            unsafe { CStr::from_ptr(s) }.to_string_lossy()
-        };
-        f(&text(directive.directive), &text(directive.args));
-        node = directive.first_child;
-        let mut left = directive;
-        while node.is_null() {
-            node = left.next;
-            // SAFETY: as above.
-            match unsafe { left.parent.as_ref() } {
-                Some(parent) => left = parent,
-                None => break,
-            }
-        }
-    }
 }
 
 /// A number that the MPM gives; 0 if it has none.

@@ -26,7 +26,7 @@ use crate::{
     config::{self, Detach, Limit, Settings},
     journal::Level,
     plugin::Plugin,
-    proto::handshake::OriginCheck,
+    proto::handshake::{self, OriginCheck},
 };
 
 /// Legal in server configuration and in sections, but not in .htaccess files.
@@ -268,9 +268,8 @@ fn max_message_size_old(
     section: &mut Section,
     words: &[&str],
 ) -> Result<(), String> {
-    parms.warn_once(
-        "WS0401: MaxMessageSize is deprecated: use its new name, WebSocketMaxMessageSize",
-    );
+    let line = "it is deprecated: use its new name, WebSocketMaxMessageSize";
+    parms.warn_once("WS0401", line);
     max_message_size(parms, section, words)
 }
 
@@ -286,14 +285,10 @@ fn origin_check(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(
     Ok(())
 }
 
-fn trusted_origin(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+fn trusted_origin(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     for word in words {
-        let host = word.split_once("://").map(|(_, host)| host);
-        if *word != "null" && host.is_none_or(|h| h.is_empty() || h.contains(['/', '?', '#'])) {
-            return Err(format!(
-                "'{word}' is not an origin: expected a scheme and a host, and a port if it is not \
-                 the scheme's own, but no path (https://www.example.com, http://[::1]:8080)"
-            ));
+        if let Some(warning) = handshake::check_trusted(word)? {
+            parms.warn_once("WS0424", &warning);
         }
         let origins = section.settings.trusted_origins.get_or_insert_default();
         origins.push((*word).to_owned());
@@ -355,10 +350,7 @@ fn close_timeout(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<
 }
 
 fn drain_time(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
-    let word = words.first().ok_or(ARGUMENTS)?;
-    let time = config::duration(word);
-    let time = time.ok_or_else(|| format!("'{word}' is not {}", config::DURATION))?;
-    parms.main_server()?.drain_time = Some(time);
+    parms.main_server()?.drain_time = Some(duration(words)?);
     Ok(())
 }
 
@@ -422,9 +414,22 @@ fn bridge(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(),
         // SAFETY: httpd reads a directive, whose pool is that of the configuration (R4).
         Source::Expression(unsafe { Expression::parse(parms.0, word) }?)
     } else {
+        no_reference(word)?;
         Source::Fixed(parms.absolute(Address::parse(word)?)?)
     };
     set_source(section, source)
+}
+
+/// Refuses `$1`, which some directives replace by what the section's pattern has found, but these do not.
+fn no_reference(word: &str) -> Result<(), String> {
+    let is_reference = |pair: &[u8]| pair[0] == b'$' && pair[1].is_ascii_digit();
+    let Some(at) = word.as_bytes().windows(2).position(is_reference) else { return Ok(()) };
+    Err(format!(
+        "'{word}' has {}, which is not replaced here: name the group, as in <LocationMatch \
+         \"^/vnc/(?<port>59[0-9][0-9])$\">, and write 'WebSocketBridge \"tcp://127.0.0.1:%{{env:MATCH_PORT}}\"', with \
+         'WebSocketBridgeAllow tcp://127.0.0.1:5900-5999'",
+        &word[at..at + 2]
+    ))
 }
 
 /// A section's peers come from one place.
@@ -466,7 +471,7 @@ fn bridge_config(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Res
     let text = String::from_utf8(text).map_err(|_| format!("{} is not UTF-8", path.display()))?;
     let config = websocksy::parse(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     for warning in &config.warnings {
-        parms.warn_once(&format!("WS0510: {}: {warning}", path.display()));
+        parms.warn_once("WS0510", &format!("{}: {warning}", path.display()));
     }
     if let Some(seconds) = config.ping {
         let interval = Duration::from_secs(seconds.into());
@@ -483,6 +488,7 @@ fn bridge_config(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Res
 
 fn bridge_allow(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     for word in words {
+        no_reference(word)?;
         let pattern = Pattern::parse(word)?;
         section.settings.bridge.allow.get_or_insert_default().push(pattern);
     }
@@ -518,9 +524,10 @@ fn bridge_connect_timeout(
     section: &mut Section,
     words: &[&str],
 ) -> Result<(), String> {
-    let word = words.first().ok_or(ARGUMENTS)?;
-    let time = config::duration(word).filter(|time| !time.is_zero());
-    let time = time.ok_or_else(|| format!("'{word}' is not {}", config::DURATION))?;
+    let time = duration(words)?;
+    if time.is_zero() {
+        return Err(format!("0 leaves a peer no time: expected {}", config::DURATION));
+    }
     section.settings.bridge.connect_timeout = Some(time);
     Ok(())
 }
@@ -560,8 +567,19 @@ fn duration_or_off(words: &[&str]) -> Result<Option<Duration>, String> {
     }
     match config::duration(word) {
         Some(time) if !time.is_zero() => Ok(Some(time)),
-        _ => Err(format!("'{word}' is neither {} nor Off", config::DURATION)),
+        _ => {
+            let neither = || format!("'{word}' is neither {} nor Off", config::DURATION);
+            Err(config::duration_advice(word).unwrap_or_else(neither))
+        }
     }
+}
+
+fn duration(words: &[&str]) -> Result<Duration, String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    config::duration(word).ok_or_else(|| {
+        let expected = || format!("'{word}' is not {}", config::DURATION);
+        config::duration_advice(word).unwrap_or_else(expected)
+    })
 }
 
 /// A whole number between two bounds.
@@ -591,6 +609,12 @@ pub(super) struct Section {
     pub(super) plugin: Option<Arc<Plugin>>,
     /// Where the bridge's peers come from. A section has one of the two at most.
     pub(super) bridge: Option<Source>,
+}
+
+impl Section {
+    pub(super) fn has_endpoint(&self) -> bool {
+        self.plugin.is_some() || self.bridge.is_some()
+    }
 }
 
 /// What the main server's configuration sets for each child process.
@@ -783,16 +807,19 @@ impl Parms<'_> {
         }
     }
 
-    /// Warns, but not on the first of the two passes that a start makes over the configuration.
-    fn warn_once(self, line: &str) {
-        // SAFETY: httpd answers these with numbers.
-        let query = |code: u32| unsafe { sys::ap_state_query(code as c_int) as u32 };
-        if query(sys::AP_SQ_MAIN_STATE) != sys::AP_SQ_MS_CREATE_PRE_CONFIG
-            || query(sys::AP_SQ_RUN_MODE) == sys::AP_SQ_RM_CONFIG_TEST
-        {
-            // SAFETY: the server is live while it is being configured.
-            unsafe { log::server(self.0.server, Level::Warn, format_args!("{line}")) };
-        }
+    /// Warns of the directive, but on one of the two passes only that a start makes over the configuration, and not each
+    /// time that a request makes httpd read a .htaccess file.
+    fn warn_once(self, tag: &str, line: &str) {
+        // SAFETY: httpd answers this with a number.
+        let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) } as u32;
+        let level = match state {
+            sys::AP_SQ_MS_CREATE_PRE_CONFIG if !super::is_configtest() => return,
+            sys::AP_SQ_MS_RUN_MPM => Level::Debug,
+            _ => Level::Warn,
+        };
+        let place = self.place();
+        // SAFETY: the server is live while it is being configured (R4).
+        unsafe { log::server(self.0.server, level, format_args!("{tag}: {place}: {line}")) };
     }
 }
 
@@ -884,8 +911,8 @@ pub(super) unsafe extern "C" fn merge_dir(
         if !outside.is_set {
             return inner;
         }
-        let has_endpoint = inside.plugin.is_some() || inside.bridge.is_some();
-        let Section { plugin, bridge, .. } = if has_endpoint { inside } else { outside }.clone();
+        let of_endpoint = if inside.has_endpoint() { inside } else { outside };
+        let Section { plugin, bridge, .. } = of_endpoint.clone();
         let settings = outside.settings.merge(&inside.settings);
         register(pool, Section { is_set: true, settings, plugin, bridge })
     })
@@ -930,6 +957,24 @@ pub(super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
         next = unsafe { (*next).next };
     }
     Ok(())
+}
+
+/// What the backends, open since [`check`], see wrong with their options: warnings that say where they are named.
+///
+/// # Safety
+/// - As for [`check`].
+pub(super) unsafe fn doubts(main: *const sys::server_rec) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let mut next = main;
+    while !next.is_null() {
+        // SAFETY: `next` is the main server or one behind it, whose settings were made by create_server.
+        for (discovery, place) in unsafe { &(*server(next)).discoveries } {
+            doubts.extend(discovery.doubt().map(|doubt| format!("WS0425: {place}: {doubt}")));
+        }
+        // SAFETY: each server's `next` is another one or NULL.
+        next = unsafe { (*next).next };
+    }
+    doubts
 }
 
 /// The section that applies to a request.

@@ -24,15 +24,19 @@ use crate::{
     },
 };
 
+/// The name that `<IfModule>` takes; apache-websocket's module has the same.
+pub(super) const NAME: &CStr = c"mod_websocket_draft76.c";
+
 /// The module structure that `LoadModule websocket_draft76_module` looks up.
 #[unsafe(no_mangle)]
 #[expect(unreachable_pub, reason = "httpd looks the symbol up; nothing in Rust does")]
-pub static mut websocket_draft76_module: sys::module = structure(
-    c"mod_websocket_draft76.c",
-    None,
-    directives::DRAFT_COMMANDS.as_ptr(),
-    register_hooks,
-);
+pub static mut websocket_draft76_module: sys::module =
+    structure(NAME, None, directives::DRAFT_COMMANDS.as_ptr(), register_hooks);
+
+/// The module structure, as httpd's functions take it.
+pub(super) fn module() -> *const sys::module {
+    &raw const websocket_draft76_module
+}
 
 /// Whether httpd has loaded this module: it numbers those that it loads, and takes the number back.
 fn is_loaded() -> bool {
@@ -85,7 +89,7 @@ pub(super) fn opening<'a>(
         return Ok(None);
     }
     // SAFETY: the module is loaded, and its sections are made by create_dir.
-    let section = unsafe { directives::section_of(r, &raw const websocket_draft76_module) };
+    let section = unsafe { directives::section_of(r, module()) };
     let found = draft::check(request, section.settings.draft75()).map_err(Refused::Because)?;
     let Some((mut opening, challenge)) = found else { return Ok(None) };
     // What follows is no HTTP, whatever becomes of the request.

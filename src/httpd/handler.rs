@@ -5,11 +5,8 @@ use std::{
     ffi::CString,
     io,
     os::fd::{AsRawFd, BorrowedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -18,7 +15,7 @@ use super::{
     detach::{self, Leaving},
     directives, draft, ending,
     filters::{self, Filters},
-    http2, is_threaded, log,
+    http2, is_threaded, log, mistakes,
     record::Record,
     shared, sys,
     tls::{self, Takeover},
@@ -56,6 +53,7 @@ const HANDLER: &CStr = c"websocket-handler";
 /// httpd's handler hook.
 pub(super) fn handle(r: Request<'_>) -> c_int {
     if r.handler() != Some(HANDLER) || !r.is_main() {
+        mistakes::tell_of_other_handler(r);
         return sys::DECLINED;
     }
     // SAFETY: the connection is the request's own (wrap::R1).
@@ -85,7 +83,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Err(refusal) => return refuse(r, refusal),
     };
     let section = directives::section(r);
-    if section.plugin.is_none() && section.bridge.is_none() {
+    if !section.has_endpoint() {
         let uri = r.uri().to_string_lossy();
         log::request(
             r,
@@ -98,6 +96,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         return sys::HTTP_INTERNAL_SERVER_ERROR as c_int;
     }
     if !origin_is_allowed(r, &section.settings, &opening) {
+        mistakes::tell_of_no_origins(r, &section.settings);
         return refuse(r, Refusal::Origin);
     }
     // Streams of HTTP/2 are served before this function returns.
@@ -136,20 +135,12 @@ enum Chosen<'s> {
 
 /// Answers a request for which the system has no room.
 pub(super) fn unavailable(r: Request<'_>, error: &io::Error) -> c_int {
-    // A connection that is gone is nobody's fault. And with many clients there would be many lines, all saying the same.
-    let worth_a_line = error.kind() != io::ErrorKind::NotConnected && is_first_in_a_minute();
+    static SAID: log::OnceAMinute = log::OnceAMinute::new();
+    // A connection that is gone is nobody's fault.
+    let worth_a_line = error.kind() != io::ErrorKind::NotConnected && SAID.is_due();
     let level = if worth_a_line { Level::Error } else { Level::Debug };
     log::request(r, level, format_args!("WS0104: no upgrade: {error}"));
     sys::HTTP_SERVICE_UNAVAILABLE as c_int
-}
-
-/// Whether it is the first time in this minute that this is asked.
-fn is_first_in_a_minute() -> bool {
-    /// The minute of the last time, counted from 1970.
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let minute = now.as_secs() / 60;
-    LAST.swap(minute, Ordering::Relaxed) != minute
 }
 
 /// Answers a bad handshake.

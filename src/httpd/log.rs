@@ -1,14 +1,15 @@
 //! httpd's error log: lines of a request, of a server, and of a connection that may outlive its request.
 //!
 //! Each line of level info and above starts with a tag of its own, `WS` and four digits, as httpd's start with `AH`:
-//! 01 handshake, 02 what plugins call, 03 connections, 04 the module as a whole, 05 the bridge, 06 drafts 76
-//! and 75.
+//! 01 handshake, 02 what plugins call, 03 connections, 04 the module as a whole and mistakes in its configuration,
+//! 05 the bridge, 06 drafts 76 and 75.
 
 use core::{
     ffi::{CStr, c_int},
     fmt,
+    sync::atomic::{AtomicU64, Ordering},
 };
-use std::ffi::CString;
+use std::{ffi::CString, time::SystemTime};
 
 use super::{module_index, sys, wrap::Request};
 use crate::journal::{Journal, Level};
@@ -74,6 +75,22 @@ pub(super) unsafe fn server(
             c"%s".as_ptr(),
             text.as_ptr(),
         );
+    }
+}
+
+/// A line that many clients would bring about, all saying the same, is written once a minute.
+pub(super) struct OnceAMinute(AtomicU64);
+
+impl OnceAMinute {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether it is the first time in this minute that this is asked.
+    pub(super) fn is_due(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let minute = now.as_secs() / 60;
+        self.0.swap(minute, Ordering::Relaxed) != minute
     }
 }
 

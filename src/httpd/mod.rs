@@ -9,6 +9,8 @@
 //! | `bridge.rs` | which peer a request leads to |
 //! | `ending.rs` | the beginning and the end of a child process |
 //! | `capacity.rs` | how many connections the settings hold, and warnings about those that starve them |
+//! | `mistakes.rs` | warnings about what is legal and cannot be meant |
+//! | `tree.rs` | the configuration as httpd has read it |
 //! | `record.rs` | the access log's line for the end of a detached connection |
 //! | `detach.rs` | a connection leaves httpd |
 //! | `tls.rs` | mod_ssl's connections, which leave it too |
@@ -44,11 +46,13 @@ mod filters;
 mod handler;
 mod http2;
 mod log;
+mod mistakes;
 mod record;
 mod shared;
 mod status;
 mod sys;
 mod tls;
+mod tree;
 mod wrap;
 
 /// The end of this child process, as its connections see it.
@@ -146,10 +150,16 @@ unsafe extern "C" fn hook_check_config(
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes the main server, when its configuration and that of all others is complete.
         match unsafe { directives::check(server) } {
-            Ok(()) => sys::HOOK_OK,
+            Ok(()) => {
+                if is_configtest() {
+                    // SAFETY: as above.
+                    unsafe { mistakes::warn(server) };
+                }
+                sys::HOOK_OK
+            }
             Err(line) => {
                 // SAFETY: as above.
-                unsafe { log::server(server, Level::Error, format_args!("{line}")) };
+                unsafe { log::server(server, Level::Error, format_args!("WS0428: {line}")) };
                 sys::HTTP_INTERNAL_SERVER_ERROR as c_int
             }
         }
@@ -180,7 +190,10 @@ unsafe extern "C" fn hook_post_config(
         let found = unsafe { tls::find(config) };
         if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG {
             // SAFETY: as above; httpd calls this hook when it has read the configuration.
-            unsafe { capacity::warn(server, found) };
+            unsafe {
+                capacity::warn(server, found);
+                mistakes::warn(server);
+            }
         }
         sys::HOOK_OK
     })
@@ -219,6 +232,13 @@ unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
     // SAFETY: httpd passes a live connection that this thread owns.
     boundary((), || unsafe { detach::before_close(connection) });
     sys::HOOK_OK
+}
+
+/// Whether httpd reads the configuration to test it, and will not start.
+fn is_configtest() -> bool {
+    // SAFETY: httpd answers this with a number.
+    let mode = unsafe { sys::ap_state_query(sys::AP_SQ_RUN_MODE as c_int) } as u32;
+    mode == sys::AP_SQ_RM_CONFIG_TEST
 }
 
 /// Whether the MPM serves connections on threads of their own, so that signals go elsewhere.

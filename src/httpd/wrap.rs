@@ -149,6 +149,14 @@ impl<'r> Request<'r> {
         })
     }
 
+    /// The request that this one was made of by rewriting, and not to show an error (ErrorDocument).
+    pub(super) fn rewritten_from(self) -> Option<Self> {
+        let before = NonNull::new(self.rec().prev)?;
+        // SAFETY: R1: the request before lives as long, in the same pool.
+        let before = unsafe { Self::from_ptr(before) };
+        (before.rec().status == sys::HTTP_OK as c_int).then_some(before)
+    }
+
     /// From here on the request has no body to read and no response to write, and no request follows it: its filters step
     /// aside, so that httpd neither waits for the one nor sends the other. httpd ends each request of a redirection, and
     /// would send a response for each.

@@ -7,14 +7,17 @@
 //! | [`connection`] | one connection of a plugin: what it is called with, and the functions it may call |
 //! | [`headers`] | the copy of the request's headers that a connection keeps |
 
-use core::{ffi::c_int, fmt, ptr::NonNull};
+use core::{fmt, ptr::NonNull};
 use std::{
     ffi::{CStr, CString, OsStr},
     os::unix::ffi::OsStrExt as _,
+    path::Path,
     sync::{Arc, Mutex, Weak, atomic::AtomicBool},
 };
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use libloading::os::unix::Library;
+
+use crate::library::{self, NoFunction};
 
 pub mod abi;
 pub mod connection;
@@ -43,10 +46,10 @@ unsafe impl Sync for Plugin {}
 /// Why a plugin cannot be used: the reason that a configuration error gives.
 #[derive(Debug)]
 pub enum LoadError {
-    /// The library cannot be loaded; the loader's words.
+    /// The library cannot be loaded, and why.
     Library(String),
     /// The library has no such function.
-    Symbol,
+    Symbol(NoFunction),
     /// The init function returned NULL.
     Null,
     /// The plugin is of a version that this module does not know.
@@ -61,7 +64,12 @@ impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library(reason) => write!(f, "the library cannot be loaded: {reason}"),
-            Self::Symbol => f.write_str("the library does not export this function"),
+            Self::Symbol(NoFunction::Absent) => {
+                f.write_str("the library does not export this function")
+            }
+            Self::Symbol(NoFunction::Data) => f.write_str(
+                "the library exports data of this name: name the function that returns the plugin",
+            ),
             Self::Null => f.write_str("the function returned NULL instead of a plugin"),
             Self::Version(version) => {
                 write!(f, "the plugin has version {version}, this module knows version 0")
@@ -95,14 +103,12 @@ impl Plugin {
     }
 
     fn load_anew(library: &CStr, init: &CStr) -> Result<Self, LoadError> {
-        let path = OsStr::from_bytes(library.to_bytes());
-        let flags: c_int = RTLD_NOW | RTLD_LOCAL;
+        let path = Path::new(OsStr::from_bytes(library.to_bytes()));
         // SAFETY: the administrator vouches for the library's constructors by naming it.
-        let library = unsafe { Library::open(Some(path), flags) }
-            .map_err(|e| LoadError::Library(reason(&e)))?;
+        let library = unsafe { library::open(path) }.map_err(LoadError::Library)?;
         // SAFETY: the administrator vouches for the function's type by naming it in WebSocketHandler.
-        let found = unsafe { library.get::<abi::WS_Init>(init.to_bytes_with_nul()) };
-        let init = *found.map_err(|_| LoadError::Symbol)?;
+        let init = unsafe { library::function::<abi::WS_Init>(&library, init) };
+        let init = init.map_err(LoadError::Symbol)?;
         // SAFETY: as above; the ABI gives it no arguments.
         let plugin = NonNull::new(unsafe { init() }).ok_or(LoadError::Null)?;
         // SAFETY: the ABI says that init returns a structure that stays valid until destroy. Its first two members
@@ -141,10 +147,4 @@ impl Drop for Plugin {
         loaded.retain(|(_, _, plugin)| plugin.strong_count() > 0);
         loaded.shrink_to_fit();
     }
-}
-
-/// The dynamic loader's words behind an error, which libloading keeps as its source.
-fn reason(error: &libloading::Error) -> String {
-    let source = std::error::Error::source(error);
-    source.map_or_else(|| error.to_string(), ToString::to_string)
 }

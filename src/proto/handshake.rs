@@ -214,6 +214,53 @@ impl OriginCheck {
     }
 }
 
+/// Looks at an origin of [`OriginCheck::Trusted`]: an error says why it is none, `Some` why no browser will ever send
+/// it. Both say what to write.
+pub fn check_trusted(word: &str) -> Result<Option<String>, String> {
+    if word == "null" {
+        return Ok(None);
+    }
+    if word == "*" {
+        return Err("'*' is not an origin: write 'WebSocketOriginCheck Off' to let in the pages of all sites".into());
+    }
+    let expected = "a scheme and a host, and a port if it is not the scheme's own, but no path \
+                    (https://www.example.com, http://[::1]:8080)";
+    let (scheme, authority) = word.split_once("://").unwrap_or_default();
+    if scheme.is_empty() || authority.is_empty() {
+        return Err(format!("'{word}' is not an origin: expected {expected}"));
+    }
+    if authority.contains('*') {
+        return Err(format!(
+            "'{word}' has a *, which stands for nothing here: name each origin by itself, such as \
+             https://a.example.com https://b.example.com"
+        ));
+    }
+    if let Some(end) = authority.find(['/', '?', '#']) {
+        let origin = &word[..word.len() - authority.len() + end];
+        return Err(format!("'{word}' has a path, and is not an origin: write {origin}"));
+    }
+    let lower = word.to_ascii_lowercase();
+    let (scheme, authority) = lower.split_once("://").unwrap_or_default();
+    let web = match scheme {
+        "ws" => "http",
+        "wss" => "https",
+        other => other,
+    };
+    let own_port = match web {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
+    };
+    let meant = format!("{web}://{}", authority.strip_suffix(own_port).unwrap_or(authority));
+    let is_web = matches!(web, "http" | "https");
+    Ok((is_web && meant != word).then(|| {
+        format!(
+            "no browser sends the origin '{word}', which names the page's scheme and host in lower case, without the \
+             scheme's own port: write {meant}"
+        )
+    }))
+}
+
 /// The origin of a request in its serialised form (RFC 6454 §6.2): an IPv6 address in brackets, the
 /// scheme's own port left out.
 pub fn own_origin(scheme: &str, host: &str, port: u16) -> String {
@@ -258,6 +305,45 @@ pub fn fuzz_handshake(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trusted_origins() {
+        for word in [
+            "null",
+            "https://www.example.com",
+            "http://localhost:8080",
+            "http://[::1]:8080",
+            "https://example.com:80",
+            "chrome-extension://AbC",
+            "file://x",
+        ] {
+            assert_eq!(check_trusted(word), Ok(None), "{word}");
+        }
+        for (word, meant) in [
+            ("https://Example.com", "https://example.com"),
+            ("HTTPS://example.com", "https://example.com"),
+            ("https://example.com:443", "https://example.com"),
+            ("http://example.com:80", "http://example.com"),
+            ("wss://example.com", "https://example.com"),
+            ("ws://example.com:8080", "http://example.com:8080"),
+        ] {
+            let warning = check_trusted(word).unwrap().unwrap();
+            assert!(warning.ends_with(&format!(": write {meant}")), "{warning}");
+        }
+        for (word, said) in [
+            ("*", "WebSocketOriginCheck Off"),
+            ("https://*.example.com", "name each origin"),
+            ("https://example.com/", "write https://example.com"),
+            ("https://example.com/a?b", "write https://example.com"),
+            ("example.com", "not an origin"),
+            ("https://", "not an origin"),
+            ("://x", "not an origin"),
+            ("", "not an origin"),
+        ] {
+            let error = check_trusted(word).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
 
     type Fields = Vec<(&'static str, &'static str)>;
 

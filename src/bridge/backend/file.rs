@@ -92,6 +92,19 @@ impl Backend for File {
         }
         Ok(None)
     }
+
+    fn doubt(&self) -> Option<String> {
+        let why = match fs::metadata(&self.path) {
+            Ok(found) if found.is_dir() => return None,
+            Ok(_) => "is no folder".to_owned(),
+            Err(error) => format!("cannot be used ({error})"),
+        };
+        Some(format!(
+            "the backend file looks in {}, which {why}, so every request is refused: make that folder, or correct \
+             the option path",
+            self.path.display()
+        ))
+    }
 }
 
 /// The content of a regular file; whatever else it is, or why it cannot be read, it is passed over.
@@ -337,6 +350,19 @@ mod tests {
         let error =
             latin.query(&Query { endpoint: "/", protocols: &[], headers: &[] }).unwrap_err();
         assert!(error.contains("peers/latin") && error.contains("not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_none_is_doubted() {
+        let folder = Folder::new("doubt", &[("a", "tcp://a:1 *")]);
+        assert_eq!(folder.backend(&["a"]).doubt(), None);
+        let doubt = |path: &str| {
+            let options = [("path", path), ("expression", "x")];
+            let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            File::new(&options, &folder.0).unwrap().doubt().unwrap()
+        };
+        assert!(doubt("absent").contains("absent, which cannot be used (No such file"));
+        assert!(doubt("peers/a").contains("peers/a, which is no folder"));
     }
 
     #[test]

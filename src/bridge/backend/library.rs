@@ -11,18 +11,21 @@ use core::{
     mem, ptr,
 };
 use std::{
-    ffi::{CString, OsStr},
+    ffi::CString,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
+use libloading::os::unix::Library as Handle;
 
 use super::{Backend, Query, address};
-use crate::bridge::{
-    Target, abi,
-    framing::{self, registry},
+use crate::{
+    bridge::{
+        Target, abi,
+        framing::{self, registry},
+    },
+    library::{self, NoFunction},
 };
 
 /// The handshake's own headers, which a backend does not see.
@@ -76,12 +79,8 @@ impl Library {
         // A backend may ask for framings of this module, wherever httpd's loader has put its symbols.
         registry::pin(registry::core_framing as *const c_void, libc::RTLD_GLOBAL);
         // SAFETY: the administrator vouches for the library's constructors by naming it.
-        let handle = unsafe { Handle::open(Some(OsStr::new(path)), RTLD_NOW | RTLD_LOCAL) };
-        let handle = handle.map_err(|e| {
-            let source = std::error::Error::source(&e);
-            wrong(&source.map_or_else(|| e.to_string(), ToString::to_string))
-        })?;
-        let raw = handle.into_raw();
+        let handle = unsafe { library::open(path) };
+        let raw = handle.map_err(|e| wrong(&e))?.into_raw();
         // SAFETY: the pointer comes from `into_raw`.
         let handle = unsafe { Handle::from_raw(raw) };
         // The loader gives one mapping one handle, whatever the path was.
@@ -112,15 +111,15 @@ impl Library {
     ) -> Result<Self, String> {
         // SAFETY: the administrator vouches for the types of these functions by naming the library as a backend; so too
         // below.
-        let init = unsafe { symbol::<abi::ws_backend_init>(&handle, c"init") };
+        let init = unsafe { symbol::<abi::ws_backend_init>(&handle, c"init") }?;
         let init = init.ok_or("it exports no function init, so it is no backend")?;
         // SAFETY: as above.
-        let query = unsafe { symbol::<abi::ws_backend_query>(&handle, c"query") };
+        let query = unsafe { symbol::<abi::ws_backend_query>(&handle, c"query") }?;
         let query = query.ok_or("it exports no function query, so it is no backend")?;
         // SAFETY: as above.
-        let configure = unsafe { symbol::<abi::ws_backend_configure>(&handle, c"configure") };
+        let configure = unsafe { symbol::<abi::ws_backend_configure>(&handle, c"configure") }?;
         // SAFETY: as above.
-        let cleanup = unsafe { symbol::<abi::ws_backend_cleanup>(&handle, c"cleanup") };
+        let cleanup = unsafe { symbol::<abi::ws_backend_cleanup>(&handle, c"cleanup") }?;
         // SAFETY: the interface calls it first and without arguments.
         let version = unsafe { init() };
         if version != abi::WEBSOCKSY_API_VERSION {
@@ -157,13 +156,20 @@ impl Library {
     }
 }
 
-/// A function that the library exports.
+/// A function that the library exports, if it does; an error if it exports data of this name.
 ///
 /// # Safety
-/// - `T` is the function's type.
-unsafe fn symbol<T: Copy>(handle: &Handle, name: &CStr) -> Option<T> {
+/// - `F` is the type of a pointer to the function.
+unsafe fn symbol<F: Copy>(handle: &Handle, name: &CStr) -> Result<Option<F>, String> {
     // SAFETY: the caller's promise.
-    unsafe { handle.get::<T>(name.to_bytes_with_nul()) }.ok().map(|found| *found)
+    match unsafe { library::function(handle, name) } {
+        Ok(function) => Ok(Some(function)),
+        Err(NoFunction::Absent) => Ok(None),
+        Err(NoFunction::Data) => Err(format!(
+            "its {} is data and no function, so it is no backend",
+            name.to_string_lossy()
+        )),
+    }
 }
 
 impl Drop for Library {

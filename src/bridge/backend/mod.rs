@@ -31,6 +31,11 @@ pub struct Query<'a> {
 pub trait Backend: Send + Sync {
     /// The peer, or `None` to refuse the connection; an error is a sentence for the log.
     fn query(&self, query: &Query<'_>) -> Result<Option<Target>, String>;
+
+    /// What in its options is legal and looks like a mistake: a sentence for the administrator.
+    fn doubt(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Sets up the backend `name` with these options, in their order; an error is a sentence for the administrator.

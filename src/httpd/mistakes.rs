@@ -1,0 +1,232 @@
+//! What is legal in a configuration and cannot be meant: said at configtest and at start, with file, line and remedy;
+//! and while requests are served, if it shows only then.
+//!
+//! A warning has no false alarms in an ordinary configuration: where another section, or a .htaccess file, may well
+//! make things right, there is none.
+
+use core::ffi::{CStr, c_void};
+
+use super::{
+    directives, draft, log, sys, tree,
+    tree::Directive,
+    wrap::{Request, Table},
+};
+use crate::{config::Settings, journal::Level, proto::handshake::OriginCheck, scope::Scope};
+
+/// What names an endpoint.
+const ENDPOINTS: [&str; 4] =
+    ["WebSocketHandler", "WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
+
+/// Writes the warnings. They come at configtest, and once at start, where the error log is open.
+///
+/// # Safety
+/// - `main` is the main server, after the whole configuration was read.
+pub(super) unsafe fn warn(main: *const sys::server_rec) {
+    let mut lines = missing_handlers();
+    lines.extend(missing_origins());
+    // SAFETY: `main` is what `doubts` demands, too.
+    lines.extend(unsafe { directives::doubts(main) });
+    lines.extend(foreign_draft76());
+    for line in lines {
+        // SAFETY: the main server is live.
+        unsafe { log::server(main, Level::Warn, format_args!("{line}")) };
+    }
+}
+
+/// Endpoints that no request comes to.
+fn missing_handlers() -> Vec<String> {
+    let mut handlers: Vec<Scope> = Vec::new();
+    let mut in_htaccess = false;
+    tree::each(&mut |directive| {
+        if names_handler(directive) {
+            handlers.push(directive.scope());
+        }
+        in_htaccess |= overrides(directive, "FileInfo");
+    });
+    let mut lines = Vec::new();
+    let mut last = None;
+    tree::each(&mut |directive| {
+        if !ENDPOINTS.iter().any(|name| directive.is(name)) {
+            return;
+        }
+        let (scope, section) = (directive.scope(), directive.section());
+        let met = handlers.iter().any(|handler| handler.may_meet(&scope));
+        // A section with two endpoints has one mistake.
+        let id = section.map(Directive::id);
+        if met || (in_htaccess && !scope.is_of_urls()) || last == Some(id) {
+            return;
+        }
+        last = Some(id);
+        let what = format!("WS0420: {} on {}", directive.name(), directive.place());
+        lines.push(match other_handler(id) {
+            Some(other) => format!(
+                "{what} gets no request: '{} {}' on line {} names another handler: write 'SetHandler \
+                 websocket-handler'",
+                other.0, other.1, other.2
+            ),
+            None => {
+                let whole = || "any section".to_owned();
+                let section = section
+                    .map_or_else(whole, |section| format!("{} {}", section.name(), section.args()));
+                format!(
+                    "{what} gets no request: there is no 'SetHandler websocket-handler' in {section}, nor in \
+                     another section for the same requests: add that line beside it"
+                )
+            }
+        });
+    });
+    lines
+}
+
+/// Whether a directive may be what makes requests ours: SetHandler, AddHandler, RewriteRule with H=, and all else
+/// that has the handler's name among its arguments; or an expression that may come to it.
+fn names_handler(directive: Directive<'_>) -> bool {
+    let args = directive.args().to_ascii_lowercase();
+    let expression = directive.is("SetHandler") && args.contains("%{") && !args.contains("proxy:");
+    expression
+        || args
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'))
+            .any(|word| word == "websocket-handler")
+}
+
+/// Name, arguments and line of a SetHandler in the section of this number.
+fn other_handler(section: Option<usize>) -> Option<(String, String, i64)> {
+    let mut found = None;
+    tree::each(&mut |directive| {
+        if directive.is("SetHandler") && directive.section().map(Directive::id) == section {
+            found =
+                Some((directive.name().into(), directive.args().trim().into(), directive.line()));
+        }
+    });
+    found
+}
+
+/// Whether a directive lets .htaccess files use directives of a class.
+fn overrides(directive: Directive<'_>, class: &str) -> bool {
+    let allows = |word: &str| word.eq_ignore_ascii_case("All") || word.eq_ignore_ascii_case(class);
+    directive.is("AllowOverrideList") && !directive.args().trim().eq_ignore_ascii_case("None")
+        || directive.is("AllowOverride") && directive.args().split_whitespace().any(allows)
+}
+
+/// `WebSocketOriginCheck Trusted` where nothing is trusted.
+fn missing_origins() -> Vec<String> {
+    let mut trusted: Vec<Scope> = Vec::new();
+    let mut in_htaccess = false;
+    tree::each(&mut |directive| {
+        if directive.is("WebSocketTrustedOrigin") {
+            trusted.push(directive.scope());
+        }
+        in_htaccess |= overrides(directive, "AuthConfig");
+    });
+    let mut lines = Vec::new();
+    tree::each(&mut |directive| {
+        let args = directive.args();
+        let is_trusted = args.trim().trim_matches(['"', '\'']).eq_ignore_ascii_case("Trusted");
+        if !directive.is("WebSocketOriginCheck") || !is_trusted || in_htaccess {
+            return;
+        }
+        let scope = directive.scope();
+        if !trusted.iter().any(|origins| origins.may_meet(&scope)) {
+            lines.push(format!(
+                "WS0422: {} on {} is Trusted, but no WebSocketTrustedOrigin says whom to trust, so every page gets \
+                 403: {TRUST}",
+                directive.name(),
+                directive.place()
+            ));
+        }
+    });
+    lines
+}
+
+/// What to do about a list of origins that is empty.
+const TRUST: &str = "list the pages' origins ('WebSocketTrustedOrigin https://www.example.com'), or write \
+                     'WebSocketOriginCheck Same' for pages of the server itself";
+
+/// A module for the drafts that is not ours, but that of apache-websocket.
+fn foreign_draft76() -> Option<String> {
+    // SAFETY: the name lives for the call.
+    let found = unsafe { sys::ap_find_linked_module(draft::NAME.as_ptr()) }.cast_const();
+    let ours = draft::module();
+    if found.is_null() || found == ours {
+        return None;
+    }
+    let (theirs, own) = (library_of(found.cast()), library_of(ours.cast()));
+    Some(format!(
+        "WS0426: websocket_draft76_module is loaded from {theirs}, which is not made for this websocket_module and \
+         never gets a request beside it: clients of drafts 76 and 75 get 400. Write 'LoadModule \
+         websocket_draft76_module {own}' instead of the line that loads it, or remove that line"
+    ))
+}
+
+/// The path of the library that an address lies in.
+fn library_of(address: *const c_void) -> String {
+    let mut info = core::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: the address is looked up as a number, and the result is live.
+    let found = unsafe { libc::dladdr(address, info.as_mut_ptr()) };
+    // SAFETY: all its members are pointers, which were NULL.
+    let name = unsafe { info.assume_init() }.dli_fname;
+    if found == 0 || name.is_null() {
+        return "another library".to_owned();
+    }
+    // SAFETY: dladdr gives a string that lives as long as the library is loaded, which holds a loaded module.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+/// Says, once a minute, why a page's handshake is refused for ever.
+pub(super) fn tell_of_no_origins(r: Request<'_>, settings: &Settings) {
+    static SAID: log::OnceAMinute = log::OnceAMinute::new();
+    let checks = settings.origin_check() == OriginCheck::Trusted;
+    if checks && settings.trusted_origins().is_empty() && SAID.is_due() {
+        let uri = r.uri().to_string_lossy();
+        log::request(
+            r,
+            Level::Warn,
+            format_args!(
+                "WS0423: {uri} has 'WebSocketOriginCheck Trusted', but no WebSocketTrustedOrigin says whom to \
+                 trust: {TRUST}"
+            ),
+        );
+    }
+}
+
+/// A request is another handler's. If it opens a WebSocket and came to an endpoint, or was on its way there when it was
+/// rewritten, its client will not get what the administrator meant it to.
+pub(super) fn tell_of_other_handler(r: Request<'_>) {
+    static SAID: log::OnceAMinute = log::OnceAMinute::new();
+    let upgrade = r.get(Table::HeadersIn, c"Upgrade").map(CStr::to_bytes).unwrap_or_default();
+    let is_websocket = |word: &[u8]| word.trim_ascii().eq_ignore_ascii_case(b"websocket");
+    if !upgrade.split(|&b| b == b',').any(is_websocket) || !r.is_get() || !r.is_main() {
+        return;
+    }
+    // httpd's default handler has no name.
+    let handler = r.handler().filter(|name| !name.is_empty());
+    let handler = handler.unwrap_or(c"httpd's own").to_string_lossy();
+    if handler == "redirect-handler" {
+        // mod_rewrite's, which begins anew with another path.
+        return;
+    }
+    let uri = r.uri().to_string_lossy();
+    if directives::section(r).has_endpoint() {
+        log::request(
+            r,
+            Level::Info,
+            format_args!(
+                "WS0421: {uri} has an endpoint, but its handshake goes to another handler, {handler}: 'SetHandler \
+                 websocket-handler' is missing there, or something overrides it"
+            ),
+        );
+        return;
+    }
+    let before = r.rewritten_from().filter(|before| directives::section(*before).has_endpoint());
+    let Some(before) = before else { return };
+    let level = if SAID.is_due() { Level::Warn } else { Level::Debug };
+    let meant = before.uri().to_string_lossy();
+    log::request(
+        r,
+        level,
+        format_args!(
+            "WS0427: {meant} has an endpoint, but its handshake was rewritten to {uri}, which has none: write \
+             'RewriteEngine Off' in the section of the endpoint"
+        ),
+    );
+}
