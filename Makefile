@@ -249,7 +249,6 @@ soak-module: $(SOAK_PLUGINS)
 	  $(CARGO) build --release --lib --target $(HOST)
 	@install -m 755 target/asan/$(HOST)/release/libmod_websocket.so $(B)/soak/mod_websocket.so
 
-
 $(B)/soak/mod_websocket_%.so: examples/%.c include/websocket_plugin.h
 	@mkdir -p $(@D)
 	$(CC) $(PLUGIN_FLAGS) -fsanitize=address -o $@ $<
@@ -267,7 +266,7 @@ check-cost: all $(VENV)/.done ## instructions and system calls of an echoed mess
 	@APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/cost.py $(ARGS)
 
 .PHONY: fuzz
-fuzz: ## run each fuzz target for FUZZ_SECONDS (600)
+fuzz: ## run each fuzz target for FUZZ_SECONDS (60)
 	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 .PHONY: clean

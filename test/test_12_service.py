@@ -126,7 +126,8 @@ class TestBlockedPlugin:
         sleepers = [ws("/debug") for _ in range(10)]
         for client in sleepers:
             client.send(frame(TEXT, "sleep 2500"))
-        time.sleep(0.5)
+        child = httpd.child_of(other)
+        wait_until(lambda: httpd.threads(child, "ws-service") == 8, 2, "all threads")
         other.send(frame(TEXT, "patience"))
         start = time.monotonic()
         pinged.expect(PING, "", timeout=2)
@@ -203,7 +204,8 @@ class TestEndWhileBlocked:
         clients = [ws("/echo") for _ in range(10)]
         for client in [ws("/debug") for _ in range(sleepers)]:
             client.send(frame(TEXT, "sleep 30000"))
-        time.sleep(0.3)
+        child = httpd.child_of(clients[0])
+        wait_until(lambda: httpd.threads(child, "ws-service") >= sleepers, 2, "the sleepers")
         httpd.expect_log("WS0403")
         start = time.monotonic()
         httpd.tell(number)

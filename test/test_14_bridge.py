@@ -757,7 +757,7 @@ class TestResources:
         def descriptors():
             return sum(map(httpd.descriptors, httpd.children()))
 
-        time.sleep(0.3)
+        httpd.settle()
         before = descriptors()
         for n in range(40):
             client = dial(home, peer.port)

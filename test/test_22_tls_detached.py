@@ -1028,7 +1028,7 @@ class TestLeaks:
         children = httpd.children()
         descriptors = 1 << 20
         crowd(20)
-        time.sleep(0.5)
+        httpd.settle()
         descriptors, threads = total(httpd.descriptors) + 3 * len(children), total(httpd.threads)
         crowd(300)
         memory = total(httpd.memory)

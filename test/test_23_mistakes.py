@@ -345,9 +345,9 @@ class TestAtRequest:
         httpd.expect_log(
             r"\[websocket:warn\].*WS0427: /front/ws has .*rewritten to /front/index.html.*'RewriteEngine Off'"
         )
-        assert connect().ask("/front/ws").status == 200
-        assert connect().ask("/front/ws").status == 200
-        assert httpd.new_log().count(":warn") == 1
+        for _ in range(4):
+            assert connect().ask("/front/ws").status == 200
+        assert httpd.new_log().count(":warn]") in (1, 2)  # a minute may begin meanwhile
 
     def test_its_remedy(self, ws):
         client = ws("/front/exempt")
@@ -374,9 +374,9 @@ class TestAtRequest:
 
     def test_nobody_is_trusted(self, httpd, connect):
         httpd.expect_log(r"\[websocket:warn\].*WS0423: /trusted has .*Trusted'.*WebSocketTrustedOrigin https:")
-        for _ in range(3):
+        for _ in range(4):
             assert connect().ask("/trusted", Origin="https://example.com").status == 403
-        assert httpd.new_log().count(":warn") == 1
+        assert httpd.new_log().count(":warn]") in (1, 2)  # a minute may begin meanwhile
 
     def test_an_error_page_is_no_rewriting(self, httpd, connect):
         httpd.allow_log("WS0423")
