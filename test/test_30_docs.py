@@ -4,6 +4,7 @@ the module tells httpd. docs/testing.md describes the conventions.
 A check is a function that returns what is wrong, as sentences. `TestMistakes` shows each of them mistaken documents.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -137,8 +138,10 @@ def broken_links(page, pages):
     return wrong
 
 
+@functools.lru_cache
 def make_targets():
-    said = subprocess.run(["make", "-s", "help"], cwd=TOP, capture_output=True, text=True, check=True).stdout
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    said = subprocess.run(["make", "-s", "help"], cwd=TOP, env=env, capture_output=True, text=True, check=True).stdout
     return {word for line in said.splitlines() for word in re.split(r"\s{2,}", line.strip())[0].split()}
 
 
