@@ -505,8 +505,8 @@ class TestDirectives:
         """Each directive in it exists, and all of it is accepted when nothing is commented out."""
         conf = shipped((TOP / "conf/websocket.conf").read_text())
         named = {name for name in re.findall(r"^ *(\w+) ", conf, re.M) if DIRECTIVE.fullmatch(name)}
-        assert len(named) > 25
         assert named - set(table) == set()
+        assert set(table) - named == {"MaxMessageSize"}
         (httpd.root / "websocksy.conf").write_text("[backend]\nhost = tcp://127.0.0.1:1\n")
         (httpd.root / "peers").mkdir(exist_ok=True)
         for path, here in (
