@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from httpd import DETACHED, ENDS, PREFORK, debug, echo, location, wait_until
+from httpd import DETACHED, ENDS, PREFORK, debug, echo, location, sized, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 SITE = (
@@ -297,7 +297,7 @@ class TestNothingIsLeft:
 
         rounds(100)
         before = self.settled(httpd)
-        rounds(400)
+        rounds(sized(400, 4000))
 
         def as_before():
             now = self.settled(httpd)
@@ -322,7 +322,7 @@ class TestNothingIsLeft:
 
         rounds(300)
         before = memory()
-        rounds(1000)
+        rounds(sized(1000, 10_000))
         now = memory()
         both = before.keys() & now.keys()
         assert both, "no child is left of those before"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from ws_frame import PING, PONG, TEXT, Client, close_frame, frame, works
 
-from httpd import TLS, debug, echo, location, wait_until
+from httpd import TLS, debug, echo, location, sized, wait_until
 
 TRANSPORTS = {"ws": None, "wss-1.2": ssl.TLSVersion.TLSv1_2, "wss-1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -96,8 +96,9 @@ class TestVanishingClients:
         path, headers = PLUGINS[plugin]
         trail = httpd.trail("vanishing")
         headers = [*headers, ("X-Debug-Trail", str(trail))]
+        moments = {moment: count * sized(1, 10) for moment, count in MOMENTS.items()}
         # The kinds take turns, so that they also meet each other.
-        plan = sorted((n / count, moment) for moment, count in MOMENTS.items() for n in range(count))
+        plan = sorted((n / count, moment) for moment, count in moments.items() for n in range(count))
         served = []
 
         def vanish(number, moment):
@@ -310,7 +311,7 @@ class TestInternalRedirects:
             HOW[how](client)
 
         with ThreadPoolExecutor(4) as clients:
-            list(clients.map(vanish, range(80)))
+            list(clients.map(vanish, range(sized(80, 1000))))
         a_visit(httpd, transport, f"/folder/{home}")
         assert children <= set(httpd.children())
 
@@ -331,8 +332,9 @@ class TestInternalRedirects:
         with ThreadPoolExecutor(4) as clients:
             list(clients.map(converse, range(200)))
             memory, descriptors = settled()
-            list(clients.map(converse, range(300)))
+            count = sized(300, 3000)
+            list(clients.map(converse, range(count)))
         after, left = settled()
         assert left <= descriptors
-        assert after < memory + 300 * 8, f"{memory} KiB became {after} KiB"
+        assert after < memory + count * 8, f"{memory} KiB became {after} KiB"
         assert children <= set(httpd.children())

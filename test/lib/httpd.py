@@ -190,8 +190,11 @@ class Checked(NamedTuple):
             assert word.lower() in self.output.lower(), f"{word!r} is not in: {self.output}"
 
 
-# Of `make check-all`: attacks and loads at their full size. Otherwise at the smallest that tells right from wrong.
-FULL = bool(os.environ.get("WS_FULL"))
+
+def sized(small, full):
+    """How large an attack or a load is: `full` in `make check-all`, otherwise what is enough to tell right from wrong."""
+    return full if os.environ.get("WS_FULL") else small
+
 PREFORK = os.environ.get("TEST_MPM") == "prefork"
 # Clear-text connections are detached from httpd's threads, unless all tests are to use those.
 DETACHED = os.environ.get("WS_DETACH", "Auto") != "Off"
