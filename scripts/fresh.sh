@@ -134,7 +134,7 @@ settings() {
     # Programs that look elsewhere than Debian's do.
     [ -z "${SSL_CERT_FILE:-}" ] ||
         echo "export SSL_CERT_FILE=$bundle PIP_CERT=$bundle REQUESTS_CA_BUNDLE=$bundle NODE_EXTRA_CA_CERTS=$bundle"
-    echo "export PORT=$PORT TLS_PORT=$TLS_PORT EXTRA_CONF='LogLevel websocket:debug'"
+    echo "export PORT=$PORT TLS_PORT=$TLS_PORT"
 }
 
 # inside SYSTEM USER COMMAND: runs it as that user, in that user's folder, with Ctrl-C as a terminal has it.
@@ -173,7 +173,8 @@ demo() {
     mkfifo "$folder/keys"
     : >"$log"
     # A terminal of its own, by script(1), on whose keyboard Ctrl-C is typed.
-    inside "$system" "$turn" "exec script -qefc 'cd mod_websocket && exec make demo' /dev/null" \
+    inside "$system" "$turn" "export EXTRA_CONF='LogLevel websocket:debug'; cd mod_websocket; \
+        exec script -qefc 'exec make demo' /dev/null" \
         <"$folder/keys" >"$log" 2>&1 &
     demo=$!
     exec 3>"$folder/keys"
