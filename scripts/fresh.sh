@@ -88,7 +88,7 @@ make_system() {
         echo "deb $MIRROR/debian $suite-updates main"
         echo "deb $MIRROR/debian-security $suite-security main"
     } >"$system/etc/apt/sources.list"
-    printf '127.0.0.1 localhost\n::1 localhost\n' >"$system/etc/hosts"
+    printf '127.0.0.1 localhost\n127.0.1.1 %s\n::1 localhost\n' "$(uname -n)" >"$system/etc/hosts"
     # sudo keeps no environment.
     [ -z "${http_proxy:-}" ] || echo "Acquire::http::Proxy \"$http_proxy\";" >"$system/etc/apt/apt.conf.d/01proxy"
     mounts "$system"
