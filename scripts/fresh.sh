@@ -97,8 +97,8 @@ make_system() {
         tail -n 5 "$folder/packages-$release.log" >&2
         return 1
     }
-    chroot "$system" useradd --create-home --shell /bin/bash tester
-    echo 'tester ALL=(ALL) NOPASSWD: ALL' >"$system/etc/sudoers.d/tester"
+    chroot "$system" useradd --create-home --shell /bin/bash user
+    echo 'user ALL=(ALL) NOPASSWD: ALL' >"$system/etc/sudoers.d/user"
     # Certificates that this machine has beside the usual ones.
     if [ -n "${SSL_CERT_FILE:-}" ]; then
         cp "$SSL_CERT_FILE" "$system/usr/local/share/ca-certificates/environment.crt"
@@ -243,7 +243,7 @@ failed=0
 base=$folder/debian-$release
 [ -e "$base.made" ] || make_system "$base"
 for turn in $TURNS; do
-    case $turn in user) user=tester home=/home/tester ;; *) user=root home=/root ;; esac
+    if [ "$turn" = root ]; then home=/root; else home=/home/$turn; fi
     # Each turn has a system of its own, on which nothing else has been installed yet.
     system=$base-$turn
     rm -rf --one-file-system "$system"
@@ -251,8 +251,8 @@ for turn in $TURNS; do
     mounts "$system"
     printf '%-6s%s\n' "$turn" "Debian $(cat "$system/etc/debian_version"), $(chroot "$system" cargo -V)" >>"$table"
     git -C "$top" archive --prefix=mod_websocket/ HEAD | tar x -C "$system$home"
-    chroot "$system" chown -R $user: "$home"
-    for step in $steps; do $step "$system" $user; done
+    chroot "$system" chown -R "$turn:" "$home"
+    for step in $steps; do $step "$system" "$turn"; done
     unmount "$system"
     [ -n "${FRESH_DIR:-}" ] || rm -rf --one-file-system "$system"
 done
