@@ -545,7 +545,9 @@ class TestRecords:
         good = b"".join(client.record(frame(BINARY, f"{n}")) for n in range(5))
         last = spoil(client.record(frame(BINARY, "bad")))
         client.send_raw(good + (last if bad == "spoilt" else b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
-        with pytest.raises(ssl.SSLError, match="(?i)bad.record.mac|protocol.version|wrong.version"):
+        # What OpenSSL answers to no record at all differs from version to version.
+        alerts = "bad.record.mac" if bad == "spoilt" else "protocol.version|wrong.version|unexpected.message"
+        with pytest.raises(ssl.SSLError, match=f"(?i){alerts}"):
             while True:
                 client.read_frame()
         entry = httpd.access(mark)[-1]
