@@ -225,7 +225,7 @@ class Httpd:
 
     @staticmethod
     def _find_httpd():
-        apxs = Httpd._apxs
+        apxs = Httpd.apxs
         binary = os.environ.get("HTTPD") or "/usr/sbin/apache2"
         if not os.access(binary, os.X_OK):
             binary = f"{apxs('SBINDIR')}/{apxs('progname')}"
@@ -235,7 +235,7 @@ class Httpd:
         return binary, Path(modules)
 
     @staticmethod
-    def _apxs(name):
+    def apxs(name):
         asked = [os.environ.get("APXS", "apxs"), "-q", name]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -359,8 +359,8 @@ class Httpd:
         """A library of a test's own, which may use httpd's headers."""
         code, library = self.root / f"{name}.c", self.root / f"{name}.so"
         code.write_text(source)
-        includes = [f"-I{self._apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
-        flags = ["-D_GNU_SOURCE", *self._apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
+        includes = [f"-I{self.apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
+        flags = ["-D_GNU_SOURCE", *self.apxs("EXTRA_CPPFLAGS").split(), *includes, "-shared", "-fPIC"]
         subprocess.run(["cc", *flags, "-o", str(library), str(code)], check=True)
         return library
 

@@ -85,16 +85,13 @@ def compiled(httpd):
     """Compiles a C file for the server to load: with httpd's headers for a module, without them to be
     preloaded."""
 
-    def apxs(name):
-        return subprocess.run(["apxs", "-q", name], capture_output=True, text=True, check=True).stdout.strip()
-
     def library(name, source, module=False):
         path = httpd.root / f"{name}.so"
         path.with_suffix(".c").write_text(source)
         flags = ["-shared", "-fPIC", "-Wall", "-Werror"]
         if module:
-            flags += [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
-            flags += apxs("EXTRA_CPPFLAGS").split()
+            flags += [f"-I{httpd.apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
+            flags += httpd.apxs("EXTRA_CPPFLAGS").split()
         command = ["cc", *flags, "-o", str(path), str(path.with_suffix(".c")), "-ldl"]
         subprocess.run(command, check=True)
         path.chmod(0o755)
