@@ -11,28 +11,30 @@ import os
 
 import pytest
 from browser import devtools, page  # noqa: F401 (fixtures)
-from httpd import DETACH, DETACHED, PREFORK, TLS, Httpd, MissingLog
+from httpd import DETACH, DETACHED, PREFORK, TLS, Httpd, MissingLog, raise_open_files
 from peers import Listener
 from ws_frame import Client
 from ws_h2 import Connection
 
 # Where a connection can live: on the module's own threads, on one of httpd's, in a stream of HTTP/2.
 HOMES = ["ws", "wss", "blocking ws", "blocking wss", *([] if PREFORK else ["h2"])] if DETACHED else ["blocking ws"]
-# What a module with EVERY_HOME is served with: a client's header takes its connection to the blocking home.
-EVERY_HOME_CONF = DETACH + TLS + f"""
-    {"" if PREFORK else "H2WebSockets On"}
-    {"" if PREFORK else "Protocols h2 http/1.1"}
-    <If "%{{HTTP:X-Home}} == 'blocking'">
-        WebSocketDetach Off
-    </If>
-"""
+
+
+def every_home(httpd):
+    """What a module with EVERY_HOME is served with besides: a client's header takes its connection to the blocking home."""
+    http2 = "H2WebSockets On\nProtocols h2 http/1.1\n" if "h2" in HOMES and httpd.has_h2_websockets() else ""
+    return DETACH + TLS + http2 + "<If \"%{HTTP:X-Home} == 'blocking'\">\n    WebSocketDetach Off\n</If>\n"
 
 
 def pytest_generate_tests(metafunc):
     """A test that makes connections itself has no stream of HTTP/2."""
     if getattr(metafunc.module, "EVERY_HOME", False):
-        homes = [home for home in HOMES if home != "h2" or "connect" not in metafunc.function.__code__.co_varnames]
+        homes = [home for home in HOMES if home != "h2" or "connect" not in metafunc.fixturenames]
         metafunc.parametrize("lives_in", homes, indirect=True)
+
+
+def pytest_configure():
+    raise_open_files()
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +52,7 @@ def _serve(httpd, conf):
 def _module_conf(request, httpd):
     conf = getattr(request.module, "CONF", None)
     if getattr(request.module, "EVERY_HOME", False):
-        conf += EVERY_HOME_CONF
+        conf += every_home(httpd)
     with _serve(httpd, conf):
         yield
 
@@ -97,6 +99,8 @@ def connect(httpd, lives_in):
 def ws(request, httpd, lives_in):
     """Opens WebSocket connections: `ws(path, headers, …)` gives a client after its 101."""
     if lives_in == "h2":
+        if not httpd.has_h2_websockets():
+            pytest.skip("mod_http2 of this httpd has no WebSockets (H2WebSockets came with httpd 2.4.58)")
         with contextlib.ExitStack() as stack:
 
             def stream(path="/echo", headers=(), Sec_WebSocket_Version="13"):

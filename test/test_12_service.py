@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, debug, echo, sized, wait_until
+from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, debug, echo, needs_open_files, sized, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame, silent, works
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
@@ -820,6 +820,7 @@ class TestMany:
     CONF = DETACH + ONE_CHILD + echo()
 
     @pytest.mark.once
+    @needs_open_files(sized(3200, 10_200))
     def test_thousands(self, httpd):
         """One child, 25 workers or one: nobody who asks for a page notices."""
         httpd.allow_log("AH00(161|484)")  # a hundred handshakes at once are more than it has workers

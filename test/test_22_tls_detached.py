@@ -85,16 +85,13 @@ def compiled(httpd):
     """Compiles a C file for the server to load: with httpd's headers for a module, without them to be
     preloaded."""
 
-    def apxs(name):
-        return subprocess.run(["apxs", "-q", name], capture_output=True, text=True, check=True).stdout.strip()
-
     def library(name, source, module=False):
         path = httpd.root / f"{name}.so"
         path.with_suffix(".c").write_text(source)
         flags = ["-shared", "-fPIC", "-Wall", "-Werror"]
         if module:
-            flags += [f"-I{apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
-            flags += apxs("EXTRA_CPPFLAGS").split()
+            flags += [f"-I{httpd.apxs(name)}" for name in ("INCLUDEDIR", "APR_INCLUDEDIR", "APU_INCLUDEDIR")]
+            flags += httpd.apxs("EXTRA_CPPFLAGS").split()
         command = ["cc", *flags, "-o", str(path), str(path.with_suffix(".c")), "-ldl"]
         subprocess.run(command, check=True)
         path.chmod(0o755)
@@ -545,7 +542,9 @@ class TestRecords:
         good = b"".join(client.record(frame(BINARY, f"{n}")) for n in range(5))
         last = spoil(client.record(frame(BINARY, "bad")))
         client.send_raw(good + (last if bad == "spoilt" else b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
-        with pytest.raises(ssl.SSLError, match="(?i)bad.record.mac|protocol.version|wrong.version"):
+        # What OpenSSL answers to no record at all differs from version to version.
+        alerts = "bad.record.mac" if bad == "spoilt" else "protocol.version|wrong.version|unexpected.message"
+        with pytest.raises(ssl.SSLError, match=f"(?i){alerts}"):
             while True:
                 client.read_frame()
         entry = httpd.access(mark)[-1]
