@@ -164,8 +164,13 @@ check-code: ## formatting, lints and documentation, with and without httpd
 check-core: ## unit and property tests of the core, and each fuzz target for a few seconds
 	$(CARGO) test --no-default-features
 	$(CARGO) test
-	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom $(CARGO) test --no-default-features --release --lib run_word
+	@$(MAKE) --no-print-directory loom
 	scripts/fuzz.sh 10
+
+.PHONY: loom
+loom: ## every interleaving of what threads agree on without a lock, or by more than one
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom CARGO_PROFILE_RELEASE_LTO=off \
+	  $(CARGO) test --no-default-features --release --lib loom
 
 .PHONY: check-server
 check-server: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real httpd, on event, worker and prefork

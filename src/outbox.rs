@@ -11,10 +11,7 @@
 
 use std::{
     io::{self, IoSlice},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -28,6 +25,7 @@ use crate::{
         frame::{self, CONTROL_MAX, Opcode},
         utf8,
     },
+    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering},
 };
 
 /// The spare room an emptied queue may keep while its driver is at work.
@@ -728,6 +726,9 @@ fn is_utf8(text: &[u8]) -> bool {
 
 /// A number that no other living thread has: the address of a variable of its own.
 pub fn thread_mark() -> usize {
+    #[cfg(not(loom))]
     thread_local!(static MARK: u8 = const { 0 });
+    #[cfg(loom)]
+    loom::thread_local!(static MARK: u8 = 0);
     MARK.with(|mark| core::ptr::from_ref(mark).addr())
 }

@@ -4,10 +4,7 @@
 //! runner is told to run again, and finds out in [`RunWord::end`].
 #![deny(unsafe_code)]
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU8, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{AtomicU8, Ordering};
 
 const IDLE: u8 = 0;
 const RUNNING: u8 = 1;

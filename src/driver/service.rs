@@ -15,7 +15,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -28,6 +28,7 @@ use super::{
     lane::Lane,
     run_word::RunWord,
     stop::{Ending, EndingWord},
+    threads::Threads,
     turn::{Buffers, Heard, Outcome, Turn},
     wait::{AllSignals, Interest, Waker, discard, give_back_memory, shut_down, wait},
 };
@@ -131,19 +132,12 @@ pub struct Service {
     ready: Mutex<VecDeque<Arc<Seated>>>,
     /// Connections that have more to do, but let others have their turn first.
     again: Mutex<VecDeque<Arc<Seated>>>,
-    /// Threads that serve.
-    threads: AtomicUsize,
-    /// Those of them that wait for events.
-    waiting: AtomicUsize,
-    /// Turns that ended, for the clock to see whether anything moves.
+    threads: Threads,
+    /// Turns that ended, for the clock to see whether anything moves: a mere count.
     turns: AtomicU64,
-    /// The clock has slowed down, and must be woken when traffic begins.
-    calm: AtomicBool,
     /// How the child ends, if it does.
     ending: EndingWord,
-    /// All connections are gone and no new one will come; threads have to go.
-    over: AtomicBool,
-    /// The most connections there were since memory was given back.
+    /// The most connections there were since memory was given back: a mere count.
     peak: AtomicU64,
     /// What connections that are gone have done.
     past: Mutex<Totals>,
@@ -235,12 +229,9 @@ impl Service {
             seats: RwLock::default(),
             ready: Mutex::default(),
             again: Mutex::default(),
-            threads: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            threads: Threads::default(),
             turns: AtomicU64::new(0),
-            calm: AtomicBool::new(false),
             ending,
-            over: AtomicBool::new(false),
             peak: AtomicU64::new(0),
             past: Mutex::default(),
             report,
@@ -304,7 +295,7 @@ impl Service {
 
     /// How many threads serve them now.
     pub fn threads(&self) -> usize {
-        self.threads.load(Ordering::Relaxed)
+        self.threads.serving()
     }
 
     /// The child goes down: closes all connections, spread over the time of a drain or at once. A stop overrides a drain.
@@ -339,13 +330,13 @@ impl Service {
             }
             thread::sleep(BUSY_TICK);
         }
-        self.over.store(true, Ordering::SeqCst);
+        self.threads.end();
         self.poke.wake();
         self.alarm.wake();
         // The clock runs no callback, so it comes soon; without it nobody starts a thread any more.
         self.join_clock();
         let deadline = self.start.elapsed() + GRACE / 5;
-        while self.threads.load(Ordering::SeqCst) > 0 {
+        while self.threads.serving() > 0 {
             if self.start.elapsed() >= deadline {
                 return false;
             }
@@ -401,7 +392,7 @@ impl Service {
 
     /// One more thread.
     fn hire(&'static self) -> io::Result<()> {
-        self.threads.fetch_add(1, Ordering::SeqCst);
+        self.threads.join();
         let mut handles = self.handles();
         handles.retain(|handle| !handle.is_finished());
         match thread::Builder::new()
@@ -414,7 +405,7 @@ impl Service {
                 Ok(())
             }
             Err(error) => {
-                self.threads.fetch_sub(1, Ordering::SeqCst);
+                self.threads.leave();
                 Err(error)
             }
         }
@@ -424,22 +415,20 @@ impl Service {
     fn work(&'static self) {
         let mut buffers = Buffers::default();
         let mut events = Events::default();
-        while !self.over.load(Ordering::SeqCst) {
+        while !self.threads.is_over() {
             if let Some(seated) = self.next_ready() {
                 self.run(&seated, &mut buffers);
                 continue;
             }
             // Who has more to do waits for one look at the others' events, not for events to come.
             let again = core::mem::take(&mut *self.again());
-            let timeout = match self.threads.load(Ordering::Relaxed) {
+            let timeout = match self.threads.serving() {
                 _ if !again.is_empty() => 0,
                 2.. => SURPLUS,
                 _ if buffers.holds_spare() => SPARE_AGE,
                 _ => -1,
             };
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-            let fetched = self.epoll.wait(&mut events, timeout);
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            let fetched = self.threads.wait(|| self.epoll.wait(&mut events, timeout));
             let Ok(fetched) = fetched else {
                 // It cannot fail on a descriptor of our own; if it does all the same, not in a loop.
                 thread::sleep(IDLE_TICK);
@@ -447,7 +436,7 @@ impl Service {
             };
             if fetched.len() == 0 && timeout > 0 {
                 buffers.release();
-                if self.is_surplus() {
+                if self.threads.leave_if_surplus() {
                     return;
                 }
             }
@@ -460,14 +449,7 @@ impl Service {
                 self.run(&first, &mut buffers);
             }
         }
-        self.threads.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Whether the calling thread, which found nothing to do for a while, is not the last one; then it is not
-    /// counted any more.
-    fn is_surplus(&self) -> bool {
-        let fewer = |threads: usize| (threads > 1).then(|| threads - 1);
-        self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
+        self.threads.leave();
     }
 
     /// The connections of some events: the first is returned, the others become ready.
@@ -478,9 +460,7 @@ impl Service {
         for (token, flags) in fetched {
             if token == POKE {
                 // Left as it is, it wakes one thread after the other.
-                if !self.over.load(Ordering::SeqCst) {
-                    self.poke.clear();
-                }
+                self.threads.heed(|| self.poke.clear());
                 continue;
             }
             let (token, shift) = (token & !PEER, if token & PEER == 0 { 0 } else { PEER_SHIFT });
@@ -533,7 +513,7 @@ impl Service {
 
     /// There is traffic: the clock has to look after the threads.
     fn note_traffic(&self) {
-        if self.calm.load(Ordering::SeqCst) && self.calm.swap(false, Ordering::SeqCst) {
+        if self.threads.note_traffic() {
             self.alarm.wake();
         }
     }
@@ -547,7 +527,7 @@ impl Service {
         let mut draining_since = None;
         let mut complained = None;
         loop {
-            let calm = self.calm.load(Ordering::SeqCst);
+            let calm = self.threads.is_calm();
             let until_round = next_round.saturating_sub(self.start.elapsed());
             let tick = match (self.ending.get(), calm) {
                 // The last round, in which everybody was found to be gone, has been made.
@@ -562,7 +542,7 @@ impl Service {
             };
             let nothing = Interest { read: false, write: false };
             let _ = wait(-1, nothing, Some(&self.alarm), tick, None);
-            if self.over.load(Ordering::SeqCst) {
+            if self.threads.is_over() {
                 return;
             }
             let now = self.start.elapsed();
@@ -579,7 +559,7 @@ impl Service {
             if moved {
                 last_moved = now;
             } else if !calm && now - last_moved > CALM {
-                self.calm_down();
+                self.threads.calm_down(|| self.ready().is_empty());
             }
             let ending = self.ending.get();
             if ending != Ending::None {
@@ -593,7 +573,7 @@ impl Service {
                     guest.check(now, ending);
                     guest.add_to(&mut totals);
                 }
-                (self.report)(self.threads(), &totals);
+                (self.report)(self.threads.serving(), &totals);
                 let peak = self.peak.load(Ordering::Relaxed);
                 if totals.connections < peak.div_ceil(2) {
                     self.peak.store(totals.connections, Ordering::Relaxed);
@@ -603,26 +583,11 @@ impl Service {
         }
     }
 
-    /// Slows the clock down, unless a thread has begun to work meanwhile.
-    fn calm_down(&self) {
-        let all_wait = || {
-            self.waiting.load(Ordering::SeqCst) == self.threads.load(Ordering::SeqCst)
-                && self.ready().is_empty()
-        };
-        if all_wait() {
-            self.calm.store(true, Ordering::SeqCst);
-            // Who stops waiting first says so and then looks whether the clock is slow.
-            if !all_wait() {
-                self.calm.store(false, Ordering::SeqCst);
-            }
-        }
-    }
-
     /// Sees to it that a thread is there for what comes, or says why there is none. `moved`: a turn has ended since the last
     /// look.
     fn staff(&'static self, moved: bool, cores: usize) -> Option<Complaint> {
-        let idle = self.waiting.load(Ordering::SeqCst);
-        let threads = self.threads.load(Ordering::SeqCst);
+        let idle = self.threads.waiting();
+        let threads = self.threads.serving();
         let stranded = self.ready().len();
         if idle > 0 {
             // A thread that waits does not see the list.

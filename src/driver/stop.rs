@@ -3,14 +3,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicU8, AtomicU32, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use crate::outbox::Carrier;
+use crate::{
+    outbox::Carrier,
+    sync::{AtomicU8, AtomicU32, Mutex, MutexGuard, Ordering},
+};
 
 /// How a child ends.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -35,6 +35,13 @@ pub struct EndingWord {
 
 impl EndingWord {
     /// No end in sight.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// No end in sight.
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self { ending: AtomicU8::new(Ending::None as u8), drain: AtomicU32::new(0) }
     }
@@ -88,6 +95,13 @@ struct Live {
 
 impl Stop {
     /// A child that runs.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A child that runs.
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         let live = Live { next: 0, carriers: BTreeMap::new() };
         Self { word: EndingWord::new(), live: Mutex::new(live) }

@@ -1,0 +1,103 @@
+//! Locks and atomics: those of the standard library, or loom's while its models are checked (`--cfg loom`).
+//!
+//! Whatever threads agree on without a lock, or by more than one, uses these and has a model beside it (`loom_tests`).
+//! What only counts, or only ever says yes once, uses the standard library's.
+#![deny(unsafe_code)]
+
+#[cfg(not(loom))]
+pub use std::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+};
+
+#[cfg(loom)]
+pub use self::atomics::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+#[cfg(loom)]
+pub use loom::sync::{Condvar, Mutex, MutexGuard, atomic::Ordering};
+
+/// loom takes `SeqCst` for `AcqRel` (its fences are what they say), so such an access has a fence on either side here.
+#[cfg(loom)]
+mod atomics {
+    use loom::sync::atomic::{self, Ordering, fence};
+
+    fn fenced<R>(order: Ordering, access: impl FnOnce() -> R) -> R {
+        if order == Ordering::SeqCst {
+            fence(order);
+        }
+        let result = access();
+        if order == Ordering::SeqCst {
+            fence(order);
+        }
+        result
+    }
+
+    macro_rules! atomic {
+        ($name:ident, $value:ty, $($rest:tt)*) => {
+            /// The atomic of this name.
+            #[derive(Debug, Default)]
+            pub struct $name(atomic::$name);
+
+            #[allow(missing_docs, reason = "as in the standard library")]
+            impl $name {
+                #[track_caller]
+                pub fn new(value: $value) -> Self {
+                    Self(atomic::$name::new(value))
+                }
+
+                #[track_caller]
+                pub fn load(&self, order: Ordering) -> $value {
+                    fenced(order, || self.0.load(order))
+                }
+
+                #[track_caller]
+                pub fn store(&self, value: $value, order: Ordering) {
+                    fenced(order, || self.0.store(value, order));
+                }
+
+                #[track_caller]
+                pub fn swap(&self, value: $value, order: Ordering) -> $value {
+                    fenced(order, || self.0.swap(value, order))
+                }
+
+                #[track_caller]
+                pub fn compare_exchange(
+                    &self,
+                    old: $value,
+                    new: $value,
+                    order: Ordering,
+                    failure: Ordering,
+                ) -> Result<$value, $value> {
+                    fenced(order, || self.0.compare_exchange(old, new, order, failure))
+                }
+
+                #[track_caller]
+                pub fn fetch_update(
+                    &self,
+                    order: Ordering,
+                    failure: Ordering,
+                    f: impl FnMut($value) -> Option<$value>,
+                ) -> Result<$value, $value> {
+                    fenced(order, || self.0.fetch_update(order, failure, f))
+                }
+            }
+
+            atomic!(@sums $name, $value, $($rest)*);
+        };
+        (@sums $name:ident, $value:ty, ) => {};
+        (@sums $name:ident, $value:ty, $($sum:ident)*) => {
+            #[allow(missing_docs, reason = "as in the standard library")]
+            impl $name {$(
+                #[track_caller]
+                pub fn $sum(&self, value: $value, order: Ordering) -> $value {
+                    fenced(order, || self.0.$sum(value, order))
+                }
+            )*}
+        };
+    }
+
+    atomic!(AtomicBool, bool,);
+    atomic!(AtomicU8, u8, fetch_max fetch_or);
+    atomic!(AtomicU32, u32, fetch_or);
+    atomic!(AtomicU64, u64,);
+    atomic!(AtomicUsize, usize, fetch_add fetch_sub);
+}
