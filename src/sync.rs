@@ -101,3 +101,12 @@ mod atomics {
     atomic!(AtomicU64, u64,);
     atomic!(AtomicUsize, usize, fetch_add fetch_sub);
 }
+
+/// Checks all interleavings of a model in which a thread is interrupted at most three times where it need not be; those
+/// of a larger model are too many without a bound, and what is wrong shows with two.
+#[cfg(all(test, loom))]
+pub fn check(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}

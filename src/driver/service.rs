@@ -460,7 +460,7 @@ impl Service {
         for (token, flags) in fetched {
             if token == POKE {
                 // Left as it is, it wakes one thread after the other.
-                self.threads.heed(|| self.poke.clear());
+                self.threads.heed(|| self.poke.clear(), || self.poke.wake());
                 continue;
             }
             let (token, shift) = (token & !PEER, if token & PEER == 0 { 0 } else { PEER_SHIFT });

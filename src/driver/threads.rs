@@ -99,16 +99,23 @@ impl Threads {
     }
 
     /// A wake-up has come: takes note of it by `clear`. One that means the end is left for all the others.
-    pub fn heed(&self, clear: impl FnOnce()) {
+    pub fn heed(&self, clear: impl FnOnce(), wake: impl FnOnce()) {
         if !self.is_over() {
             clear();
+            // The end may have come right before that, and its wake-up been cleared away with the other one.
+            if self.is_over() {
+                wake();
+            }
         }
     }
 }
 
 #[cfg(all(test, loom))]
 mod loom_tests {
-    use loom::{sync::Mutex, thread};
+    use loom::{
+        sync::{Condvar, Mutex},
+        thread,
+    };
     use std::sync::Arc;
 
     use super::*;
@@ -180,5 +187,77 @@ mod loom_tests {
             let left = threads.leave_if_surplus();
             assert!(left != other.join().unwrap() && threads.serving() == 1);
         });
+    }
+
+    /// What the kernel has for it: a counter that wakes those who wait as long as it is not 0.
+    #[derive(Default)]
+    struct Counter {
+        count: Mutex<u32>,
+        changed: Condvar,
+    }
+
+    impl Counter {
+        fn wake(&self) {
+            *self.count.lock().unwrap() += 1;
+            self.changed.notify_all();
+        }
+
+        fn clear(&self) {
+            *self.count.lock().unwrap() = 0;
+        }
+
+        fn wait(&self) {
+            let mut count = self.count.lock().unwrap();
+            while *count == 0 {
+                count = self.changed.wait(count).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_reaches_all_threads() {
+        crate::sync::check(|| {
+            let (threads, poke) = (Arc::new(Threads::default()), Arc::new(Counter::default()));
+            // A connection is ready.
+            poke.wake();
+            let workers = [(); 2].map(|()| {
+                let (threads, poke) = (threads.clone(), poke.clone());
+                thread::spawn(move || {
+                    while !threads.is_over() {
+                        poke.wait();
+                        threads.heed(|| poke.clear(), || poke.wake());
+                    }
+                })
+            });
+            threads.end();
+            poke.wake();
+            for worker in workers {
+                worker.join().unwrap();
+            }
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn the_end_that_comes_with_another_wake_up_is_not_cleared_away() {
+        let (threads, count) = (Threads::default(), Cell::new(1));
+        threads.heed(|| count.set(0), || count.set(count.get() + 1));
+        assert_eq!(count.get(), 0);
+        // The end is said, and everybody woken, right before the thread that was woken for something else clears.
+        count.set(1);
+        let clear = || {
+            threads.end();
+            count.set(0);
+        };
+        threads.heed(clear, || count.set(count.get() + 1));
+        assert_ne!(count.get(), 0);
+        threads.heed(|| count.set(0), || ());
+        assert_ne!(count.get(), 0);
     }
 }
