@@ -169,7 +169,85 @@ impl Drop for Entry<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::{
+        sync::{Condvar, Mutex},
+        thread,
+    };
+    use std::time::Instant;
+
+    use super::*;
+    use crate::outbox::Socket;
+
+    #[derive(Default)]
+    struct Sleeper {
+        woken: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Sleeper {
+        fn sleep(&self) {
+            let mut woken = self.woken.lock().unwrap();
+            while !*woken {
+                woken = self.changed.wait(woken).unwrap();
+            }
+            *woken = false;
+        }
+    }
+
+    impl Carrier for Sleeper {
+        fn wake(&self) {
+            *self.woken.lock().unwrap() = true;
+            self.changed.notify_all();
+        }
+
+        fn pump(&self, _: Instant) {}
+
+        fn socket(&self) -> Option<&dyn Socket> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_connection_that_comes_with_the_end_hears_of_it() {
+        loom::model(|| {
+            let stop = Arc::new(Stop::new());
+            let ender = thread::spawn({
+                let stop = stop.clone();
+                move || stop.end(Ending::Stop)
+            });
+            let sleeper = Arc::new(Sleeper::default());
+            let carrier: Arc<dyn Carrier> = sleeper.clone();
+            let entry = stop.enter(&carrier);
+            while entry.ending() == Ending::None {
+                sleeper.sleep();
+            }
+            drop(entry);
+            ender.join().unwrap();
+            assert!(stop.lock().carriers.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_stop_overrides_a_drain_whoever_comes_first() {
+        loom::model(|| {
+            let word = Arc::new(EndingWord::new());
+            let raisers = [Ending::Drain, Ending::Stop].map(|ending| {
+                let word = word.clone();
+                thread::spawn(move || word.raise(ending))
+            });
+            let seen = [(); 2].map(|()| word.get());
+            assert!(seen[0] <= seen[1]);
+            for raiser in raisers {
+                raiser.join().unwrap();
+            }
+            assert_eq!(word.get(), Ending::Stop);
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
