@@ -32,6 +32,8 @@ pub mod buffer;
 pub mod config;
 pub mod driver;
 pub mod endpoint;
+#[cfg(all(test, not(loom)))]
+mod fakes;
 pub mod journal;
 pub mod limits;
 pub mod outbox;

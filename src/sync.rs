@@ -15,20 +15,32 @@ pub use self::atomics::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize}
 #[cfg(loom)]
 pub use loom::sync::{Condvar, Mutex, MutexGuard, atomic::Ordering};
 
-/// loom takes `SeqCst` for `AcqRel` (its fences are what they say), so such an access has a fence on either side here.
+/// loom takes `SeqCst` for `AcqRel`, but its fences are what they say: here a load with it that follows a store with it has
+/// one in front. That is what our protocols ask of `SeqCst`, that of two threads which store first and load then one sees
+/// the other, and it is not there if either of the two says less.
 #[cfg(loom)]
 mod atomics {
+    use core::cell::Cell;
+
     use loom::sync::atomic::{self, Ordering, fence};
 
-    fn fenced<R>(order: Ordering, access: impl FnOnce() -> R) -> R {
-        if order == Ordering::SeqCst {
+    loom::thread_local!(
+        /// The last store of this thread was one with `SeqCst`.
+        static STORED: Cell<bool> = Cell::new(false)
+    );
+
+    #[track_caller]
+    fn loading<R>(order: Ordering, load: impl FnOnce() -> R) -> R {
+        if order == Ordering::SeqCst && STORED.with(Cell::get) {
             fence(order);
         }
-        let result = access();
-        if order == Ordering::SeqCst {
-            fence(order);
-        }
-        result
+        load()
+    }
+
+    #[track_caller]
+    fn storing<R>(order: Ordering, store: impl FnOnce() -> R) -> R {
+        STORED.with(|stored| stored.set(order == Ordering::SeqCst));
+        store()
     }
 
     macro_rules! atomic {
@@ -46,17 +58,17 @@ mod atomics {
 
                 #[track_caller]
                 pub fn load(&self, order: Ordering) -> $value {
-                    fenced(order, || self.0.load(order))
+                    loading(order, || self.0.load(order))
                 }
 
                 #[track_caller]
                 pub fn store(&self, value: $value, order: Ordering) {
-                    fenced(order, || self.0.store(value, order));
+                    storing(order, || self.0.store(value, order));
                 }
 
                 #[track_caller]
                 pub fn swap(&self, value: $value, order: Ordering) -> $value {
-                    fenced(order, || self.0.swap(value, order))
+                    storing(order, || self.0.swap(value, order))
                 }
 
                 #[track_caller]
@@ -67,7 +79,7 @@ mod atomics {
                     order: Ordering,
                     failure: Ordering,
                 ) -> Result<$value, $value> {
-                    fenced(order, || self.0.compare_exchange(old, new, order, failure))
+                    storing(order, || self.0.compare_exchange(old, new, order, failure))
                 }
 
                 #[track_caller]
@@ -77,7 +89,7 @@ mod atomics {
                     failure: Ordering,
                     f: impl FnMut($value) -> Option<$value>,
                 ) -> Result<$value, $value> {
-                    fenced(order, || self.0.fetch_update(order, failure, f))
+                    storing(order, || self.0.fetch_update(order, failure, f))
                 }
             }
 
@@ -89,7 +101,7 @@ mod atomics {
             impl $name {$(
                 #[track_caller]
                 pub fn $sum(&self, value: $value, order: Ordering) -> $value {
-                    fenced(order, || self.0.$sum(value, order))
+                    storing(order, || self.0.$sum(value, order))
                 }
             )*}
         };

@@ -56,18 +56,19 @@ mod loom_tests {
     fn turns_never_overlap_and_nothing_is_lost() {
         loom::model(|| {
             let word = Arc::new(RunWord::default());
-            let ready = Arc::new(AtomicUsize::new(0));
+            let ready = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
             let handled = Arc::new(UnsafeCell::new(0));
             let threads: Vec<_> = (0..2)
-                .map(|_| {
+                .map(|n| {
                     let (word, ready, handled) = (word.clone(), ready.clone(), handled.clone());
                     thread::spawn(move || {
-                        ready.fetch_add(1, Ordering::Relaxed);
+                        ready[n].store(1 << n, Ordering::Relaxed);
                         if word.begin() {
                             loop {
-                                let n = ready.swap(0, Ordering::Relaxed);
+                                let seen =
+                                    ready.iter().map(|r| r.load(Ordering::Relaxed)).sum::<usize>();
                                 // SAFETY: the word lets one thread in at a time; loom checks just that.
-                                handled.with_mut(|handled| unsafe { *handled += n });
+                                handled.with_mut(|handled| unsafe { *handled |= seen });
                                 if word.end() {
                                     break;
                                 }
@@ -80,7 +81,7 @@ mod loom_tests {
                 thread.join().unwrap();
             }
             // SAFETY: both threads are joined.
-            handled.with(|handled| assert_eq!(unsafe { *handled }, 2));
+            handled.with(|handled| assert_eq!(unsafe { *handled }, 3));
         });
     }
 }
