@@ -13,7 +13,7 @@ use std::{
     collections::VecDeque,
     io,
     os::raw::c_int,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, Weak,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
@@ -806,7 +806,6 @@ impl Seated {
     /// The conversation is over.
     fn finish(&self, turn: &Turn, lost: bool, buffers: &mut Buffers) -> bool {
         self.lane.outbox.end("the connection is over");
-        self.endpoint.closed();
         self.tell_end(self.lane.received(turn.received()));
         if !lost {
             self.lane.end_output();
@@ -816,13 +815,17 @@ impl Seated {
         false
     }
 
-    /// Writes the access log and the like.
+    /// Tells the endpoint, the totals and the access log of the end, unless they have heard of it.
     fn tell_end(&self, received: u64) {
+        let ended = self.ended.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let Some(ended) = ended else { return };
+        // If one of them panics the others hear of it all the same.
+        let closed = catch_unwind(AssertUnwindSafe(|| self.endpoint.closed()));
         let farewell = Farewell { summary: self.lane.outbox.summary(), received };
         self.service.add_to_past(&farewell);
-        let ended = self.ended.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(ended) = ended {
-            ended(&farewell);
+        ended(&farewell);
+        if let Err(panic) = closed {
+            resume_unwind(panic);
         }
     }
 
@@ -865,10 +868,7 @@ impl Seated {
         }
         let line = format_args!("WS0306: the connection is dropped after an internal error");
         outbox.journal().write(Level::Error, line);
-        let last = AssertUnwindSafe(|| {
-            self.endpoint.closed();
-            self.tell_end(self.lane.received(0));
-        });
+        let last = AssertUnwindSafe(|| self.tell_end(self.lane.received(0)));
         // What panics again has said so.
         let _ = catch_unwind(last);
         shut_down(self.lane.descriptor());
@@ -1232,7 +1232,12 @@ mod tests {
         guest.wire.frame(Opcode::Binary, b"1");
         alone.work();
         guest.assert_ended(&alone, CloseCode::ABNORMAL);
-        assert_eq!(alone.service.guests(), 1);
+        let guest = alone.adopt_with(|_| Recorder::default(), |_| panic!("as the test says"));
+        guest.wire.says(Read::End);
+        alone.work();
+        guest.assert_ended(&alone, CloseCode::ABNORMAL);
+        let totals = *alone.service.past();
+        assert_eq!((alone.service.guests(), totals.messages_in), (1, 1));
     }
 
     #[test]
