@@ -39,6 +39,10 @@ pub(crate) struct Watched<T> {
 }
 
 impl<T> Watched<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { value: Mutex::new(value), changed: Condvar::new() }
+    }
+
     pub(crate) fn change<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let result = f(&mut *lock(&self.value));
         self.changed.notify_all();
@@ -178,9 +182,8 @@ impl Wire {
     /// A client that reads everything and says nothing.
     pub(crate) fn new() -> Self {
         let script = Script { room: usize::MAX, ..Script::default() };
-        let script = Watched { value: Mutex::new(script), changed: Condvar::new() };
         let bell = Waker::new().expect("a descriptor");
-        Self { script: Arc::new(script), bell: Arc::new(bell) }
+        Self { script: Arc::new(Watched::new(script)), bell: Arc::new(bell) }
     }
 
     /// The transport.
