@@ -820,7 +820,7 @@ mod loom_tests {
 
     #[test]
     fn what_is_queued_wakes_a_driver_that_falls_asleep() {
-        check(|| {
+        check(3, || {
             let (outbox, driver) = open(1000, None);
             let senders = [1, 2].map(|byte| {
                 let outbox = outbox.clone();
@@ -845,7 +845,7 @@ mod loom_tests {
 
     #[test]
     fn room_wakes_a_sender_that_waits() {
-        check(|| {
+        check(3, || {
             // Room for one message at a time.
             let (outbox, driver) = open(3, None);
             let sender = thread::spawn({
@@ -863,7 +863,7 @@ mod loom_tests {
 
     #[test]
     fn the_end_releases_senders_that_wait() {
-        check(|| {
+        check(3, || {
             let (outbox, _driver) = open(3, None);
             send(&outbox, 0).unwrap();
             let senders = [(); 2].map(|()| {
@@ -879,7 +879,7 @@ mod loom_tests {
 
     #[test]
     fn a_driver_that_does_not_read_is_woken_when_a_sender_has_written_the_rest() {
-        check(|| {
+        check(3, || {
             let (outbox, driver) = open(20, Some(1));
             let sender = thread::spawn({
                 let (outbox, driver) = (outbox.clone(), driver.clone());
@@ -904,7 +904,7 @@ mod loom_tests {
 
     #[test]
     fn nothing_is_queued_behind_a_close() {
-        check(|| {
+        check(3, || {
             let (outbox, driver) = open(1000, None);
             let closers = [(); 2].map(|()| {
                 let outbox = outbox.clone();
@@ -922,7 +922,7 @@ mod loom_tests {
     /// The driver of a service moves from thread to thread; each time it answers, it is the owner and writes itself.
     #[test]
     fn an_owner_is_never_woken_and_leaves_nothing_unwritten() {
-        check(|| {
+        check(3, || {
             let (outbox, driver) = open(1000, None);
             let at_work = Arc::new(Mutex::new(()));
             let workers = [1, 2].map(|byte| {

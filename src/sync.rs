@@ -114,11 +114,11 @@ mod atomics {
     atomic!(AtomicUsize, usize, fetch_add fetch_sub);
 }
 
-/// Checks all interleavings of a model in which a thread is interrupted at most three times where it need not be; those
-/// of a larger model are too many without a bound, and what is wrong shows with two.
+/// Checks all interleavings of a model in which a thread is interrupted at most `bound` times where it need not be: without
+/// a bound, those of a larger model are too many, and what is wrong shows with two.
 #[cfg(all(test, loom))]
-pub fn check(model: impl Fn() + Send + Sync + 'static) {
+pub fn check(bound: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(bound);
     builder.check(model);
 }

@@ -55,7 +55,7 @@ mod loom_tests {
     /// Three threads bring readiness; whatever the interleaving, turns never overlap and each one is handled.
     #[test]
     fn turns_never_overlap_and_nothing_is_lost() {
-        check(|| {
+        check(2, || {
             let word = Arc::new(RunWord::default());
             let ready = Arc::new([0; 3].map(AtomicUsize::new));
             let handled = Arc::new(UnsafeCell::new(0));

@@ -216,7 +216,7 @@ mod loom_tests {
 
     #[test]
     fn the_end_reaches_all_threads() {
-        crate::sync::check(|| {
+        crate::sync::check(3, || {
             let (threads, poke) = (Arc::new(Threads::default()), Arc::new(Counter::default()));
             // A connection is ready.
             poke.wake();
