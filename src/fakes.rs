@@ -133,8 +133,6 @@ pub(crate) fn from_us(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
 pub(crate) enum Read {
     /// These bytes, of which a smaller buffer leaves the rest.
     Bytes(Vec<u8>),
-    /// Nothing, once.
-    Nothing,
     /// Work that came to nothing.
     Interrupted,
     /// The end of the stream, for ever.
@@ -271,7 +269,7 @@ impl Script {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.calls.0 += 1;
         match self.reads.pop_front() {
-            None | Some(Read::Nothing) => Err(io::ErrorKind::WouldBlock.into()),
+            None => Err(io::ErrorKind::WouldBlock.into()),
             Some(Read::Bytes(mut bytes)) => {
                 let n = bytes.len().min(buffer.len());
                 buffer[..n].copy_from_slice(&bytes[..n]);
@@ -373,7 +371,6 @@ pub(crate) struct Driver {
     /// A socket that any thread may write to.
     socket: Option<Wire>,
     wakes: AtomicUsize,
-    pumps: Watched<usize>,
     /// What is done when a sender wants room.
     pump: Box<dyn Fn() + Send + Sync>,
 }
@@ -381,7 +378,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(socket: Option<&Wire>, pump: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         let (socket, wakes, pump) = (socket.cloned(), AtomicUsize::new(0), Box::new(pump));
-        Arc::new(Self { socket, wakes, pumps: Watched::default(), pump })
+        Arc::new(Self { socket, wakes, pump })
     }
 
     /// Takes an outbox over; no thread is at work on it.
@@ -395,12 +392,6 @@ impl Driver {
     pub(crate) fn wakes(&self) -> usize {
         self.wakes.swap(0, Ordering::SeqCst)
     }
-
-    /// Waits until a sender wants room.
-    #[track_caller]
-    pub(crate) fn wait_for_pump(&self) {
-        self.pumps.wait_for(|pumps| (*pumps > 0).then_some(()));
-    }
 }
 
 impl Carrier for Driver {
@@ -409,7 +400,6 @@ impl Carrier for Driver {
     }
 
     fn pump(&self, _: Instant) {
-        self.pumps.change(|pumps| *pumps += 1);
         (self.pump)();
     }
 

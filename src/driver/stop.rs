@@ -140,6 +140,12 @@ impl Stop {
         Entry { stop: self, id }
     }
 
+    /// Whether nobody is to be woken.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().carriers.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -225,7 +231,7 @@ mod loom_tests {
             }
             drop(entry);
             ender.join().unwrap();
-            assert!(stop.lock().carriers.is_empty());
+            assert!(stop.is_empty());
         });
     }
 
