@@ -150,10 +150,11 @@ check: setup-check ## install what is missing and run every test
 	@echo "make check: all passed"
 
 .PHONY: check-code
-check-code: ## formatting, lints and documentation, with and without httpd
+check-code: ## formatting, lints and documentation, with and without httpd, and with the oldest Rust that will do
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
+	@CARGO='$(CARGO)' scripts/oldest-rust.sh
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items
 	for header in include/*.h; do \
 	  for std in c89 c99 c11; do \

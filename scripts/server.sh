@@ -3,7 +3,7 @@
 #
 # Its ServerRoot is build/server; it listens on the loopback address only and never touches the system's configuration.
 # Environment: APXS, HTTPD, TEST_MPM (event), PORT (8765), TLS_PORT (none) for https, with HTTP/2 where mod_http2 supports
-# the MPM; for the conformance suite and the like SERVER_ROOT, EXTRA_CONF and MODULE.
+# the MPM and WebSockets; for the conformance suite and the like SERVER_ROOT, EXTRA_CONF and MODULE.
 set -eu
 cd "$(dirname "$0")/.."
 top=$(pwd)
@@ -22,6 +22,12 @@ load() {
             printf 'LoadModule %s_module "%s/mod_%s.so"\n' "$name" "$modules" "$name"
         fi
     done
+}
+
+# Whether mod_http2 serves WebSockets (from httpd 2.4.58 on): the name of the directive is in its file.
+has_h2_websockets() {
+    if "$HTTPD" -l | grep -q '^ *mod_http2.c$'; then file=$HTTPD; else file=$modules/mod_http2.so; fi
+    grep -q H2WebSockets "$file" 2>/dev/null
 }
 
 # Starts the service behind the bridge's example, on a free port of the loopback address.
@@ -48,7 +54,7 @@ https() {
             -keyout "$SERVER_ROOT/tls.key" -out "$SERVER_ROOT/tls.pem" 2>/dev/null)
     fi
     load socache_shmcb ssl
-    if [ "$TEST_MPM" != prefork ] && [ -e "$modules/mod_http2.so" ]; then
+    if [ "$TEST_MPM" != prefork ] && has_h2_websockets; then
         load http2
         printf 'Protocols h2 h2c http/1.1\nH2WebSockets On\n'
     fi
@@ -200,6 +206,8 @@ run)
     echo "  open  http://localhost:$PORT/"
     if [ -n "$TLS_PORT" ]; then
         echo "  or    https://localhost:$TLS_PORT/ (a certificate of its own: the browser will ask)"
+        [ "$TEST_MPM" = prefork ] || has_h2_websockets ||
+            echo "        without HTTP/2: mod_http2 of this httpd has no WebSockets (httpd 2.4.58 or newer has)"
     fi
     echo
     echo "  $TEST_MPM MPM; log: $SERVER_ROOT/error_log; Ctrl-C stops it"

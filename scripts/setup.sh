@@ -1,9 +1,11 @@
 #!/bin/sh
 # setup.sh demo|check|bench: installs the packages that the demo, the tests or the benchmark need and that are missing.
 #
-# On Debian and its kin, with apt-get, and with sudo unless run as root. Elsewhere it names what is missing.
+# On Debian and its kin, with apt-get, and with sudo unless run as root. Elsewhere it names what is missing. Rust itself
+# is not installed: when it is missing or too old, the package to take is named. Environment: CARGO, APXS.
 set -eu
 what=${1:?usage: setup.sh demo|check|bench}
+cd "$(dirname "$0")/.."
 missing=
 
 # need COMMAND-OR-TEST PACKAGE...: notes the packages unless the command succeeds.
@@ -12,6 +14,34 @@ need() {
     shift
     sh -c "$probe" >/dev/null 2>&1 || missing="$missing $*"
 }
+
+# at_least VERSION WANTED: whether the first is the second or newer.
+at_least() {
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
+}
+
+# The packages that have this version of Rust or a newer one; nothing if there are none. Debian 12 has an old one and,
+# to build browsers with, another that is kept new.
+rust_packages() {
+    command -v apt-cache >/dev/null || return 0
+    for suffix in "" -web; do
+        offered=$(apt-cache policy "cargo$suffix" 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9][0-9.]*\).*/\1/p')
+        if [ -n "$offered" ] && at_least "$offered" "$1"; then
+            echo "cargo$suffix rustc$suffix"
+            return 0
+        fi
+    done
+}
+
+wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+# shellcheck disable=SC2086
+rust=$(${CARGO:-cargo} -V 2>/dev/null | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
+if [ -z "$rust" ] || ! at_least "$rust" "$wanted"; then
+    packages=$(rust_packages "$wanted")
+    echo "setup: ${rust:+this is cargo $rust: }Rust $wanted or newer is needed:" \
+        "${packages:+apt-get install $packages, or }see https://rustup.rs" >&2
+    exit 1
+fi
 
 APXS=${APXS:-$(command -v apxs || command -v apxs2 || echo apxs)}
 need "command -v cc" gcc libc6-dev
@@ -23,9 +53,24 @@ need "find -L \${LIBCLANG_PATH:-/usr/lib} /usr/lib/llvm*/lib /usr/lib*/*-linux-g
 need "command -v openssl" openssl
 need "command -v python3" python3
 if [ "$what" = check ]; then
+    # Formatter and linter have to come from where the compiler comes from.
+    case $(dpkg -S "$(readlink -f "$(command -v "${CARGO:-cargo}")")" 2>/dev/null) in
+    cargo-web:*) rustfmt=rustfmt-web clippy=rust-web-clippy ;;
+    cargo:*) rustfmt=rustfmt clippy=rust-clippy ;;
+    *) rustfmt= clippy= ;;
+    esac
+    if [ -n "$rustfmt" ]; then
+        need "${CARGO:-cargo} fmt --version" $rustfmt
+        need "${CARGO:-cargo} clippy -V" $clippy
+    elif ! { ${CARGO:-cargo} fmt --version && ${CARGO:-cargo} clippy -V; } >/dev/null 2>&1; then
+        echo "setup: rustfmt or clippy is missing: rustup component add rustfmt clippy" >&2
+        exit 1
+    fi
     need "command -v g++" g++
     need "d=\$(mktemp -d) && python3 -m venv \$d/v; s=\$?; rm -rf \$d; exit \$s" python3-venv
-    need "command -v chromium" chromium
+    need "command -v chromium || command -v chromium-browser || command -v google-chrome" chromium chromium-sandbox
+    # Debian's needs it where the kernel gives no namespaces to users.
+    need "! [ -d /usr/lib/chromium ] || [ -e /usr/lib/chromium/chrome-sandbox ]" chromium-sandbox
     need "command -v curl" curl
     need "perl -MProtocol::WebSocket -e 1" libprotocol-websocket-perl
     # Peers of the bridge, and what is compared with it.
@@ -43,10 +88,6 @@ if [ "$what" = bench ]; then
     need "command -v ip" iproute2
     need "command -v npm" nodejs npm
 fi
-command -v cargo >/dev/null || {
-    echo "setup: cargo is missing: install Rust 1.85 or newer (Debian 13: apt-get install cargo)" >&2
-    exit 1
-}
 [ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || {
@@ -55,6 +96,10 @@ command -v apt-get >/dev/null || {
 }
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
+[ -z "$sudo" ] || command -v sudo >/dev/null || {
+    echo "setup: there is no sudo; please let root install what is missing: apt-get install$missing" >&2
+    exit 1
+}
 echo "setup: installing$missing (with ${sudo:+$sudo }apt-get)"
 # Debian starts a service as soon as it is installed; this one is not asked for.
 policy=/usr/sbin/policy-rc.d

@@ -93,7 +93,7 @@ impl Table {
     }
 
     fn own(&self, tag: u64) -> u64 {
-        u64::from(self.pid) << (COUNT_BITS + TAG_BITS) | tag
+        (u64::from(self.pid) << (COUNT_BITS + TAG_BITS)) | tag
     }
 
     /// Adds one to this process's count, in its word or in a free one.
@@ -126,7 +126,7 @@ impl Table {
             let next = |value: u64| {
                 let mine = value & !(COUNT << TAG_BITS) == self.own(tag) && value != 0;
                 let left = value.wrapping_sub(1 << TAG_BITS);
-                mine.then_some(if left >> TAG_BITS & COUNT == 0 { 0 } else { left })
+                mine.then_some(if (left >> TAG_BITS) & COUNT == 0 { 0 } else { left })
             };
             if word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok() {
                 return;
@@ -137,7 +137,7 @@ impl Table {
     /// The count of a key over all processes.
     fn total(&self, bucket: usize, tag: u64) -> u64 {
         let values = self.bucket(bucket).iter().map(|word| word.load(Ordering::SeqCst));
-        values.filter(|value| value & TAG == tag).map(|value| value >> TAG_BITS & COUNT).sum()
+        values.filter(|value| value & TAG == tag).map(|value| (value >> TAG_BITS) & COUNT).sum()
     }
 
     /// Frees the words of processes that are gone.

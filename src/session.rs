@@ -459,7 +459,7 @@ enum Found {
 pub fn fuzz_session_chunked(data: &[u8]) {
     let Some((&[flags, window, sizes @ ..], bytes)) = data.split_first_chunk::<6>() else { return };
     let limits = Limits {
-        version: match flags >> 3 & 3 {
+        version: match (flags >> 3) & 3 {
             2 => Version::Draft(draft::Draft::Hixie76),
             3 => Version::Draft(draft::Draft::Hixie75),
             _ => Version::V13,

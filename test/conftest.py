@@ -7,8 +7,12 @@ judged (see `Httpd.judge_log`).
 import contextlib
 
 import pytest
-from httpd import Httpd
+from httpd import Httpd, raise_open_files
 from ws_frame import Client
+
+
+def pytest_configure():
+    raise_open_files()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, TIMED, debug, echo, wait_until
+from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, TIMED, debug, echo, needs_open_files, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
@@ -1015,6 +1015,7 @@ class TestMany:
     CONF = DETACH + ONE_CHILD + echo()
 
     @pytest.mark.once
+    @needs_open_files(3200)
     def test_3000(self, httpd):
         """One child, 25 workers or one: nobody who asks for a page notices."""
         def latency():

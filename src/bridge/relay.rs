@@ -419,8 +419,10 @@ impl Outbound {
 
     fn complain(&mut self, outbox: &Outbox, error: &io::Error) {
         if !core::mem::replace(&mut self.complained, true) {
-            let line = format_args!("WS0506: the peer does not get its datagrams: {error}");
-            outbox.journal().write(Level::Info, line);
+            outbox.journal().write(
+                Level::Info,
+                format_args!("WS0506: the peer does not get its datagrams: {error}"),
+            );
         }
     }
 

@@ -99,8 +99,9 @@ pub fn serve(
         Err(e) => Err(io::Error::other(format!("no descriptor for its wake-up: {e}"))),
     };
     if let Err(error) = &result {
-        let line = format_args!("WS0302: the connection is lost: {error}");
-        outbox.journal().write(Level::Info, line);
+        outbox
+            .journal()
+            .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
     }
     outbox.end("the connection is over");
     endpoint.closed();

@@ -328,8 +328,10 @@ impl Service {
             peer.map_or(Ok(()), |p| self.epoll.add(p.descriptor(), seated.token | PEER))
         });
         if let Err(error) = watched {
-            let line = format_args!("WS0304: the connection cannot be watched: {error}");
-            outbox.journal().write(Level::Error, line);
+            outbox.journal().write(
+                Level::Error,
+                format_args!("WS0304: the connection cannot be watched: {error}"),
+            );
             outbox.end("the connection cannot be watched");
             seated.wake();
         }
@@ -420,7 +422,7 @@ impl Service {
         self.peak.fetch_max(seats.taken as u64, Ordering::Relaxed);
         let seat = &mut seats.seats[index as usize];
         seat.generation = seat.generation.wrapping_add(1);
-        let token = u64::from(seat.generation) << 32 | u64::from(index);
+        let token = (u64::from(seat.generation) << 32) | u64::from(index);
         let seated = Arc::new_cyclic(|me| make(me.clone(), token));
         seat.guest = Some(seated.clone());
         seated
@@ -669,16 +671,20 @@ impl Service {
     fn complain(&self, complaint: &Complaint) {
         match complaint {
             Complaint::NoThread(error) => {
-                let line = format_args!("WS0308: no thread can be started for WebSockets: {error}");
-                self.journal.write(Level::Error, line);
+                self.journal.write(
+                    Level::Error,
+                    format_args!("WS0308: no thread can be started for WebSockets: {error}"),
+                );
             }
             Complaint::Bound => {
-                let line = format_args!(
-                    "WS0309: all threads ({}, see WebSocketThreads) are in callbacks that take long, and other WebSockets \
-                     of this child wait",
-                    self.bound
+                self.journal.write(
+                    Level::Warn,
+                    format_args!(
+                        "WS0309: all threads ({}, see WebSocketThreads) are in callbacks that take long, and other \
+                         WebSockets of this child wait",
+                        self.bound
+                    ),
                 );
-                self.journal.write(Level::Warn, line);
             }
         }
     }
@@ -747,7 +753,7 @@ impl Seated {
                 let outcome = turn.run(&self.lane, &*self.endpoint, ready, buffers);
                 outbox.disown(&mut buffers.output);
                 let heard = turn.heard();
-                let bits = u8::from(heard.bytes) | u8::from(heard.message) << 1;
+                let bits = u8::from(heard.bytes) | (u8::from(heard.message) << 1);
                 if self.heard.load(Ordering::Relaxed) | bits != self.heard.load(Ordering::Relaxed) {
                     self.heard.fetch_or(bits, Ordering::Relaxed);
                 }
@@ -763,8 +769,10 @@ impl Seated {
                     }
                     Ok(Outcome::Over) => return self.finish(&turn, false, buffers),
                     Err(error) => {
-                        let line = format_args!("WS0302: the connection is lost: {error}");
-                        outbox.journal().write(Level::Info, line);
+                        outbox.journal().write(
+                            Level::Info,
+                            format_args!("WS0302: the connection is lost: {error}"),
+                        );
                         return self.finish(&turn, true, buffers);
                     }
                 }
@@ -866,8 +874,10 @@ impl Seated {
         if matches!(self.set_phase(Phase::Gone), Phase::Gone) {
             return;
         }
-        let line = format_args!("WS0306: the connection is dropped after an internal error");
-        outbox.journal().write(Level::Error, line);
+        outbox.journal().write(
+            Level::Error,
+            format_args!("WS0306: the connection is dropped after an internal error"),
+        );
         let last = AssertUnwindSafe(|| self.tell_end(self.lane.received(0)));
         // What panics again has said so.
         let _ = catch_unwind(last);
@@ -928,8 +938,9 @@ impl Seated {
         let verdict =
             self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
         if let Err(error) = act(verdict, outbox) {
-            let line = format_args!("WS0302: the connection is lost: {error}");
-            outbox.journal().write(Level::Info, line);
+            outbox
+                .journal()
+                .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
             outbox.end("the client is given up");
             // The thread that runs it, or the next one, meets the end of the stream. The descriptor is open as long as the
             // transport, which is ours.

@@ -74,7 +74,7 @@ impl EndingWord {
     /// When, from the beginning of a drain, the connection with this number has its turn: a moment of its own for each,
     /// in each child, which looks random and needs no memory.
     pub fn moment(&self, connection: u64) -> Duration {
-        let own = connection ^ u64::from(std::process::id()) << 40;
+        let own = connection ^ (u64::from(std::process::id()) << 40);
         let random = own.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         Duration::from_millis(random % u64::from(self.drain.load(Ordering::Relaxed)).max(1))
     }

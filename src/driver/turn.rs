@@ -329,8 +329,9 @@ fn deliver(event: Event<'_>, outbox: &Outbox, endpoint: &dyn Endpoint) -> bool {
 fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
     let code = violation.close_code(limits.version);
     if outbox.close(&close::payload(code), "the client broke the protocol") {
-        let line = format_args!("WS0303: closing with {}: {violation}", code.0);
-        outbox.journal().write(Level::Info, line);
+        outbox
+            .journal()
+            .write(Level::Info, format_args!("WS0303: closing with {}: {violation}", code.0));
     }
 }
 

@@ -178,8 +178,11 @@ impl Bridge {
             refuse(status, level, format_args!("{line}"))
         })?;
         let framing = framing::make(&framing, framing_config.as_deref()).map_err(|e| {
-            let line = format_args!("WS0507: no framing for {peer}: {e}");
-            refuse(sys::HTTP_INTERNAL_SERVER_ERROR, Level::Error, line)
+            refuse(
+                sys::HTTP_INTERNAL_SERVER_ERROR,
+                Level::Error,
+                format_args!("WS0507: no framing for {peer}: {e}"),
+            )
         })?;
         let socket = connect(&peer, settings.connect_timeout()).map_err(|e| {
             let status = match e {

@@ -19,12 +19,17 @@ use crate::journal::Level;
 pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
     let detached = open_files.saturating_sub(RESERVE.min(open_files / 4));
     let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
-    let line = format_args!(
-        "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and {threads} on \
-         threads of httpd's"
-    );
     // SAFETY: the caller's word.
-    unsafe { log::server(server, Level::Info, line) };
+    unsafe {
+        log::server(
+            server,
+            Level::Info,
+            format_args!(
+                "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and \
+                 {threads} on threads of httpd's"
+            ),
+        )
+    };
 }
 
 /// Warns of settings under which WebSockets are ended or starve, if the configuration has any WebSockets; `tls` is what
@@ -92,11 +97,17 @@ pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(),
         ));
     }
     if let Some(Err(reason)) = tls {
-        let line = format_args!(
-            "WS0409: WebSockets over TLS cannot be detached, and take a thread of httpd's each: mod_ssl is there, but {reason}"
-        );
         // SAFETY: the caller's word.
-        unsafe { log::server(server, Level::Notice, line) };
+        unsafe {
+            log::server(
+                server,
+                Level::Notice,
+                format_args!(
+                    "WS0409: WebSockets over TLS cannot be detached, and take a thread of httpd's each: mod_ssl is \
+                     there, but {reason}"
+                ),
+            )
+        };
     }
 }
 

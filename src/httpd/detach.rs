@@ -52,8 +52,9 @@ pub(super) struct Leaving {
 impl Leaving {
     /// It does not arrive.
     fn lose(self, why: &str) {
-        let line = format_args!("WS0302: the connection is lost: {why}");
-        self.outbox.journal().write(Level::Info, line);
+        self.outbox
+            .journal()
+            .write(Level::Info, format_args!("WS0302: the connection is lost: {why}"));
         self.outbox.end("the connection is lost");
         self.endpoint.closed();
         (self.ended)(&Farewell { summary: self.outbox.summary(), received: 0 });
@@ -163,8 +164,10 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
             drop(signals);
         }
         Err(why) => {
-            let line = format_args!("WS0307: the connection cannot be detached: {why}");
-            leaving.outbox.journal().write(Level::Error, line);
+            leaving.outbox.journal().write(
+                Level::Error,
+                format_args!("WS0307: the connection cannot be detached: {why}"),
+            );
             leaving.lose(why);
         }
     }

@@ -101,8 +101,11 @@ pub(super) fn opening<'a>(
             Ok(Some(opening))
         }
         Err(error) => {
-            let line = format_args!("WS0602: the bytes behind the headers did not come: {error}");
-            log::request(r, Level::Info, line);
+            log::request(
+                r,
+                Level::Info,
+                format_args!("WS0602: the bytes behind the headers did not come: {error}"),
+            );
             Err(Refused::Status(match error.kind() {
                 io::ErrorKind::TimedOut => sys::HTTP_REQUEST_TIME_OUT as c_int,
                 _ => sys::HTTP_BAD_REQUEST as c_int,

@@ -48,9 +48,10 @@ impl Filters {
     /// # Safety
     /// - `connection` is live, owned by this thread, and outlives the value.
     pub(super) unsafe fn new(connection: *mut sys::conn_rec) -> io::Result<Self> {
-        // SAFETY: the caller's word; the brigades live as long as the connection's pool.
-        let brigade =
-            || unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) };
+        let brigade = || {
+            // SAFETY: the caller's word; the brigades live as long as the connection's pool.
+            unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) }
+        };
         // SAFETY: the caller's word.
         let descriptor = unsafe { descriptor(connection)? };
         // SAFETY: the caller's word; each server has its core settings.
@@ -476,11 +477,10 @@ pub(super) unsafe fn foreign(connection: *mut sys::conn_rec, with_tls: bool) -> 
     let filters = [input_filters(connection), output_filters(connection)].concat();
     // SAFETY: the list was just made from the connection's live filters.
     let foreign = |&&f: &&_| !known.iter().any(|name| unsafe { is_named(f, name) });
+    let &found = filters.iter().find(foreign)?;
     // SAFETY: as above; a filter's record and its name live as long as httpd.
-    filters
-        .iter()
-        .find(foreign)
-        .map(|&f| unsafe { CStr::from_ptr((*(*f).frec).name).to_string_lossy().into_owned() })
+    let name = unsafe { CStr::from_ptr((*(*found).frec).name) };
+    Some(name.to_string_lossy().into_owned())
 }
 
 fn input_filters(connection: *mut sys::conn_rec) -> Vec<*mut sys::ap_filter_t> {

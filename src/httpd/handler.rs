@@ -169,8 +169,11 @@ fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
     let Some(table) = shared::counts() else { return Ok(Vec::new()) };
     let mut counted = Vec::new();
     let refuse = |status: u32, limit: &Limit, what: &str| {
-        let line = format_args!("WS0107: refused: {what} of {} is reached", limit.most);
-        log::request(r, Level::Info, line);
+        log::request(
+            r,
+            Level::Info,
+            format_args!("WS0107: refused: {what} of {} is reached", limit.most),
+        );
         // A guess, but one that spreads those who come again.
         r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
         status as c_int
@@ -352,8 +355,9 @@ impl Upgrade {
         let past = match proved.and_then(|()| leave_filters(&mut filters, r.connection(), past)) {
             Ok(past) => past,
             Err(error) => {
-                let line = format_args!("WS0302: the connection is lost: {error}");
-                outbox.journal().write(Level::Info, line);
+                outbox
+                    .journal()
+                    .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
                 outbox.end("the connection is lost");
                 endpoint.closed();
                 finish(r, &outbox.summary(), true);
@@ -390,8 +394,10 @@ impl Upgrade {
             }
             Ok((past, early)) => Box::new(Plain::new(past.socket, early)),
             Err(why) => {
-                let line = format_args!("bytes go through httpd's filters because of {why}");
-                outbox.journal().write(Level::Debug, line);
+                outbox.journal().write(
+                    Level::Debug,
+                    format_args!("bytes go through httpd's filters because of {why}"),
+                );
                 Box::new(filters)
             }
         };

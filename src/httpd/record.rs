@@ -80,9 +80,10 @@ impl Record {
         let words = words.into_iter().filter(|(_, word)| !word.is_null());
         // SAFETY: wrap::R2: all of them are strings of the request or its connection.
         let words = words.map(|(name, word)| (name, unsafe { CStr::from_ptr(word) }));
-        // SAFETY: wrap::R1: an address is NULL or live.
-        let port =
-            |address: *const sys::apr_sockaddr_t| unsafe { address.as_ref() }.map(|a| a.port);
+        let port = |address: *const sys::apr_sockaddr_t| {
+            // SAFETY: wrap::R1: an address is NULL or live.
+            unsafe { address.as_ref() }.map(|a| a.port)
+        };
         Self {
             server: rec.server,
             headers,

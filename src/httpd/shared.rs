@@ -59,9 +59,9 @@ pub(super) unsafe fn map(server: *const sys::server_rec) -> io::Result<()> {
         let presence = presence::file()?;
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let size = size_of::<Shared>();
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        address =
-            unsafe { libc::mmap(ptr::null_mut(), size_of::<Shared>(), protection, flags, -1, 0) };
+        address = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

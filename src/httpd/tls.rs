@@ -300,7 +300,7 @@ impl Takeover {
             !value.is_null() && r.and_previous().any(|rec| rec.cast() == value)
         };
         let places = (CONNECTION + 1..INDICES).filter(has_request);
-        let requests = places.fold(0, |requests, index| requests | 1 << index);
+        let requests = places.fold(0, |requests, index| requests | (1 << index));
         Ok(Self { openssl, method, ssl, requests })
     }
 
@@ -340,7 +340,7 @@ impl Takeover {
             (openssl.SSL_set_quiet_shutdown)(raw, 0);
             (openssl.SSL_set_shutdown)(raw, shutdown);
             (openssl.SSL_set_ex_data)(raw, CONNECTION, ptr::null_mut());
-            for index in (CONNECTION + 1..INDICES).filter(|index| requests & 1 << index != 0) {
+            for index in (CONNECTION + 1..INDICES).filter(|index| requests & (1 << index) != 0) {
                 (openssl.SSL_set_ex_data)(raw, index, ptr::null_mut());
             }
             // The callbacks of the SSL_CTX, which an absent one would fall back to, look at httpd's connection.

@@ -226,7 +226,7 @@ impl Deframer {
                     if digits == DIGITS {
                         return Err(Violation::LengthNotMinimal);
                     }
-                    let len = len << 7 | u64::from(byte & 0x7f);
+                    let len = (len << 7) | u64::from(byte & 0x7f);
                     if len > max {
                         return Err(Violation::TooBig);
                     }

@@ -199,7 +199,7 @@ fn check_length(size: usize, least: u64, top: u64, most: u64) -> Result<(), Viol
 fn begun<const SIZE: usize>(bytes: &[u8], most: u64) -> Result<(), Violation> {
     let filled = |fill| {
         let bytes = bytes.iter().copied().chain(core::iter::repeat(fill));
-        bytes.take(SIZE).fold(0, |sum, byte| sum << 8 | u64::from(byte))
+        bytes.take(SIZE).fold(0, |sum, byte| (sum << 8) | u64::from(byte))
     };
     check_length(SIZE, filled(0), filled(0xff), most)
 }

@@ -20,7 +20,7 @@ impl Mask {
     /// known on the way.
     #[inline]
     pub fn apply(&mut self, data: &mut [u8]) -> bool {
-        let wide = u64::from(self.key) << 32 | u64::from(self.key);
+        let wide = (u64::from(self.key) << 32) | u64::from(self.key);
         let ascii = if data.len() < LARGE { words(data, wide) } else { vectors(data, wide) };
         self.key = self.key.rotate_right(data.len() as u32 % 4 * 8);
         ascii
