@@ -24,7 +24,17 @@ use crate::{
 };
 
 /// How long a test waits for what another thread does; only one that fails waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until `is_so`, which nobody tells of.
+#[track_caller]
+pub(crate) fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "what is waited for does not come");
+        std::thread::yield_now();
+    }
+}
 
 /// Locks what a test that has failed may have left locked.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,7 +98,7 @@ impl Journal for Log {
 
 /// Bounds of which none is reached but that of the queue.
 pub(crate) fn bounds(queue: usize) -> Bounds {
-    Bounds { queue, timeout: PATIENCE, compress_from: usize::MAX }
+    Bounds { queue, timeout: 3 * PATIENCE, compress_from: usize::MAX }
 }
 
 /// An outbox that the calling thread owns, as it is before the 101.
@@ -171,6 +181,19 @@ pub(crate) struct Script {
 pub(crate) struct Wire {
     script: Arc<Watched<Script>>,
     bell: Arc<Waker>,
+    /// What happens elsewhere while the transport flushes next.
+    meanwhile: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+}
+
+/// Ends the stream if the test fails, so that nobody waits for what will not come.
+pub(crate) struct EndOnFailure(pub(crate) Wire);
+
+impl Drop for EndOnFailure {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.says(Read::End);
+        }
+    }
 }
 
 /// The driver's end of a [`Wire`].
@@ -181,7 +204,11 @@ impl Wire {
     pub(crate) fn new() -> Self {
         let script = Script { room: usize::MAX, ..Script::default() };
         let bell = Waker::new().expect("a descriptor");
-        Self { script: Arc::new(Watched::new(script)), bell: Arc::new(bell) }
+        Self {
+            script: Arc::new(Watched::new(script)),
+            bell: Arc::new(bell),
+            meanwhile: Arc::default(),
+        }
     }
 
     /// The transport.
@@ -224,6 +251,11 @@ impl Wire {
     /// The transport keeps what it takes until it is flushed.
     pub(crate) fn holds(&self) {
         self.script.change(|script| script.holds = true);
+    }
+
+    /// Another thread does this while the transport is flushed the next time.
+    pub(crate) fn during_flush(&self, f: impl FnOnce() + Send + 'static) {
+        *lock(&self.meanwhile) = Some(Box::new(f));
     }
 
     /// Writing fails from now on.
@@ -310,6 +342,11 @@ impl Transport for Plug {
     }
 
     fn flush(&mut self) -> io::Result<bool> {
+        if let Some(f) = lock(&self.0.meanwhile).take() {
+            std::thread::scope(|scope| {
+                scope.spawn(f);
+            });
+        }
         self.0.change(|script| {
             while !script.held.is_empty() {
                 let held = core::mem::take(&mut script.held);

@@ -951,7 +951,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::fakes::{Driver, Log, Wire, bounds, from_us, outbox};
+    use crate::fakes::{Driver, Log, Wire, bounds, from_us, outbox, wait_until};
 
     fn binary(outbox: &Outbox, payload: &[u8]) -> Result<(), Refused> {
         outbox.send_message(Kind::Binary, payload)
@@ -987,9 +987,7 @@ mod tests {
     }
 
     fn wait_for_sender(outbox: &Outbox) {
-        while outbox.lock().waiting == 0 {
-            thread::yield_now();
-        }
+        wait_until(|| outbox.lock().waiting > 0);
     }
 
     #[test]
@@ -1187,6 +1185,8 @@ mod tests {
             assert_eq!(outbox.lock().unsent(), 20);
             wait_for_sender(&outbox);
             outbox.wrote(20, 0);
+            // Long before its patience ends.
+            wait_until(|| sender.is_finished());
             assert_eq!(sender.join().unwrap(), Ok(()));
         });
         assert_eq!(take(&outbox), frame(b"1"));
@@ -1205,10 +1205,9 @@ mod tests {
             binary(&outbox, &[0; 20]).unwrap();
             thread::scope(|scope| {
                 let senders = [(); 2].map(|()| scope.spawn(|| binary(&outbox, b"1")));
-                while outbox.lock().waiting < 2 {
-                    thread::yield_now();
-                }
+                wait_until(|| outbox.lock().waiting == 2);
                 end(&outbox);
+                wait_until(|| senders.iter().all(|sender| sender.is_finished()));
                 for sender in senders {
                     assert_eq!(sender.join().unwrap(), Err(Refused::Closing));
                 }

@@ -51,7 +51,7 @@ pub struct Relay {
     socket: PeerSocket,
     /// The most bytes of a message that a framing may wait for.
     max_piece: usize,
-    /// How many bytes wait for the peer, for those who do not hold the lock.
+    /// How many bytes wait for the peer, for those who do not hold the lock: a mere count.
     waiting: AtomicUsize,
     state: Mutex<State>,
 }

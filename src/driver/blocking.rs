@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fakes::{Log, Read, Recorder, Wire, from_us, session},
+        fakes::{EndOnFailure, Log, Read, Recorder, Wire, from_us, session},
         outbox::Refused,
         proto::Kind,
     };
@@ -268,6 +268,7 @@ mod tests {
         let recorder = make(&outbox);
         let ended = thread::scope(|scope| {
             let served = scope.spawn(|| serve(lane, session(), &recorder, patience, stop, None));
+            let _end = EndOnFailure(wire.clone());
             client(&wire, &outbox, &recorder);
             served.join().unwrap()
         });

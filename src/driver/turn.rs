@@ -495,6 +495,19 @@ mod tests {
     }
 
     #[test]
+    fn a_conversation_that_another_thread_has_ended_is_over_when_all_is_written() {
+        let mut talk = Talk::new(1000);
+        talk.wire.takes(0);
+        talk.outbox.send_control(Opcode::Ping, b"").unwrap();
+        talk.outbox.end("test");
+        let blocked = Outcome::Rest { read: true, write: true };
+        assert_eq!(talk.run(&Recorder::default()).unwrap(), blocked);
+        talk.wire.takes(usize::MAX);
+        assert_eq!(talk.run(&Recorder::default()).unwrap(), Outcome::Over);
+        assert_eq!(talk.wire.sent(), from_us(Opcode::Ping, b""));
+    }
+
+    #[test]
     fn what_comes_behind_our_close_is_not_delivered() {
         let mut talk = Talk::new(1000);
         let recorder = Recorder::default();

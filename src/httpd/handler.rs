@@ -145,7 +145,7 @@ pub(super) fn unavailable(r: Request<'_>, error: &io::Error) -> c_int {
 
 /// Whether it is the first time in this minute that this is asked.
 fn is_first_in_a_minute() -> bool {
-    /// The minute of the last time, counted from 1970.
+    /// The minute of the last time, counted from 1970. One operation reads and changes it.
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let minute = now.as_secs() / 60;
