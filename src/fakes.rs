@@ -176,13 +176,16 @@ pub(crate) struct Script {
     pub(crate) dropped: bool,
 }
 
+/// What another thread does.
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
 /// A transport whose other end the test holds. Its descriptor shows that the script has got longer.
 #[derive(Clone)]
 pub(crate) struct Wire {
     script: Arc<Watched<Script>>,
     bell: Arc<Waker>,
     /// What happens elsewhere while the transport flushes next.
-    meanwhile: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
 }
 
 /// Ends the stream if the test fails, so that nobody waits for what will not come.

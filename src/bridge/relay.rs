@@ -596,21 +596,34 @@ mod tests {
         _driver: Arc<Driver>,
     }
 
-    fn bridged<P>(name: &str, socket: OwnedFd, address: Address, peer: P) -> Bridged<P> {
+    fn bridged<P>(
+        framing: Box<dyn Framing>,
+        socket: OwnedFd,
+        address: Address,
+        peer: P,
+    ) -> Bridged<P> {
         let (outbox, log) = outbox(1 << 30);
         let wire = Wire::new();
         let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
         driver.rest(&outbox);
         let socket = PeerSocket::new(socket.into(), &address).unwrap();
-        let framing = framing::make(name, Some("lf")).unwrap();
         let relay = Relay::new(outbox.clone(), socket, framing, Vec::new(), 100_000);
         Bridged { relay, outbox, wire, peer, log, _driver: driver }
     }
 
+    /// A framing that is known.
+    fn known(name: &str) -> Box<dyn Framing> {
+        framing::make(name, Some("lf")).unwrap()
+    }
+
     fn stream(name: &str) -> Bridged<UnixStream> {
+        stream_with(known(name))
+    }
+
+    fn stream_with(framing: Box<dyn Framing>) -> Bridged<UnixStream> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        bridged(name, ours.into(), Address::Unix("/peer".into()), theirs)
+        bridged(framing, ours.into(), Address::Unix("/peer".into()), theirs)
     }
 
     impl<P> Bridged<P> {
@@ -618,6 +631,18 @@ mod tests {
         fn relay(&self) -> Relayed {
             self.relay.note(Readiness { read: true, write: true, to_the_end: false });
             self.relay.relay(&mut vec![0; 64 * 1024])
+        }
+
+        /// Has the client send until it would be held up, and returns all of that.
+        fn crowd(&self) -> Vec<u8> {
+            let mut sent = Vec::new();
+            while !self.relay.is_crowded() {
+                assert!(sent.len() < 64 << 20, "a client is not held up");
+                let mut message = vec![sent.len() as u8; 10_000];
+                sent.extend_from_slice(&message);
+                self.relay.message(Kind::Binary, &mut message);
+            }
+            sent
         }
 
         /// What the client has been told of the end.
@@ -660,13 +685,7 @@ mod tests {
     #[test]
     fn a_peer_that_does_not_read_holds_up_its_client_and_loses_nothing() {
         let mut bridged = stream("binary");
-        let mut sent = Vec::new();
-        while !bridged.relay.is_crowded() {
-            assert!(sent.len() < 64 << 20, "a client is not held up");
-            let mut message = vec![sent.len() as u8; 10_000];
-            sent.extend_from_slice(&message);
-            bridged.relay.message(Kind::Binary, &mut message);
-        }
+        let sent = bridged.crowd();
         bridged.relay.note(Readiness::default());
         assert!(!bridged.relay.relay(&mut [0; 100]).settled);
         assert_eq!(bridged.relay.interest(), (true, true));
@@ -729,9 +748,21 @@ mod tests {
         payloads
     }
 
+    /// Lines, each of which is given once and has to be taken then.
+    struct Once(Arc<AtomicUsize>);
+
+    impl Framing for Once {
+        fn next(&mut self, data: &mut [u8], _fresh: usize) -> Piece {
+            let Some(end) = data.iter().position(|&byte| byte == b'\n') else { return Piece::Wait };
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Piece::Message(Kind::Text, end + 1)
+        }
+    }
+
     #[test]
     fn a_message_that_finds_no_room_is_held_whole() {
-        let mut bridged = stream("newline");
+        let given = Arc::new(AtomicUsize::new(0));
+        let mut bridged = stream_with(Box::new(Once(given.clone())));
         bridged.wire.takes(0);
         // So much waits that the next message is too long, though not a short one.
         bridged.outbox.send_message(Kind::Binary, &vec![0; CROWDED - 100]).unwrap();
@@ -756,6 +787,7 @@ mod tests {
             &from_us(Opcode::Close, &close),
         ];
         assert_eq!(sent, expected.concat());
+        assert_eq!(given.load(Ordering::Relaxed), 3);
     }
 
     #[test]
@@ -797,9 +829,7 @@ mod tests {
     fn a_peer_that_takes_nothing_is_given_up() {
         let bridged = stream("binary");
         let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
-        while !bridged.relay.is_crowded() {
-            bridged.relay.message(Kind::Binary, &mut [0; 10_000]);
-        }
+        bridged.crowd();
         assert!(!bridged.relay.check(100 * second, patience));
         assert!(!bridged.relay.check(159 * second, patience));
         assert!(bridged.relay.check(160 * second, patience));
@@ -813,9 +843,7 @@ mod tests {
     fn a_peer_that_takes_a_little_is_waited_for() {
         let mut bridged = stream("binary");
         let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
-        while !bridged.relay.is_crowded() {
-            bridged.relay.message(Kind::Binary, &mut [0; 10_000]);
-        }
+        bridged.crowd();
         bridged.relay.check(100 * second, patience);
         assert!(!bridged.got().is_empty());
         assert!(!bridged.relay().settled);
@@ -854,7 +882,8 @@ mod tests {
     fn datagrams_are_messages_both_ways() {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let bridged = bridged("binary", ours.into(), Address::UnixDatagram("/p".into()), theirs);
+        let bridged =
+            bridged(known("binary"), ours.into(), Address::UnixDatagram("/p".into()), theirs);
         bridged.relay.message(Kind::Binary, &mut b"one".to_owned());
         bridged.relay.message(Kind::Binary, &mut b"".to_owned());
         for message in [&b"three"[..], b"", b"five"] {

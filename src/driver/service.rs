@@ -1143,11 +1143,14 @@ mod tests {
         let alone = Alone::new(Duration::ZERO);
         let guest = alone.echo();
         let outbox = guest.outbox.clone();
-        // The driver has seen that nothing is left, and has not said yet that it sleeps.
-        guest.wire.during_flush(move || outbox.send_message(Kind::Binary, b"1").unwrap());
-        guest.wire.frame(Opcode::Pong, b"");
+        // The driver has seen that nothing is left, and has not said yet that it sleeps: nobody wakes it.
+        guest.wire.during_flush(move || outbox.send_message(Kind::Binary, b"2").unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| guest.outbox.send_message(Kind::Binary, b"1").unwrap());
+        });
         alone.work();
-        assert_eq!(guest.wire.sent(), from_us(Opcode::Binary, b"1"));
+        let sent = [from_us(Opcode::Binary, b"1"), from_us(Opcode::Binary, b"2")];
+        assert_eq!(guest.wire.sent(), sent.concat());
     }
 
     #[test]
