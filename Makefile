@@ -182,8 +182,13 @@ check-code: ## formatting, lints and documentation, with and without httpd, and 
 check-core: ## unit and property tests of the core, and each fuzz target for FUZZ seconds
 	$(CARGO) test --no-default-features
 	$(CARGO) test
-	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom $(CARGO) test --no-default-features --release --lib run_word
+	@$(MAKE) --no-print-directory loom
 	scripts/fuzz.sh $(FUZZ)
+
+.PHONY: loom
+loom: ## every interleaving of what threads agree on without a lock, or by more than one
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom CARGO_PROFILE_RELEASE_LTO=off \
+	  $(CARGO) test --no-default-features --release --lib loom
 
 # All that runs against a real httpd, several jobs at a time.
 RUN_TESTS = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/run.py

@@ -13,11 +13,12 @@
 //! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | nothing here |
 //! | [`buffer`] | memory for messages that arrive in parts | nothing here |
 //! | [`session`] | the inbound half of a connection, sans I/O | `proto`, `buffer` |
-//! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal` |
+//! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal`, `sync` |
 //! | [`endpoint`] | what receives messages | `proto` |
 //! | [`journal`] | where log lines go | nothing here |
+//! | [`sync`] | locks and atomics, which loom replaces to check them | nothing here |
 //! | [`config`] | the settings of a Location | `proto`, the bridge's settings |
-//! | [`limits`] | how many connections there are, across processes | nothing here |
+//! | [`limits`] | how many connections there are, across processes | `sync` |
 //! | [`presence`] | which processes are there | nothing here |
 //! | [`driver`] | sockets, waiting, the child's end | all of the above |
 //! | [`library`] | loading the libraries that the configuration names | nothing here |
@@ -33,6 +34,8 @@ pub mod buffer;
 pub mod config;
 pub mod driver;
 pub mod endpoint;
+#[cfg(all(test, not(loom)))]
+mod fakes;
 pub mod journal;
 pub mod library;
 pub mod limits;
@@ -42,6 +45,7 @@ pub mod presence;
 pub mod proto;
 pub mod scope;
 pub mod session;
+pub mod sync;
 
 #[cfg(feature = "httpd")]
 mod httpd;

@@ -5,14 +5,14 @@
 //! back when somebody finds a limit reached and sees that the process is gone.
 #![deny(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use sha1::{Digest as _, Sha1};
 
+use crate::sync::{AtomicU64, Ordering};
+
 /// How many words a key may be counted in: as many children, or a few keys with the same hash.
-const BUCKET: usize = 512;
+const BUCKET: usize = if cfg!(loom) { 2 } else { 512 };
 /// How many buckets there are.
-const BUCKETS: usize = 256;
+const BUCKETS: usize = if cfg!(loom) { 1 } else { 256 };
 /// How many words the table takes: 1 MiB.
 pub const WORDS: usize = BUCKET * BUCKETS;
 
@@ -158,7 +158,66 @@ impl Drop for Counted {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// Two processes that share a table of two words; a third one, of number 300, is gone.
+    fn processes() -> [Table; 2] {
+        let words = Box::leak((0..WORDS).map(|_| AtomicU64::new(0)).collect::<Box<_>>());
+        [100, 200].map(|pid| Table::new(words, 7, pid, |pid| pid != 300))
+    }
+
+    fn is_empty(table: &Table) -> bool {
+        table.words.iter().all(|word| word.load(Ordering::SeqCst) == 0)
+    }
+
+    #[test]
+    fn the_last_one_is_never_counted_twice() {
+        loom::model(|| {
+            let [one, two] = processes();
+            let other = thread::spawn(move || two.enter(&["a"], 1));
+            let here = one.enter(&["a"], 1);
+            let there = other.join().unwrap();
+            assert!(here.is_none() || there.is_none());
+            drop((here, there));
+            assert!(is_empty(&one));
+        });
+    }
+
+    #[test]
+    fn threads_of_a_process_share_a_word() {
+        loom::model(|| {
+            let [one, other] = processes();
+            let count = move || drop(one.enter(&["a"], 9).expect("there is room"));
+            let threads = [(); 2].map(|()| thread::spawn(count));
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert!(is_empty(&other));
+        });
+    }
+
+    #[test]
+    fn a_dead_process_is_buried_once() {
+        loom::model(|| {
+            let [one, two] = processes();
+            let dead = Table { pid: 300, ..one };
+            // It fills the table.
+            std::mem::forget((dead.enter(&["a"], 9), dead.enter(&["b"], 9)));
+            let other = thread::spawn(move || two.enter(&["c"], 9));
+            let here = one.enter(&["c"], 9);
+            let there = other.join().unwrap();
+            assert!(here.is_some() && there.is_some());
+            drop((here, there));
+            assert!(is_empty(&one));
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -11,10 +11,7 @@
 
 use std::{
     io::{self, IoSlice},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -28,6 +25,7 @@ use crate::{
         frame::{self, CONTROL_MAX, Opcode},
         utf8,
     },
+    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering},
 };
 
 /// The spare room an emptied queue may keep while its driver is at work.
@@ -728,6 +726,639 @@ fn is_utf8(text: &[u8]) -> bool {
 
 /// A number that no other living thread has: the address of a variable of its own.
 pub fn thread_mark() -> usize {
+    #[cfg(not(loom))]
     thread_local!(static MARK: u8 = const { 0 });
+    #[cfg(loom)]
+    loom::thread_local!(static MARK: u8 = 0);
     MARK.with(|mark| core::ptr::from_ref(mark).addr())
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use core::fmt;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::check;
+
+    struct Silence;
+
+    impl Journal for Silence {
+        fn enabled(&self, _: Level) -> bool {
+            false
+        }
+        fn write(&self, _: Level, _: fmt::Arguments<'_>) {}
+    }
+
+    /// A driver that sleeps until it is woken, and a client that takes so much and no more.
+    #[derive(Default)]
+    struct Driver {
+        woken: Mutex<bool>,
+        changed: Condvar,
+        /// How much the socket still takes, if there is one.
+        room: Option<Mutex<usize>>,
+        sent: Mutex<Vec<u8>>,
+    }
+
+    impl Driver {
+        fn sleep(&self) {
+            let mut woken = self.woken.lock().unwrap();
+            while !*woken {
+                woken = self.changed.wait(woken).unwrap();
+            }
+            *woken = false;
+        }
+
+        /// Takes what there is to write; `false` if nothing is.
+        fn take(&self, outbox: &Outbox) -> bool {
+            let mut taken = Vec::new();
+            outbox.take(&mut taken, 0, 0);
+            self.sent.lock().unwrap().extend_from_slice(&taken);
+            outbox.wrote(taken.len() as u64, 0);
+            !taken.is_empty()
+        }
+    }
+
+    impl Carrier for Driver {
+        fn wake(&self) {
+            *self.woken.lock().unwrap() = true;
+            self.changed.notify_all();
+        }
+
+        fn pump(&self, _: Instant) {}
+
+        fn socket(&self) -> Option<&dyn Socket> {
+            self.room.as_ref().map(|_| self as &dyn Socket)
+        }
+    }
+
+    impl Socket for Driver {
+        fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+            let mut room = self.room.as_ref().expect("a socket").lock().unwrap();
+            let n = bytes[0].len().min(*room);
+            *room -= n;
+            self.sent.lock().unwrap().extend_from_slice(&bytes[0][..n]);
+            if n == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
+        }
+    }
+
+    fn open(queue: usize, room: Option<usize>) -> (Arc<Outbox>, Arc<Driver>) {
+        let bounds = Bounds { queue, timeout: Duration::from_secs(3600), compress_from: 0 };
+        let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
+        let driver = Arc::new(Driver { room: room.map(Mutex::new), ..Driver::default() });
+        let carrier: Weak<dyn Carrier> = Arc::downgrade(&driver) as Weak<dyn Carrier>;
+        outbox.open(carrier);
+        outbox.disown(&mut Vec::new());
+        (outbox, driver)
+    }
+
+    /// A frame of three bytes.
+    fn send(outbox: &Outbox, byte: u8) -> Result<(), Refused> {
+        outbox.send_message(Kind::Binary, &[byte])
+    }
+
+    #[test]
+    fn what_is_queued_wakes_a_driver_that_falls_asleep() {
+        check(3, || {
+            let (outbox, driver) = open(1000, None);
+            let senders = [1, 2].map(|byte| {
+                let outbox = outbox.clone();
+                thread::spawn(move || send(&outbox, byte).unwrap())
+            });
+            while driver.sent.lock().unwrap().len() < 6 {
+                outbox.own();
+                while driver.take(&outbox) {}
+                outbox.disown(&mut Vec::new());
+                let all_here = || driver.sent.lock().unwrap().len() == 6;
+                if outbox.fall_asleep(false) && !all_here() {
+                    driver.sleep();
+                }
+            }
+            for sender in senders {
+                sender.join().unwrap();
+            }
+            let sent = driver.sent.lock().unwrap();
+            assert!(*sent == [0x82, 1, 1, 0x82, 1, 2] || *sent == [0x82, 1, 2, 0x82, 1, 1]);
+        });
+    }
+
+    #[test]
+    fn room_wakes_a_sender_that_waits() {
+        check(3, || {
+            // Room for one message at a time.
+            let (outbox, driver) = open(3, None);
+            let sender = thread::spawn({
+                let outbox = outbox.clone();
+                move || [1, 2].map(|byte| send(&outbox, byte))
+            });
+            while driver.sent.lock().unwrap().len() < 6 {
+                if !driver.take(&outbox) && outbox.fall_asleep(false) {
+                    driver.sleep();
+                }
+            }
+            assert_eq!(sender.join().unwrap(), [Ok(()); 2]);
+        });
+    }
+
+    #[test]
+    fn the_end_releases_senders_that_wait() {
+        check(3, || {
+            let (outbox, _driver) = open(3, None);
+            send(&outbox, 0).unwrap();
+            let senders = [(); 2].map(|()| {
+                let outbox = outbox.clone();
+                thread::spawn(move || send(&outbox, 1))
+            });
+            outbox.end("the connection is over");
+            for sender in senders {
+                assert_eq!(sender.join().unwrap(), Err(Refused::Closing));
+            }
+        });
+    }
+
+    #[test]
+    fn a_driver_that_does_not_read_is_woken_when_a_sender_has_written_the_rest() {
+        check(3, || {
+            let (outbox, driver) = open(20, Some(1));
+            let sender = thread::spawn({
+                let (outbox, driver) = (outbox.clone(), driver.clone());
+                move || {
+                    // The client takes what it is sent from now on, and nobody but this thread sees that.
+                    *driver.room.as_ref().unwrap().lock().unwrap() = 1000;
+                    send(&outbox, 9).unwrap();
+                }
+            });
+            outbox.own();
+            outbox.send_message(Kind::Binary, &[1; 12]).unwrap();
+            outbox.flush(&*driver).unwrap();
+            outbox.disown(&mut Vec::new());
+            while outbox.is_crowded() {
+                driver.sleep();
+            }
+            sender.join().unwrap();
+            let sent = driver.sent.lock().unwrap();
+            assert_eq!(sent.len() + outbox.lock().unsent(), 17);
+        });
+    }
+
+    #[test]
+    fn nothing_is_queued_behind_a_close() {
+        check(3, || {
+            let (outbox, driver) = open(1000, None);
+            let closers = [(); 2].map(|()| {
+                let outbox = outbox.clone();
+                thread::spawn(move || outbox.close(&[], "test"))
+            });
+            let sent = send(&outbox, 1).is_ok();
+            let closed = closers.map(|closer| closer.join().unwrap());
+            assert!(closed[0] != closed[1]);
+            driver.take(&outbox);
+            let message: &[u8] = if sent { &[0x82, 1, 1] } else { &[] };
+            assert_eq!(*driver.sent.lock().unwrap(), [message, &[0x88, 0]].concat());
+        });
+    }
+
+    /// The driver of a service moves from thread to thread; each time it answers, it is the owner and writes itself.
+    #[test]
+    fn an_owner_is_never_woken_and_leaves_nothing_unwritten() {
+        check(3, || {
+            let (outbox, driver) = open(1000, None);
+            let at_work = Arc::new(Mutex::new(()));
+            let workers = [1, 2].map(|byte| {
+                let (outbox, driver, at_work) = (outbox.clone(), driver.clone(), at_work.clone());
+                thread::spawn(move || {
+                    let turn = at_work.lock().unwrap();
+                    outbox.own();
+                    send(&outbox, byte).unwrap();
+                    while driver.take(&outbox) {}
+                    outbox.disown(&mut Vec::new());
+                    assert!(outbox.fall_asleep(false));
+                    drop(turn);
+                })
+            });
+            for worker in workers {
+                worker.join().unwrap();
+            }
+            assert_eq!(driver.sent.lock().unwrap().len(), 6);
+            assert!(!*driver.woken.lock().unwrap());
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::fakes::{Driver, Log, Wire, bounds, from_us, outbox, wait_until};
+
+    fn binary(outbox: &Outbox, payload: &[u8]) -> Result<(), Refused> {
+        outbox.send_message(Kind::Binary, payload)
+    }
+
+    /// A binary frame.
+    fn frame(payload: &[u8]) -> Vec<u8> {
+        from_us(Opcode::Binary, payload)
+    }
+
+    /// An open outbox over a socket, at rest.
+    fn on_socket(queue: usize) -> (Arc<Outbox>, Wire, Arc<Driver>) {
+        let (outbox, wire) = (outbox(queue).0, Wire::new());
+        let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        (outbox, wire, driver)
+    }
+
+    /// An open outbox that only its driver can write, at rest.
+    fn without_socket(queue: usize) -> (Arc<Outbox>, Arc<Driver>) {
+        let (outbox, _) = outbox(queue);
+        let driver = Driver::new(None, || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        (outbox, driver)
+    }
+
+    /// What the driver has to write; all of it leaves.
+    fn take(outbox: &Outbox) -> Vec<u8> {
+        let mut taken = Vec::new();
+        outbox.take(&mut taken, 0, 0);
+        outbox.wrote(taken.len() as u64, 0);
+        taken
+    }
+
+    fn wait_for_sender(outbox: &Outbox) {
+        wait_until(|| outbox.lock().waiting > 0);
+    }
+
+    #[test]
+    fn what_the_owner_sends_leaves_with_one_write() {
+        let (outbox, wire, driver) = on_socket(1000);
+        outbox.own();
+        for payload in [b"1", b"2", b"3"] {
+            binary(&outbox, payload).unwrap();
+        }
+        assert_eq!(wire.sent(), b"");
+        assert_eq!(outbox.flush(&wire).unwrap(), (true, true));
+        assert_eq!(wire.sent(), [frame(b"1"), frame(b"2"), frame(b"3")].concat());
+        assert_eq!((wire.change(|script| script.calls.1), driver.wakes()), (1, 0));
+        assert_eq!(outbox.flush(&wire).unwrap(), (true, false));
+    }
+
+    #[test]
+    fn an_owner_that_sends_much_writes_before_its_turn_ends() {
+        let (outbox, wire, _driver) = on_socket(1 << 20);
+        outbox.own();
+        for _ in 0..=KEEP / 1000 + 1 {
+            binary(&outbox, &[0; 1000]).unwrap();
+            assert!(outbox.lock().bytes.len() < KEEP + 2000);
+        }
+        assert!(wire.sent().len() >= KEEP);
+    }
+
+    #[test]
+    fn another_thread_writes_at_once_and_wakes_nobody() {
+        let (outbox, wire, driver) = on_socket(1000);
+        assert!(outbox.fall_asleep(false));
+        binary(&outbox, b"1").unwrap();
+        assert_eq!((wire.sent(), driver.wakes()), (frame(b"1"), 0));
+    }
+
+    #[test]
+    fn what_the_socket_does_not_take_wakes_a_driver_asleep_once() {
+        let (outbox, wire, driver) = on_socket(1000);
+        wire.takes(4);
+        binary(&outbox, b"0").unwrap();
+        binary(&outbox, b"1").unwrap();
+        // It has not said that it sleeps, so it will look.
+        assert_eq!((wire.sent(), driver.wakes()), (b"\x82\x010\x82".to_vec(), 0));
+        assert!(outbox.fall_asleep(true));
+        binary(&outbox, b"2").unwrap();
+        binary(&outbox, b"3").unwrap();
+        assert_eq!(driver.wakes(), 1);
+        wire.takes(usize::MAX);
+        assert_eq!(outbox.flush(&wire).unwrap(), (true, true));
+        assert_eq!(wire.sent(), [b"\x011", &frame(b"2")[..], &frame(b"3")].concat());
+    }
+
+    #[test]
+    fn a_driver_does_not_fall_asleep_over_what_it_has_to_write() {
+        let (outbox, driver) = without_socket(1000);
+        assert!(outbox.fall_asleep(false));
+        binary(&outbox, b"1").unwrap();
+        assert_eq!(driver.wakes(), 1);
+        assert!(!outbox.fall_asleep(false));
+        // It hears of room by itself.
+        assert!(outbox.fall_asleep(true));
+        take(&outbox);
+        assert!(outbox.fall_asleep(false));
+        binary(&outbox, b"2").unwrap();
+        assert_eq!((driver.wakes(), take(&outbox)), (1, frame(b"2")));
+    }
+
+    #[test]
+    fn a_partial_write_goes_on_where_it_stopped() {
+        let (outbox, wire, _driver) = on_socket(10_000);
+        outbox.own();
+        let expected: Vec<u8> = (0..100).flat_map(|n| frame(&[n; 20])).collect();
+        for n in 0..100 {
+            binary(&outbox, &[n; 20]).unwrap();
+        }
+        wire.portion(7);
+        let mut left = expected.len();
+        // The first part is small, the second more than half of what waits.
+        for room in [100, 1500] {
+            wire.takes(room);
+            assert_eq!(outbox.flush(&wire).unwrap(), (false, true));
+            assert_eq!(outbox.flush(&wire).unwrap(), (false, false));
+            left -= room;
+            assert_eq!(outbox.lock().unsent(), left);
+            assert_eq!(outbox.summary().bytes_out as usize, expected.len() - left);
+        }
+        wire.takes(usize::MAX);
+        assert_eq!(outbox.flush(&wire).unwrap(), (true, true));
+        assert_eq!((wire.sent(), outbox.lock().unsent()), (expected, 0));
+    }
+
+    #[test]
+    fn a_large_message_is_whole_wherever_the_socket_stops() {
+        let payload: Vec<u8> = (0..LARGE + 5).map(|n| n as u8).collect();
+        let header = [0x82, 126, (payload.len() >> 8) as u8, payload.len() as u8];
+        let expected = [&frame(b"before")[..], &header, &payload, &frame(b"after")].concat();
+        for room in [0, 1, 7, 8, 9, 11, 12, 13, 1000, 8 + 4 + LARGE + 5, usize::MAX] {
+            let (outbox, wire, _driver) = on_socket(1 << 20);
+            wire.takes(0);
+            binary(&outbox, b"before").unwrap();
+            wire.takes(room);
+            binary(&outbox, &payload).unwrap();
+            binary(&outbox, b"after").unwrap();
+            assert_eq!(wire.change(|script| script.sent.len()), room.min(expected.len()));
+            wire.takes(usize::MAX);
+            assert!(outbox.flush(&wire).unwrap().0);
+            assert_eq!(wire.sent(), expected, "room for {room}");
+            let summary = outbox.summary();
+            assert_eq!((summary.messages_out, summary.bytes_out), (3, expected.len() as u64));
+        }
+    }
+
+    #[test]
+    fn a_socket_that_fails_ends_the_conversation_and_wakes_the_driver() {
+        for size in [1, LARGE] {
+            let (outbox, wire, driver) = on_socket(1000);
+            wire.breaks();
+            binary(&outbox, &vec![0; size]).unwrap();
+            assert_eq!((outbox.state(), driver.wakes()), (State::Closed, 1));
+            assert_eq!(binary(&outbox, b""), Err(Refused::Closing));
+        }
+    }
+
+    #[test]
+    fn a_queue_takes_as_much_as_its_limit_and_then_the_driver_writes() {
+        let (outbox, _) = outbox(20);
+        let behind = outbox.clone();
+        let driver = Driver::new(None, move || assert_eq!(take(&behind).len(), 22));
+        driver.rest(&outbox);
+        outbox.own();
+        binary(&outbox, &[0; 8]).unwrap();
+        assert!(outbox.has_room(10, usize::MAX) && !outbox.has_room(11, usize::MAX));
+        assert!(outbox.has_room(5, 15) && !outbox.has_room(6, 15));
+        binary(&outbox, &[0; 10]).unwrap();
+        // One more needs room, and finds it behind the one call.
+        binary(&outbox, b"").unwrap();
+        assert_eq!(outbox.lock().unsent(), 2);
+        take(&outbox);
+        assert!(outbox.has_room(1000, 0));
+        binary(&outbox, &[0; 100]).unwrap();
+    }
+
+    #[test]
+    fn without_a_driver_a_full_queue_is_no_reason_to_wait() {
+        let (outbox, _) = outbox(20);
+        binary(&outbox, &[0; 20]).unwrap();
+        assert_eq!(binary(&outbox, b"1"), Err(Refused::Full));
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_closed_with_1008() {
+        let log = Log::default();
+        let bounds = Bounds { timeout: Duration::ZERO, ..bounds(20) };
+        let outbox = Outbox::new(bounds, None, Box::new(log.clone()));
+        let driver = Driver::new(None, || ());
+        driver.rest(&outbox);
+        outbox.own();
+        binary(&outbox, &[0; 20]).unwrap();
+        assert_eq!(binary(&outbox, b"1"), Err(Refused::Closing));
+        assert_eq!((outbox.state(), outbox.summary().code), (State::Closing, CloseCode::POLICY));
+        assert!(log.has("WS0301"));
+        assert!(take(&outbox).ends_with(&from_us(Opcode::Close, b"\x03\xf0")));
+    }
+
+    #[test]
+    fn who_takes_something_is_waited_for_anew() {
+        let bounds = Bounds { timeout: Duration::ZERO, ..bounds(20) };
+        let (outbox, wire) = (Outbox::new(bounds, None, Box::new(Log::default())), Wire::new());
+        let outbox = Arc::new(outbox);
+        let (behind, client) = (outbox.clone(), wire.clone());
+        // A byte for each call, where seven have to leave.
+        let driver = Driver::new(None, move || {
+            client.takes(1);
+            behind.flush(&client).unwrap();
+        });
+        driver.rest(&outbox);
+        outbox.own();
+        binary(&outbox, &[0; 20]).unwrap();
+        binary(&outbox, &[1; 5]).unwrap();
+        assert_eq!(wire.sent().len(), 7);
+    }
+
+    #[test]
+    fn a_sender_waits_for_room_until_the_driver_has_made_some() {
+        let (outbox, _driver) = without_socket(20);
+        binary(&outbox, &[0; 20]).unwrap();
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| binary(&outbox, b"1"));
+            wait_for_sender(&outbox);
+            let mut taken = Vec::new();
+            outbox.take(&mut taken, 0, 0);
+            // What the driver has not got rid of still waits.
+            assert_eq!((taken.len(), outbox.lock().unsent()), (22, 22));
+            outbox.wrote(2, 20);
+            assert_eq!(outbox.lock().unsent(), 20);
+            wait_for_sender(&outbox);
+            outbox.wrote(20, 0);
+            // Long before its patience ends.
+            wait_until(|| sender.is_finished());
+            assert_eq!(sender.join().unwrap(), Ok(()));
+        });
+        assert_eq!(take(&outbox), frame(b"1"));
+    }
+
+    #[test]
+    fn a_sender_that_waits_is_released_by_any_end() {
+        let close = CloseReason { code: None, text: "" };
+        let ends: [&dyn Fn(&Outbox); 3] = [
+            &|outbox| outbox.end("test"),
+            &|outbox| assert!(outbox.close(b"", "test")),
+            &|outbox| outbox.receive_close(&close),
+        ];
+        for end in ends {
+            let (outbox, _driver) = without_socket(20);
+            binary(&outbox, &[0; 20]).unwrap();
+            thread::scope(|scope| {
+                let senders = [(); 2].map(|()| scope.spawn(|| binary(&outbox, b"1")));
+                wait_until(|| outbox.lock().waiting == 2);
+                end(&outbox);
+                wait_until(|| senders.iter().all(|sender| sender.is_finished()));
+                for sender in senders {
+                    assert_eq!(sender.join().unwrap(), Err(Refused::Closing));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_sender_with_a_socket_writes_itself_while_the_driver_is_in_a_callback() {
+        let (outbox, wire) = (outbox(20).0, Wire::new());
+        let (behind, client) = (outbox.clone(), wire.clone());
+        let driver = Driver::new(Some(&wire), move || {
+            client.takes(usize::MAX);
+            behind.flush(&client).unwrap();
+        });
+        driver.rest(&outbox);
+        wire.takes(0);
+        outbox.own();
+        binary(&outbox, &[0; 20]).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| binary(&outbox, b"1").unwrap());
+        });
+        assert_eq!(wire.sent(), [frame(&[0; 20]), frame(b"1")].concat());
+    }
+
+    #[test]
+    fn a_close_comes_behind_the_data_and_nothing_behind_it() {
+        let (outbox, driver) = without_socket(1000);
+        binary(&outbox, b"1").unwrap();
+        driver.wakes();
+        assert!(outbox.close(&close::payload(CloseCode::GOING_AWAY), "test"));
+        // Awake or not: an answer has to be waited for.
+        assert_eq!((outbox.state(), driver.wakes()), (State::Closing, 1));
+        assert!(!outbox.close(b"", "test"));
+        assert_eq!(outbox.close_with(b""), Err(Refused::Closing));
+        assert_eq!(binary(&outbox, b"2"), Err(Refused::Closing));
+        assert_eq!(outbox.send_control(Opcode::Ping, b""), Err(Refused::Closing));
+        assert!(!outbox.receive_message());
+        let close = from_us(Opcode::Close, &close::payload(CloseCode::GOING_AWAY));
+        assert_eq!(take(&outbox), [frame(b"1"), close].concat());
+        outbox.receive_close(&CloseReason { code: Some(CloseCode::NORMAL), text: "" });
+        assert_eq!((outbox.state(), take(&outbox)), (State::Closed, vec![]));
+        assert_eq!(outbox.summary().code, CloseCode::GOING_AWAY);
+    }
+
+    #[test]
+    fn a_close_of_ours_that_never_left_is_1006() {
+        for left in [0, 3, 4] {
+            let (outbox, wire, _driver) = on_socket(1000);
+            wire.takes(left);
+            outbox.close(&close::payload(CloseCode::GOING_AWAY), "test");
+            outbox.end("lost");
+            let code = if left == 4 { CloseCode::GOING_AWAY } else { CloseCode::ABNORMAL };
+            assert_eq!(outbox.summary().code, code);
+        }
+        // The client's has come, whether or not it gets ours.
+        let (outbox, _driver) = without_socket(1000);
+        outbox.receive_close(&CloseReason { code: Some(CloseCode::NORMAL), text: "" });
+        outbox.end("lost");
+        assert_eq!(outbox.summary().code, CloseCode::NORMAL);
+    }
+
+    #[test]
+    fn a_close_before_the_101_is_not_forgotten() {
+        let (outbox, log) = outbox(1000);
+        binary(&outbox, b"1").unwrap();
+        assert!(outbox.close(b"", "test"));
+        let driver = Driver::new(None, || ());
+        driver.rest(&outbox);
+        assert_eq!(outbox.state(), State::Closing);
+        assert_eq!(take(&outbox), [frame(b"1"), from_us(Opcode::Close, b"")].concat());
+        assert!(log.has("[OPENING] -- test --> [CLOSING]") && !log.has("101 sent"));
+    }
+
+    #[test]
+    fn control_frames_have_bounds_of_their_own() {
+        let (outbox, _driver) = without_socket(20);
+        assert_eq!(outbox.send_control(Opcode::Ping, &[0; 126]), Err(Refused::Illegal));
+        assert_eq!(outbox.close_with(&[0; 126]), Err(Refused::Illegal));
+        assert_eq!(outbox.close_with(b"\x03\xed"), Err(Refused::Illegal));
+        binary(&outbox, &vec![0; 20 + KEEP - 1 - HEADER]).unwrap();
+        assert_eq!(outbox.lock().unsent(), 20 + KEEP - 1);
+        // A little beyond the limit, but no further.
+        assert_eq!(outbox.send_control(Opcode::Pong, b"12"), Ok(()));
+        assert_eq!(outbox.send_control(Opcode::Pong, b""), Err(Refused::Full));
+    }
+
+    #[test]
+    fn reading_pauses_for_answers_that_wait_and_goes_on_when_they_have_left() {
+        let (outbox, wire, driver) = on_socket(400);
+        wire.takes(0);
+        outbox.own();
+        // More than half of the bound waits, and more than a quarter of it is the owner's.
+        binary(&outbox, &[0; 91]).unwrap();
+        outbox.flush(&wire).unwrap();
+        outbox.disown(&mut Vec::new());
+        binary(&outbox, &[0; 98]).unwrap();
+        assert_eq!(outbox.lock().unsent(), 193);
+        assert!(!outbox.is_crowded());
+        binary(&outbox, &[0; 6]).unwrap();
+        assert!(outbox.is_crowded());
+        // What comes later need not leave for it.
+        binary(&outbox, &[0; 100]).unwrap();
+        driver.wakes();
+        wire.takes(200);
+        binary(&outbox, b"").unwrap();
+        assert_eq!(driver.wakes(), 0);
+        assert!(outbox.is_crowded());
+        wire.takes(1);
+        binary(&outbox, b"").unwrap();
+        assert_eq!(driver.wakes(), 1);
+        assert!(!outbox.is_crowded());
+    }
+
+    #[test]
+    fn what_others_send_does_not_keep_a_client_unheard() {
+        let (outbox, wire, _driver) = on_socket(400);
+        wire.takes(0);
+        for _ in 0..4 {
+            binary(&outbox, &[0; 90]).unwrap();
+        }
+        assert!(!outbox.is_crowded());
+        outbox.own();
+        binary(&outbox, &[0; 20]).unwrap();
+        assert!(!outbox.is_crowded());
+    }
+
+    #[test]
+    fn memory_is_lent_to_who_is_at_work_and_taken_back() {
+        let (outbox, _driver) = without_socket(1 << 20);
+        let mut spare = Vec::with_capacity(5000);
+        outbox.own();
+        outbox.lend(&mut spare);
+        assert_eq!(spare.capacity(), 0);
+        binary(&outbox, b"1").unwrap();
+        outbox.disown(&mut spare);
+        // It holds something.
+        assert_eq!((spare.capacity(), outbox.lock().bytes.capacity()), (0, 5000));
+        take(&outbox);
+        outbox.lend(&mut Vec::with_capacity(5000));
+        outbox.disown(&mut spare);
+        assert_eq!((spare.capacity(), outbox.lock().bytes.capacity()), (5000, 0));
+    }
+
+    #[test]
+    fn a_disposed_outbox_finds_late_senders_closed() {
+        let (outbox, _driver) = without_socket(1000);
+        binary(&outbox, b"1").unwrap();
+        outbox.end("test");
+        outbox.dispose();
+        assert_eq!(binary(&outbox, b"2"), Err(Refused::Closing));
+        assert_eq!(take(&outbox), b"");
+    }
 }

@@ -51,7 +51,7 @@ pub struct Relay {
     socket: PeerSocket,
     /// The most bytes of a message that a framing may wait for.
     max_piece: usize,
-    /// How many bytes wait for the peer, for those who do not hold the lock.
+    /// How many bytes wait for the peer, for those who do not hold the lock: a mere count.
     waiting: AtomicUsize,
     state: Mutex<State>,
 }
@@ -565,5 +565,336 @@ impl Peer for Relay {
             }
         }
         self.socket.unacknowledged() == 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::{
+            fd::OwnedFd,
+            unix::net::{UnixDatagram, UnixStream},
+        },
+    };
+
+    use super::*;
+    use crate::{
+        bridge::{Address, framing},
+        fakes::{Driver, Log, Wire, from_us, outbox},
+        outbox::State as Conversation,
+        proto::frame::Opcode,
+    };
+
+    /// A relay between a client that a script plays and a peer on a socket, whose other end the test has.
+    struct Bridged<P> {
+        relay: Relay,
+        outbox: Arc<Outbox>,
+        wire: Wire,
+        peer: P,
+        log: Log,
+        _driver: Arc<Driver>,
+    }
+
+    fn bridged<P>(
+        framing: Box<dyn Framing>,
+        socket: OwnedFd,
+        address: Address,
+        peer: P,
+    ) -> Bridged<P> {
+        let (outbox, log) = outbox(1 << 30);
+        let wire = Wire::new();
+        let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        let socket = PeerSocket::new(socket.into(), &address).unwrap();
+        let relay = Relay::new(outbox.clone(), socket, framing, Vec::new(), 100_000);
+        Bridged { relay, outbox, wire, peer, log, _driver: driver }
+    }
+
+    /// A framing that is known.
+    fn known(name: &str) -> Box<dyn Framing> {
+        framing::make(name, Some("lf")).unwrap()
+    }
+
+    fn stream(name: &str) -> Bridged<UnixStream> {
+        stream_with(known(name))
+    }
+
+    fn stream_with(framing: Box<dyn Framing>) -> Bridged<UnixStream> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        bridged(framing, ours.into(), Address::Unix("/peer".into()), theirs)
+    }
+
+    impl<P> Bridged<P> {
+        /// A turn, in which the peer's socket is ready for everything.
+        fn relay(&self) -> Relayed {
+            self.relay.note(Readiness { read: true, write: true, to_the_end: false });
+            self.relay.relay(&mut vec![0; 64 * 1024])
+        }
+
+        /// Has the client send until it would be held up, and returns all of that.
+        fn crowd(&self) -> Vec<u8> {
+            let mut sent = Vec::new();
+            while !self.relay.is_crowded() {
+                assert!(sent.len() < 64 << 20, "a client is not held up");
+                let mut message = vec![sent.len() as u8; 10_000];
+                sent.extend_from_slice(&message);
+                self.relay.message(Kind::Binary, &mut message);
+            }
+            sent
+        }
+
+        /// What the client has been told of the end.
+        fn is_closed_with(&self, code: u16, reason: &str) -> bool {
+            self.outbox.flush(&self.wire).unwrap();
+            let payload = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
+            self.wire.sent().ends_with(&from_us(Opcode::Close, &payload))
+        }
+    }
+
+    impl Bridged<UnixStream> {
+        /// What the peer has got.
+        fn got(&mut self) -> Vec<u8> {
+            let mut got = Vec::new();
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(n @ 1..) = self.peer.read(&mut buffer) {
+                got.extend_from_slice(&buffer[..n]);
+            }
+            got
+        }
+    }
+
+    const SETTLED: Relayed = Relayed { again: false, paused: false, settled: true };
+
+    #[test]
+    fn messages_go_both_ways() {
+        let mut bridged = stream("newline");
+        bridged.relay.message(Kind::Binary, &mut b"to the peer".to_owned());
+        bridged.peer.write_all(b"one\ntwo\nthr").unwrap();
+        assert_eq!(bridged.relay(), SETTLED);
+        assert_eq!(bridged.got(), b"to the peer");
+        let sent = [from_us(Opcode::Text, b"one\n"), from_us(Opcode::Text, b"two\n")];
+        assert_eq!(bridged.wire.sent(), sent.concat());
+        bridged.peer.write_all(b"ee\n").unwrap();
+        assert_eq!(bridged.relay(), SETTLED);
+        assert_eq!(bridged.wire.sent(), from_us(Opcode::Text, b"three\n"));
+        assert_eq!(bridged.relay.interest(), (true, false));
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_holds_up_its_client_and_loses_nothing() {
+        let mut bridged = stream("binary");
+        let sent = bridged.crowd();
+        bridged.relay.note(Readiness::default());
+        assert!(!bridged.relay.relay(&mut [0; 100]).settled);
+        assert_eq!(bridged.relay.interest(), (true, true));
+        let mut got = Vec::new();
+        loop {
+            let settled = bridged.relay().settled;
+            let part = bridged.got();
+            assert!(!part.is_empty(), "nothing moves");
+            got.extend_from_slice(&part);
+            if settled {
+                break;
+            }
+        }
+        assert!(got == sent && bridged.relay() == SETTLED);
+        assert!(!bridged.relay.is_crowded());
+        assert_eq!(bridged.relay.interest(), (true, false));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_holds_up_its_peer_and_loses_nothing() {
+        let mut bridged = stream("binary");
+        bridged.wire.takes(0);
+        let mut sent = Vec::new();
+        let mut held = false;
+        while !held {
+            assert!(sent.len() < 64 << 20, "a peer is not held up");
+            let part = vec![sent.len() as u8; 10_000];
+            match bridged.peer.write(&part) {
+                Ok(n) => sent.extend_from_slice(&part[..n]),
+                Err(_) => held = bridged.relay().paused,
+            }
+        }
+        assert!(!bridged.outbox.has_room(64 * 1024, CROWDED));
+        assert_eq!(bridged.relay.interest(), (false, false));
+        // The kernel's buffer is full again, or gets so.
+        while let Ok(n) = bridged.peer.write(&[7; 10_000]) {
+            sent.extend_from_slice(&[7; 10_000][..n]);
+        }
+        assert!(bridged.relay().paused);
+        bridged.wire.takes(usize::MAX);
+        bridged.outbox.flush(&bridged.wire).unwrap();
+        while bridged.relay() != SETTLED {}
+        assert_eq!(bridged.relay.interest(), (true, false));
+        assert!(payloads(&bridged.wire.sent()) == sent);
+    }
+
+    /// The payloads of binary frames, one behind the other.
+    fn payloads(mut frames: &[u8]) -> Vec<u8> {
+        let mut payloads = Vec::new();
+        while let [0x82, len, rest @ ..] = frames {
+            let (header, len) = match len {
+                126 => (2, usize::from(u16::from_be_bytes(rest[..2].try_into().unwrap()))),
+                127 => (8, u64::from_be_bytes(rest[..8].try_into().unwrap()) as usize),
+                len => (0, usize::from(*len)),
+            };
+            payloads.extend_from_slice(&rest[header..][..len]);
+            frames = &rest[header + len..];
+        }
+        assert_eq!(frames, b"");
+        payloads
+    }
+
+    /// Lines, each of which is given once and has to be taken then.
+    struct Once(Arc<AtomicUsize>);
+
+    impl Framing for Once {
+        fn next(&mut self, data: &mut [u8], _fresh: usize) -> Piece {
+            let Some(end) = data.iter().position(|&byte| byte == b'\n') else { return Piece::Wait };
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Piece::Message(Kind::Text, end + 1)
+        }
+    }
+
+    #[test]
+    fn a_message_that_finds_no_room_is_held_whole() {
+        let given = Arc::new(AtomicUsize::new(0));
+        let mut bridged = stream_with(Box::new(Once(given.clone())));
+        bridged.wire.takes(0);
+        // So much waits that the next message is too long, though not a short one.
+        bridged.outbox.send_message(Kind::Binary, &vec![0; CROWDED - 100]).unwrap();
+        let line = [&[b'x'; 150][..], b"\n"].concat();
+        bridged.peer.write_all(&[&b"short\n"[..], &line, b"last\n"].concat()).unwrap();
+        assert!(bridged.relay().paused);
+        assert!(bridged.relay().paused);
+        bridged.peer.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(bridged.relay().paused);
+        assert_eq!(bridged.outbox.state(), Conversation::Open);
+        bridged.wire.takes(usize::MAX);
+        bridged.outbox.flush(&bridged.wire).unwrap();
+        bridged.wire.sent();
+        assert_eq!(bridged.relay(), SETTLED);
+        let sent = bridged.wire.sent();
+        let header = [0x81, 126, 0, 151];
+        let close = [&b"\x03\xe8"[..], b"Peer closed connection"].concat();
+        let expected = [
+            &header[..],
+            &line,
+            &from_us(Opcode::Text, b"last\n"),
+            &from_us(Opcode::Close, &close),
+        ];
+        assert_eq!(sent, expected.concat());
+        assert_eq!(given.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn what_a_peer_sent_before_its_end_comes_before_the_close() {
+        let mut bridged = stream("newline");
+        bridged.peer.write_all(b"one\nrest").unwrap();
+        bridged.peer.shutdown(std::net::Shutdown::Write).unwrap();
+        // The end is not read at once: a short read leaves nothing behind, unless the end has been shown.
+        bridged.relay.note(Readiness { read: true, write: true, to_the_end: true });
+        assert_eq!(bridged.relay.relay(&mut [0; 1000]), SETTLED);
+        let close = [&b"\x03\xe8"[..], b"Peer closed connection"].concat();
+        let expected = [
+            from_us(Opcode::Text, b"one\n"),
+            from_us(Opcode::Text, b"rest"),
+            from_us(Opcode::Close, &close),
+        ];
+        assert_eq!(bridged.wire.sent(), expected.concat());
+        assert_eq!(bridged.relay.interest(), (false, false));
+        // It can still be sent to, and gets all of it before the end.
+        bridged.relay.message(Kind::Binary, &mut b"late".to_owned());
+        bridged.relay.closed();
+        assert_eq!(bridged.got(), b"late");
+        assert_eq!(bridged.peer.read(&mut [0; 10]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_peer_is_said_goodbye_when_it_has_got_everything() {
+        let mut bridged = stream("binary");
+        bridged.relay.message(Kind::Binary, &mut b"last words".to_owned());
+        bridged.relay.closed();
+        bridged.peer.write_all(b"to nobody").unwrap();
+        // On a Unix socket the kernel knows what it holds; the peer has not taken it.
+        assert!(!bridged.relay.farewell(&mut [0; 100]));
+        assert_eq!(bridged.got(), b"last words");
+        assert!(bridged.relay.farewell(&mut [0; 100]));
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_given_up() {
+        let bridged = stream("binary");
+        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
+        bridged.crowd();
+        assert!(!bridged.relay.check(100 * second, patience));
+        assert!(!bridged.relay.check(159 * second, patience));
+        assert!(bridged.relay.check(160 * second, patience));
+        assert!(bridged.is_closed_with(1011, "Failed to forward"));
+        assert!(bridged.log.has("WS0504") && !bridged.relay.is_crowded());
+        assert_eq!(bridged.relay(), SETTLED);
+        assert!(!bridged.relay.check(300 * second, patience));
+    }
+
+    #[test]
+    fn a_peer_that_takes_a_little_is_waited_for() {
+        let mut bridged = stream("binary");
+        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
+        bridged.crowd();
+        bridged.relay.check(100 * second, patience);
+        assert!(!bridged.got().is_empty());
+        assert!(!bridged.relay().settled);
+        assert!(!bridged.relay.check(170 * second, patience));
+        assert!(bridged.relay.check(230 * second, patience));
+    }
+
+    #[test]
+    fn a_lost_peer_is_told_to_the_client() {
+        let bridged = stream("binary");
+        let Bridged { relay, outbox, wire, peer, log, _driver } = bridged;
+        drop(peer);
+        relay.message(Kind::Binary, &mut b"1".to_owned());
+        relay.note(Readiness { read: true, write: true, to_the_end: true });
+        relay.relay(&mut [0; 100]);
+        assert!(log.has("WS0504"));
+        let reason = [&b"\x03\xf3"[..], b"Failed to forward"].concat();
+        assert_eq!(wire.sent(), from_us(Opcode::Close, &reason));
+        assert_eq!(outbox.state(), Conversation::Closing);
+    }
+
+    #[test]
+    fn a_message_without_end_is_an_error() {
+        let mut bridged = stream("newline");
+        let mut written = 0;
+        while written <= 100_000 {
+            written += bridged.peer.write(&[b'x'; 10_000]).unwrap_or_default();
+            bridged.relay();
+        }
+        bridged.relay();
+        assert!(bridged.is_closed_with(1011, "the peer's message exceeds 100000 bytes"));
+        assert!(bridged.log.has("WS0505"));
+    }
+
+    #[test]
+    fn datagrams_are_messages_both_ways() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let bridged =
+            bridged(known("binary"), ours.into(), Address::UnixDatagram("/p".into()), theirs);
+        bridged.relay.message(Kind::Binary, &mut b"one".to_owned());
+        bridged.relay.message(Kind::Binary, &mut b"".to_owned());
+        for message in [&b"three"[..], b"", b"five"] {
+            bridged.peer.send(message).unwrap();
+        }
+        bridged.relay();
+        let mut buffer = [0; 100];
+        assert_eq!(bridged.peer.recv(&mut buffer).unwrap(), 3);
+        assert_eq!(bridged.peer.recv(&mut buffer).unwrap(), 0);
+        assert!(bridged.peer.recv(&mut buffer).is_err());
+        let messages = [b"three", &b""[..], b"five"].map(|data| from_us(Opcode::Binary, data));
+        assert_eq!(bridged.wire.sent(), messages.concat());
     }
 }

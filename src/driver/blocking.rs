@@ -236,3 +236,169 @@ pub(super) fn act(verdict: Verdict, outbox: &Outbox) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{
+        fakes::{EndOnFailure, Log, Read, Recorder, Wire, from_us, session},
+        outbox::Refused,
+        proto::Kind,
+    };
+
+    const PATIENCE: Patience =
+        Patience { ping: None, idle: None, close: None, stall: Duration::from_secs(60) };
+
+    fn going_away() -> Vec<u8> {
+        from_us(Opcode::Close, &close::payload(CloseCode::GOING_AWAY))
+    }
+
+    /// Serves a connection on a thread of its own while `client` runs, which has to end it.
+    fn serving(
+        patience: Patience,
+        stop: &Stop,
+        make: impl FnOnce(&Arc<Outbox>) -> Recorder,
+        client: impl FnOnce(&Wire, &Arc<Outbox>, &Recorder),
+    ) -> (Ended, CloseCode, Log) {
+        let wire = Wire::new();
+        let (lane, outbox, log) = wire.lane(100);
+        outbox.disown(&mut Vec::new());
+        let recorder = make(&outbox);
+        let ended = thread::scope(|scope| {
+            let served = scope.spawn(|| serve(lane, session(), &recorder, patience, stop, None));
+            let _end = EndOnFailure(wire.clone());
+            client(&wire, &outbox, &recorder);
+            served.join().unwrap()
+        });
+        assert_eq!((recorder.closed(), outbox.state()), (1, State::Closed));
+        assert!(stop.is_empty());
+        (ended, outbox.summary().code, log)
+    }
+
+    fn hang_up(wire: &Wire) {
+        wire.says(Read::End);
+    }
+
+    #[test]
+    fn a_conversation_from_its_first_message_to_its_end() {
+        let (ended, code, _) =
+            serving(PATIENCE, &Stop::new(), Recorder::echo, |wire, outbox, _| {
+                for n in 0..20 {
+                    wire.frame(Opcode::Binary, &[n]);
+                    wire.expect(&from_us(Opcode::Binary, &[n]));
+                    // Another thread's message wakes it.
+                    outbox.send_message(Kind::Text, b"hello").unwrap();
+                    wire.expect(&from_us(Opcode::Text, b"hello"));
+                }
+                wire.frame(Opcode::Close, b"\x03\xe8");
+                wire.expect(&from_us(Opcode::Close, b"\x03\xe8"));
+            });
+        assert_eq!((ended.received, ended.lost, code), (20 * 7 + 8, false, CloseCode::NORMAL));
+    }
+
+    #[test]
+    fn a_client_that_is_gone_or_lost() {
+        for (end, lost) in [(Read::End, false), (Read::Reset, true), (Read::Panic, true)] {
+            let panics = matches!(end, Read::Panic);
+            let (ended, code, log) =
+                serving(PATIENCE, &Stop::new(), Recorder::echo, |wire, _, _| wire.says(end));
+            assert_eq!((ended.lost, code), (lost, CloseCode::ABNORMAL));
+            assert_eq!((log.has("WS0302"), log.has("WS0306")), (lost, panics));
+        }
+    }
+
+    #[test]
+    fn a_stop_closes_a_connection_that_waits_and_one_that_comes() {
+        for late in [false, true] {
+            let stop = Stop::new();
+            if late {
+                stop.end(Ending::Stop);
+            }
+            let (ended, code, _) = serving(PATIENCE, &stop, Recorder::echo, |wire, _, _| {
+                if !late {
+                    wire.frame(Opcode::Ping, b"");
+                    wire.expect(&from_us(Opcode::Pong, b""));
+                    stop.end(Ending::Stop);
+                }
+                wire.expect(&going_away());
+                wire.frame(Opcode::Close, b"");
+            });
+            assert_eq!((ended.lost, code), (false, CloseCode::GOING_AWAY));
+        }
+    }
+
+    #[test]
+    fn a_drain_closes_a_connection_at_its_moment_and_a_stop_before() {
+        let stop = Stop::new();
+        serving(PATIENCE, &stop, Recorder::echo, |wire, _, _| {
+            stop.end(Ending::Drain);
+            wire.expect(&going_away());
+            wire.frame(Opcode::Close, b"");
+        });
+        let stop = Stop::new();
+        // Its moment is hours away, whatever the number of this process.
+        stop.reset(Duration::from_millis(u32::MAX.into()));
+        serving(PATIENCE, &stop, Recorder::echo, |wire, outbox, _| {
+            stop.end(Ending::Drain);
+            wire.frame(Opcode::Ping, b"");
+            wire.expect(&from_us(Opcode::Pong, b""));
+            assert_eq!(outbox.state(), State::Open);
+            // As a signal handler does it: nobody is woken.
+            stop.hasten();
+            wire.expect(&going_away());
+            wire.frame(Opcode::Close, b"");
+        });
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_long_for_an_answer() {
+        let stop = Stop::new();
+        let (ended, code, log) = serving(PATIENCE, &stop, Recorder::echo, |wire, _, _| {
+            stop.end(Ending::Stop);
+            wire.expect(&going_away());
+        });
+        assert_eq!((ended.lost, code), (true, CloseCode::GOING_AWAY));
+        assert!(log.has("the client does not answer our Close"));
+    }
+
+    #[test]
+    fn a_silent_client_is_pinged_and_then_given_up() {
+        let patience = Patience { ping: Some(Duration::from_millis(10)), ..PATIENCE };
+        let (ended, _, log) = serving(patience, &Stop::new(), Recorder::echo, |wire, _, _| {
+            wire.wait_for(|script| script.sent.starts_with(b"\x89\0").then_some(()));
+        });
+        assert!(ended.lost && log.has("the client does not answer our Ping"));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_given_up_and_who_waits_is_released() {
+        let patience = Patience { stall: Duration::from_millis(10), ..PATIENCE };
+        let (ended, _, log) = serving(patience, &Stop::new(), Recorder::echo, |wire, outbox, _| {
+            wire.takes(0);
+            assert_eq!(outbox.send_message(Kind::Binary, &[0; 98]), Ok(()));
+            assert_eq!(outbox.send_message(Kind::Binary, b"1"), Err(Refused::Closing));
+        });
+        assert!(ended.lost && log.has("the client does not read"));
+    }
+
+    #[test]
+    fn a_callback_that_fills_the_queue_writes_itself() {
+        let make = |outbox: &Arc<Outbox>| {
+            let outbox = outbox.clone();
+            Recorder::answering(move |_| {
+                for n in 0..10 {
+                    outbox.send_message(Kind::Binary, &[n; 50]).unwrap();
+                }
+            })
+        };
+        serving(PATIENCE, &Stop::new(), make, |wire, _, _| {
+            wire.frame(Opcode::Binary, b"1");
+            let expected: Vec<u8> =
+                (0..10).flat_map(|n| from_us(Opcode::Binary, &[n; 50])).collect();
+            wire.expect(&expected);
+            hang_up(wire);
+        });
+    }
+}

@@ -204,3 +204,114 @@ impl Lane {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{
+        fakes::{Driver, Wire, from_us, outbox},
+        outbox::State,
+        proto::{Kind, frame::Opcode},
+    };
+
+    const DONE: Flush = Flush { left: Flushed::Done, progress: true, readable: false };
+    const BLOCKED: Flush = Flush { left: Flushed::Blocked, progress: false, readable: false };
+
+    /// An open lane that only its driver writes on, with a message of 12 bytes in the queue.
+    fn lane(wire: &Wire) -> (Lane, Arc<Outbox>, Arc<Driver>) {
+        let (lane, outbox, _) = wire.lane(100);
+        let driver = Driver::new(None, || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        outbox.send_message(Kind::Binary, &[7; 10]).unwrap();
+        (lane, outbox, driver)
+    }
+
+    /// Whether so many bytes, and no more, are not sent.
+    fn is_unsent(outbox: &Outbox, bytes: usize) -> bool {
+        outbox.has_room(100 - bytes, 100) && (bytes == 0 || !outbox.has_room(101 - bytes, 100))
+    }
+
+    #[test]
+    fn what_is_not_written_yet_counts_as_unsent() {
+        let wire = Wire::new();
+        let (lane, outbox, _driver) = lane(&wire);
+        for (room, left) in [(0, 12), (5, 7), (1, 6)] {
+            wire.takes(room);
+            assert_eq!(lane.flush().unwrap(), Flush { progress: room > 0, ..BLOCKED });
+            assert!(is_unsent(&outbox, left));
+            assert_eq!(outbox.summary().bytes_out, 12 - left as u64);
+        }
+        // What comes meanwhile waits behind it.
+        outbox.send_message(Kind::Binary, &[8; 2]).unwrap();
+        assert!(is_unsent(&outbox, 10));
+        wire.takes(usize::MAX);
+        assert_eq!(lane.flush().unwrap(), DONE);
+        assert_eq!(lane.flush().unwrap(), Flush { progress: false, ..DONE });
+        assert!(is_unsent(&outbox, 0));
+        let expected = [from_us(Opcode::Binary, &[7; 10]), from_us(Opcode::Binary, &[8; 2])];
+        assert_eq!(wire.sent(), expected.concat());
+        assert_eq!(outbox.summary().bytes_out, 16);
+    }
+
+    #[test]
+    fn what_the_transport_holds_counts_as_unsent() {
+        let wire = Wire::new();
+        let (lane, outbox, _driver) = lane(&wire);
+        wire.holds();
+        wire.takes(0);
+        assert_eq!(lane.flush().unwrap().left, Flushed::Blocked);
+        assert!(is_unsent(&outbox, 12));
+        wire.takes(usize::MAX);
+        assert_eq!(lane.flush().unwrap().left, Flushed::Done);
+        assert!(is_unsent(&outbox, 0));
+        assert_eq!(wire.sent().len(), 12);
+    }
+
+    /// A transport during whose writes others send.
+    struct Busy(Arc<Outbox>);
+
+    impl Transport for Busy {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send_message(Kind::Binary, b"more").unwrap();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<bool> {
+            Ok(true)
+        }
+        fn holds_input(&self) -> bool {
+            false
+        }
+        fn socket(&self) -> Option<Arc<Socket>> {
+            None
+        }
+        fn descriptor(&self) -> RawFd {
+            -1
+        }
+    }
+
+    #[test]
+    fn senders_without_end_do_not_hold_a_flush() {
+        let (outbox, _) = outbox(100);
+        outbox.send_message(Kind::Binary, b"1").unwrap();
+        let lane = Lane::new(Box::new(Busy(outbox.clone())), outbox);
+        assert_eq!(lane.flush().unwrap().left, Flushed::More);
+        assert_eq!(lane.flush().unwrap().left, Flushed::More);
+    }
+
+    #[test]
+    fn who_pumps_comes_back_after_progress_or_at_the_deadline() {
+        let wire = Wire::new();
+        let (lane, outbox, _driver) = lane(&wire);
+        wire.takes(5);
+        lane.pump(Instant::now() + Duration::from_secs(3600));
+        assert_eq!(wire.sent().len(), 5);
+        lane.pump(Instant::now());
+        assert!(is_unsent(&outbox, 7));
+        wire.breaks();
+        lane.pump(Instant::now() + Duration::from_secs(3600));
+        assert_eq!(outbox.state(), State::Closed);
+    }
+}

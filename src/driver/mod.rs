@@ -14,6 +14,7 @@
 //! | [`clocks`] | when a connection's patience ends |
 //! | [`blocking`] | one thread per connection |
 //! | [`service`] | few threads for all connections on sockets of our own |
+//! | [`threads`] | how many threads there are of it, and whether its clock may be slow |
 //! | [`run_word`] | the word that keeps a second thread away from a connection |
 //! | [`epoll`] | the kernel's list of ready sockets |
 //! | [`socket`] | the transport over such a socket |
@@ -33,6 +34,7 @@ pub mod run_word;
 pub mod service;
 pub mod socket;
 pub mod stop;
+pub mod threads;
 pub mod tls;
 pub mod turn;
 pub mod wait;

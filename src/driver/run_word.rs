@@ -4,10 +4,7 @@
 //! runner is told to run again, and finds out in [`RunWord::end`].
 #![deny(unsafe_code)]
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU8, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{AtomicU8, Ordering};
 
 const IDLE: u8 = 0;
 const RUNNING: u8 = 1;
@@ -48,42 +45,43 @@ impl RunWord {
 #[expect(unsafe_code, reason = "loom's cells are read and written through raw pointers")]
 mod loom_tests {
     use super::*;
+    use crate::sync::check;
     use loom::{
         cell::UnsafeCell,
         sync::{Arc, atomic::AtomicUsize},
         thread,
     };
 
-    /// Two threads bring readiness; whatever the interleaving, turns never overlap and each one is handled.
+    /// Three threads bring readiness; whatever the interleaving, turns never overlap and each one is handled.
     #[test]
     fn turns_never_overlap_and_nothing_is_lost() {
-        loom::model(|| {
+        check(2, || {
             let word = Arc::new(RunWord::default());
-            let ready = Arc::new(AtomicUsize::new(0));
+            let ready = Arc::new([0; 3].map(AtomicUsize::new));
             let handled = Arc::new(UnsafeCell::new(0));
-            let threads: Vec<_> = (0..2)
-                .map(|_| {
-                    let (word, ready, handled) = (word.clone(), ready.clone(), handled.clone());
-                    thread::spawn(move || {
-                        ready.fetch_add(1, Ordering::Relaxed);
-                        if word.begin() {
-                            loop {
-                                let n = ready.swap(0, Ordering::Relaxed);
-                                // SAFETY: the word lets one thread in at a time; loom checks just that.
-                                handled.with_mut(|handled| unsafe { *handled += n });
-                                if word.end() {
-                                    break;
-                                }
+            let bring = |n: usize| {
+                let (word, ready, handled) = (word.clone(), ready.clone(), handled.clone());
+                move || {
+                    ready[n].store(1 << n, Ordering::Relaxed);
+                    if word.begin() {
+                        loop {
+                            let seen: usize = ready.iter().map(|r| r.load(Ordering::Relaxed)).sum();
+                            // SAFETY: the word lets one thread in at a time; loom checks just that.
+                            handled.with_mut(|handled| unsafe { *handled |= seen });
+                            if word.end() {
+                                break;
                             }
                         }
-                    })
-                })
-                .collect();
+                    }
+                }
+            };
+            let threads = [0, 1].map(|n| thread::spawn(bring(n)));
+            bring(2)();
             for thread in threads {
                 thread.join().unwrap();
             }
             // SAFETY: both threads are joined.
-            handled.with(|handled| assert_eq!(unsafe { *handled }, 2));
+            handled.with(|handled| assert_eq!(unsafe { *handled }, 7));
         });
     }
 }

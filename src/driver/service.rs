@@ -12,10 +12,11 @@
 use std::{
     collections::VecDeque,
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    os::raw::c_int,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -28,6 +29,7 @@ use super::{
     lane::Lane,
     run_word::RunWord,
     stop::{Ending, EndingWord},
+    threads::Threads,
     turn::{Buffers, Heard, Outcome, Turn},
     wait::{AllSignals, Interest, Waker, discard, give_back_memory, shut_down, wait},
 };
@@ -124,6 +126,9 @@ pub struct Service {
     /// Wakes the clock.
     alarm: Waker,
     start: Instant,
+    /// How many milliseconds a test has let pass.
+    #[cfg(test)]
+    skew: AtomicU64,
     /// The most threads, the clock not counted.
     bound: usize,
     seats: RwLock<Seats>,
@@ -131,19 +136,12 @@ pub struct Service {
     ready: Mutex<VecDeque<Arc<Seated>>>,
     /// Connections that have more to do, but let others have their turn first.
     again: Mutex<VecDeque<Arc<Seated>>>,
-    /// Threads that serve.
-    threads: AtomicUsize,
-    /// Those of them that wait for events.
-    waiting: AtomicUsize,
-    /// Turns that ended, for the clock to see whether anything moves.
+    threads: Threads,
+    /// Turns that ended, for the clock to see whether anything moves: a mere count.
     turns: AtomicU64,
-    /// The clock has slowed down, and must be woken when traffic begins.
-    calm: AtomicBool,
     /// How the child ends, if it does.
     ending: EndingWord,
-    /// All connections are gone and no new one will come; threads have to go.
-    over: AtomicBool,
-    /// The most connections there were since memory was given back.
+    /// The most connections there were since memory was given back: a mere count.
     peak: AtomicU64,
     /// What connections that are gone have done.
     past: Mutex<Totals>,
@@ -152,6 +150,30 @@ pub struct Service {
     /// The threads, for the child to wait for: the code they run may be unmapped at its end.
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
     clock: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// What the clock has seen so far.
+struct Clock {
+    /// How many threads are enough where each has work.
+    cores: usize,
+    last_turns: u64,
+    last_moved: Duration,
+    next_round: Duration,
+    draining_since: Option<Duration>,
+    complained: Option<Duration>,
+}
+
+impl Clock {
+    fn new(now: Duration) -> Self {
+        Self {
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            last_turns: 0,
+            last_moved: now,
+            next_round: now + ROUND,
+            draining_since: None,
+            complained: None,
+        }
+    }
 }
 
 /// Why connections wait for a thread.
@@ -190,9 +212,10 @@ struct Seated {
     me: Weak<Self>,
     token: u64,
     word: RunWord,
-    /// Readiness that no turn has seen, as [`Flags`] in bits; that of the peer is in the upper half.
+    /// Readiness that no turn has seen, as [`Flags`] in bits; that of the peer is in the upper half. It is stored before
+    /// `word` is asked to run, which orders it.
     flags: AtomicU32,
-    /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages.
+    /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages. One word, which nothing else hangs on.
     heard: AtomicU8,
     lane: Lane,
     endpoint: Box<dyn Endpoint>,
@@ -224,6 +247,23 @@ impl Service {
         report: Report,
         journal: Box<dyn Journal>,
     ) -> io::Result<&'static Self> {
+        let service = Self::without_threads(bound, drain, report, journal)?;
+        // Signals are for httpd's threads; ours inherit that they are blocked.
+        let _blocked = AllSignals::block();
+        service.hire()?;
+        let clock = thread::Builder::new().name("ws-clock".into());
+        let clock = clock.spawn(|| service.keep_time())?;
+        *service.clock.lock().unwrap_or_else(|e| e.into_inner()) = Some(clock);
+        Ok(service)
+    }
+
+    /// A service that nobody works for.
+    fn without_threads(
+        bound: usize,
+        drain: Duration,
+        report: Report,
+        journal: Box<dyn Journal>,
+    ) -> io::Result<&'static Self> {
         let ending = EndingWord::new();
         ending.reset(drain);
         let service = Self {
@@ -231,16 +271,15 @@ impl Service {
             poke: Waker::new()?,
             alarm: Waker::new()?,
             start: Instant::now(),
+            #[cfg(test)]
+            skew: AtomicU64::new(0),
             bound: bound.max(1),
             seats: RwLock::default(),
             ready: Mutex::default(),
             again: Mutex::default(),
-            threads: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            threads: Threads::default(),
             turns: AtomicU64::new(0),
-            calm: AtomicBool::new(false),
             ending,
-            over: AtomicBool::new(false),
             peak: AtomicU64::new(0),
             past: Mutex::default(),
             report,
@@ -250,14 +289,15 @@ impl Service {
         };
         service.epoll.add_waker(service.poke.descriptor(), POKE)?;
         // It lives as long as the process, which its threads may outlast any owner in.
-        let service: &'static Self = Box::leak(Box::new(service));
-        // Signals are for httpd's threads; ours inherit that they are blocked.
-        let _blocked = AllSignals::block();
-        service.hire()?;
-        let clock = thread::Builder::new().name("ws-clock".into());
-        let clock = clock.spawn(|| service.keep_time())?;
-        *service.clock.lock().unwrap_or_else(|e| e.into_inner()) = Some(clock);
-        Ok(service)
+        Ok(Box::leak(Box::new(service)))
+    }
+
+    /// The time, since the service began.
+    fn now(&self) -> Duration {
+        let now = self.start.elapsed();
+        #[cfg(test)]
+        let now = now + Duration::from_millis(self.skew.load(Ordering::SeqCst));
+        now
     }
 
     /// Takes a connection over, to its end. Its first turn comes at once.
@@ -275,7 +315,7 @@ impl Service {
             lane,
             endpoint,
             patience,
-            clocks: Mutex::new(Clocks::new(self.start.elapsed())),
+            clocks: Mutex::new(Clocks::new(self.now())),
             phase: Mutex::new(Phase::Talking(turn)),
             ended: Mutex::new(Some(ended)),
         });
@@ -306,7 +346,7 @@ impl Service {
 
     /// How many threads serve them now.
     pub fn threads(&self) -> usize {
-        self.threads.load(Ordering::Relaxed)
+        self.threads.serving()
     }
 
     /// The child goes down: closes all connections, spread over the time of a drain or at once. A stop overrides a drain.
@@ -327,10 +367,10 @@ impl Service {
     /// Waits, after [`end`](Self::end), until all connections are gone, as long as a drain or a stop may take;
     /// then has the threads go. `false` if some are still at work, in a callback that does not return.
     pub fn await_end(&self) -> bool {
-        let begun = self.start.elapsed();
+        let begun = self.now();
         let mut stop_seen = None;
         while self.guests() > 0 {
-            let now = self.start.elapsed();
+            let now = self.now();
             let patience = if self.ending.get() == Ending::Drain {
                 begun + self.ending.drain()
             } else {
@@ -341,14 +381,14 @@ impl Service {
             }
             thread::sleep(BUSY_TICK);
         }
-        self.over.store(true, Ordering::SeqCst);
+        self.threads.end();
         self.poke.wake();
         self.alarm.wake();
         // The clock runs no callback, so it comes soon; without it nobody starts a thread any more.
         self.join_clock();
-        let deadline = self.start.elapsed() + GRACE / 5;
-        while self.threads.load(Ordering::SeqCst) > 0 {
-            if self.start.elapsed() >= deadline {
+        let deadline = self.now() + GRACE / 5;
+        while self.threads.serving() > 0 {
+            if self.now() >= deadline {
                 return false;
             }
             thread::sleep(Duration::from_millis(1));
@@ -403,7 +443,7 @@ impl Service {
 
     /// One more thread.
     fn hire(&'static self) -> io::Result<()> {
-        self.threads.fetch_add(1, Ordering::SeqCst);
+        self.threads.join();
         let mut handles = self.handles();
         handles.retain(|handle| !handle.is_finished());
         match thread::Builder::new()
@@ -416,7 +456,7 @@ impl Service {
                 Ok(())
             }
             Err(error) => {
-                self.threads.fetch_sub(1, Ordering::SeqCst);
+                self.threads.leave();
                 Err(error)
             }
         }
@@ -426,50 +466,49 @@ impl Service {
     fn work(&'static self) {
         let mut buffers = Buffers::default();
         let mut events = Events::default();
-        while !self.over.load(Ordering::SeqCst) {
-            if let Some(seated) = self.next_ready() {
-                self.run(&seated, &mut buffers);
-                continue;
-            }
-            // Who has more to do waits for one look at the others' events, not for events to come.
-            let again = core::mem::take(&mut *self.again());
-            let timeout = match self.threads.load(Ordering::Relaxed) {
-                _ if !again.is_empty() => 0,
+        while !self.threads.is_over() {
+            let timeout = match self.threads.serving() {
                 2.. => SURPLUS,
                 _ if buffers.holds_spare() => SPARE_AGE,
                 _ => -1,
             };
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-            let fetched = self.epoll.wait(&mut events, timeout);
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-            let Ok(fetched) = fetched else {
-                // It cannot fail on a descriptor of our own; if it does all the same, not in a loop.
-                thread::sleep(IDLE_TICK);
-                continue;
-            };
-            if fetched.len() == 0 && timeout > 0 {
+            if !self.serve(&mut buffers, &mut events, timeout) && timeout > 0 {
                 buffers.release();
-                if self.is_surplus() {
+                if self.threads.leave_if_surplus() {
                     return;
                 }
             }
-            self.note_traffic();
-            let first = self.look_up(fetched);
-            if !again.is_empty() {
-                self.ready().extend(again);
-            }
-            if let Some(first) = first {
-                self.run(&first, &mut buffers);
-            }
         }
-        self.threads.fetch_sub(1, Ordering::SeqCst);
+        self.threads.leave();
     }
 
-    /// Whether the calling thread, which found nothing to do for a while, is not the last one; then it is not
-    /// counted any more.
-    fn is_surplus(&self) -> bool {
-        let fewer = |threads: usize| (threads > 1).then(|| threads - 1);
-        self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
+    /// Runs a connection that is ready, or those of the next events, for which it waits `timeout` milliseconds at most (-1:
+    /// for ever). `false` if there was nothing to do.
+    fn serve(&self, buffers: &mut Buffers, events: &mut Events, timeout: c_int) -> bool {
+        if let Some(seated) = self.next_ready() {
+            self.run(&seated, buffers);
+            return true;
+        }
+        // Who has more to do waits for one look at the others' events, not for events to come.
+        let again = core::mem::take(&mut *self.again());
+        let timeout = if again.is_empty() { timeout } else { 0 };
+        let fetched = self.threads.wait(|| self.epoll.wait(events, timeout));
+        let Ok(fetched) = fetched else {
+            // It cannot fail on a descriptor of our own; if it does all the same, not in a loop.
+            thread::sleep(IDLE_TICK);
+            self.ready().extend(again);
+            return true;
+        };
+        let nothing = fetched.len() == 0 && again.is_empty();
+        self.note_traffic();
+        let first = self.look_up(fetched);
+        if !again.is_empty() {
+            self.ready().extend(again);
+        }
+        if let Some(first) = first {
+            self.run(&first, buffers);
+        }
+        !nothing
     }
 
     /// The connections of some events: the first is returned, the others become ready.
@@ -480,9 +519,7 @@ impl Service {
         for (token, flags) in fetched {
             if token == POKE {
                 // Left as it is, it wakes one thread after the other.
-                if !self.over.load(Ordering::SeqCst) {
-                    self.poke.clear();
-                }
+                self.threads.heed(|| self.poke.clear(), || self.poke.wake());
                 continue;
             }
             let (token, shift) = (token & !PEER, if token & PEER == 0 { 0 } else { PEER_SHIFT });
@@ -535,22 +572,17 @@ impl Service {
 
     /// There is traffic: the clock has to look after the threads.
     fn note_traffic(&self) {
-        if self.calm.load(Ordering::SeqCst) && self.calm.swap(false, Ordering::SeqCst) {
+        if self.threads.note_traffic() {
             self.alarm.wake();
         }
     }
 
     /// What the clock does.
     fn keep_time(&'static self) {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let mut last_turns = 0;
-        let mut last_moved = self.start.elapsed();
-        let mut next_round = self.start.elapsed() + ROUND;
-        let mut draining_since = None;
-        let mut complained = None;
+        let mut clock = Clock::new(self.now());
         loop {
-            let calm = self.calm.load(Ordering::SeqCst);
-            let until_round = next_round.saturating_sub(self.start.elapsed());
+            let calm = self.threads.is_calm();
+            let until_round = clock.next_round.saturating_sub(self.now());
             let tick = match (self.ending.get(), calm) {
                 // The last round, in which everybody was found to be gone, has been made.
                 (Ending::None, true)
@@ -564,58 +596,49 @@ impl Service {
             };
             let nothing = Interest { read: false, write: false };
             let _ = wait(-1, nothing, Some(&self.alarm), tick, None);
-            if self.over.load(Ordering::SeqCst) {
+            if self.threads.is_over() {
                 return;
             }
-            let now = self.start.elapsed();
-            let turns = self.turns.load(Ordering::Relaxed);
-            let moved = turns != last_turns;
-            last_turns = turns;
-            let stuck = now - last_moved >= CALM;
-            let complaint = self.staff(moved, cores).filter(|why| stuck || why.is_at_once());
-            let complains = |_: &Complaint| complained.is_none_or(|then| now - then >= COMPLAINTS);
-            if let Some(complaint) = complaint.filter(complains) {
-                complained = Some(now);
-                self.complain(&complaint);
-            }
-            if moved {
-                last_moved = now;
-            } else if !calm && now - last_moved > CALM {
-                self.calm_down();
-            }
-            let ending = self.ending.get();
-            if ending != Ending::None {
-                let since = *draining_since.get_or_insert(now);
-                self.close_guests(ending, now - since);
-            }
-            if now >= next_round || ending != Ending::None {
-                next_round = now + ROUND;
-                let mut totals = *self.past();
-                for guest in self.all() {
-                    guest.check(now, ending);
-                    guest.add_to(&mut totals);
-                }
-                (self.report)(self.threads(), &totals);
-                let peak = self.peak.load(Ordering::Relaxed);
-                if totals.connections < peak.div_ceil(2) {
-                    self.peak.store(totals.connections, Ordering::Relaxed);
-                    give_back_memory();
-                }
-            }
+            self.tick(&mut clock, calm);
         }
     }
 
-    /// Slows the clock down, unless a thread has begun to work meanwhile.
-    fn calm_down(&self) {
-        let all_wait = || {
-            self.waiting.load(Ordering::SeqCst) == self.threads.load(Ordering::SeqCst)
-                && self.ready().is_empty()
-        };
-        if all_wait() {
-            self.calm.store(true, Ordering::SeqCst);
-            // Who stops waiting first says so and then looks whether the clock is slow.
-            if !all_wait() {
-                self.calm.store(false, Ordering::SeqCst);
+    /// A look of the clock, which was slow before it, or was not.
+    fn tick(&'static self, clock: &mut Clock, calm: bool) {
+        let now = self.now();
+        let turns = self.turns.load(Ordering::Relaxed);
+        let moved = turns != clock.last_turns;
+        clock.last_turns = turns;
+        let stuck = now - clock.last_moved >= CALM;
+        let complaint = self.staff(moved, clock.cores).filter(|why| stuck || why.is_at_once());
+        let complains =
+            |_: &Complaint| clock.complained.is_none_or(|then| now - then >= COMPLAINTS);
+        if let Some(complaint) = complaint.filter(complains) {
+            clock.complained = Some(now);
+            self.complain(&complaint);
+        }
+        if moved {
+            clock.last_moved = now;
+        } else if !calm && now - clock.last_moved > CALM {
+            self.threads.calm_down(|| self.ready().is_empty());
+        }
+        let ending = self.ending.get();
+        if ending != Ending::None {
+            let since = *clock.draining_since.get_or_insert(now);
+            self.close_guests(ending, now - since);
+        }
+        if now >= clock.next_round || ending != Ending::None {
+            clock.next_round = now + ROUND;
+            let mut totals = *self.past();
+            for guest in self.all() {
+                guest.check(now, ending);
+                guest.add_to(&mut totals);
+            }
+            (self.report)(self.threads.serving(), &totals);
+            let peak = self.peak.load(Ordering::Relaxed);
+            if totals.connections < peak.div_ceil(2) {
+                self.peak.store(totals.connections, Ordering::Relaxed);
+                give_back_memory();
             }
         }
     }
@@ -623,8 +646,8 @@ impl Service {
     /// Sees to it that a thread is there for what comes, or says why there is none. `moved`: a turn has ended since the last
     /// look.
     fn staff(&'static self, moved: bool, cores: usize) -> Option<Complaint> {
-        let idle = self.waiting.load(Ordering::SeqCst);
-        let threads = self.threads.load(Ordering::SeqCst);
+        let idle = self.threads.waiting();
+        let threads = self.threads.serving();
         let stranded = self.ready().len();
         if idle > 0 {
             // A thread that waits does not see the list.
@@ -792,23 +815,26 @@ impl Seated {
     /// The conversation is over.
     fn finish(&self, turn: &Turn, lost: bool, buffers: &mut Buffers) -> bool {
         self.lane.outbox.end("the connection is over");
-        self.endpoint.closed();
         self.tell_end(self.lane.received(turn.received()));
         if !lost {
             self.lane.end_output();
-            return self.linger(self.service.start.elapsed() + LINGER, buffers);
+            return self.linger(self.service.now() + LINGER, buffers);
         }
         self.leave();
         false
     }
 
-    /// Writes the access log and the like.
+    /// Tells the endpoint, the totals and the access log of the end, unless they have heard of it.
     fn tell_end(&self, received: u64) {
+        let ended = self.ended.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let Some(ended) = ended else { return };
+        // If one of them panics the others hear of it all the same.
+        let closed = catch_unwind(AssertUnwindSafe(|| self.endpoint.closed()));
         let farewell = Farewell { summary: self.lane.outbox.summary(), received };
         self.service.add_to_past(&farewell);
-        let ended = self.ended.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(ended) = ended {
-            ended(&farewell);
+        ended(&farewell);
+        if let Err(panic) = closed {
+            resume_unwind(panic);
         }
     }
 
@@ -819,7 +845,7 @@ impl Seated {
         let mut discards = 0;
         // Throws away what the peer sends, too.
         let parted = self.endpoint.peer().is_none_or(|peer| peer.farewell(&mut buffers.input));
-        while self.service.ending.get() != Ending::Stop && self.service.start.elapsed() < until {
+        while self.service.ending.get() != Ending::Stop && self.service.now() < until {
             match discard(descriptor, &mut buffers.input) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.set_phase(Phase::Lingering(until));
@@ -853,10 +879,7 @@ impl Seated {
             Level::Error,
             format_args!("WS0306: the connection is dropped after an internal error"),
         );
-        let last = AssertUnwindSafe(|| {
-            self.endpoint.closed();
-            self.tell_end(self.lane.received(0));
-        });
+        let last = AssertUnwindSafe(|| self.tell_end(self.lane.received(0)));
         // What panics again has said so.
         let _ = catch_unwind(last);
         shut_down(self.lane.descriptor());
@@ -924,5 +947,533 @@ impl Seated {
             // transport, which is ours.
             shut_down(self.lane.descriptor());
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixStream,
+        sync::atomic::AtomicUsize,
+    };
+
+    use super::*;
+    use crate::{
+        driver::socket::{self, Plain},
+        fakes::{Log, Read, Recorder, Watched, Wire, from_client, from_us, outbox, session},
+        outbox::Outbox,
+        proto::{Kind, frame::Opcode},
+    };
+
+    const QUEUE: usize = 1000;
+    /// No clock but those of the child's end.
+    const PATIENCE: Patience = Patience {
+        ping: None,
+        idle: None,
+        close: Some(Duration::from_secs(5)),
+        stall: Duration::from_secs(60),
+    };
+
+    /// A service whose one thread and whose clock are the test.
+    struct Alone {
+        service: &'static Service,
+        clock: Clock,
+        log: Log,
+        reports: Arc<Watched<Vec<(usize, Totals)>>>,
+    }
+
+    /// A connection in it.
+    struct Guested {
+        wire: Wire,
+        outbox: Arc<Outbox>,
+        recorder: Recorder,
+        log: Log,
+        farewells: Arc<Watched<Vec<Farewell>>>,
+        seated: Arc<Seated>,
+    }
+
+    impl Alone {
+        fn new(drain: Duration) -> Self {
+            let (log, reports) = (Log::default(), Arc::new(Watched::default()));
+            let kept: Arc<Watched<Vec<_>>> = reports.clone();
+            let report =
+                Box::new(move |n, totals: &Totals| kept.change(|kept| kept.push((n, *totals))));
+            let service = Service::without_threads(1, drain, report, Box::new(log.clone()));
+            let service = service.unwrap();
+            // One thread, which waits whenever the clock looks.
+            service.threads.join();
+            Self { service, clock: Clock::new(service.now()), log, reports }
+        }
+
+        /// Does what there is to do.
+        fn work(&self) {
+            let (mut buffers, mut events) = (Buffers::default(), Events::default());
+            while self.service.serve(&mut buffers, &mut events, 0) {}
+        }
+
+        /// Lets time pass, and then the clock look.
+        fn pass(&mut self, time: Duration) {
+            self.service.skew.fetch_add(time.as_millis() as u64, Ordering::SeqCst);
+            self.service.threads.wait(|| self.service.tick(&mut self.clock, false));
+            self.work();
+        }
+
+        fn adopt(&self, make: impl FnOnce(&Arc<Outbox>) -> Recorder) -> Guested {
+            self.adopt_with(make, |_| ())
+        }
+
+        fn adopt_with(
+            &self,
+            make: impl FnOnce(&Arc<Outbox>) -> Recorder,
+            ended: impl Fn(&Farewell) + Send + 'static,
+        ) -> Guested {
+            let wire = Wire::new();
+            let (lane, outbox, log) = wire.lane(QUEUE);
+            let (recorder, farewells) = (make(&outbox), Arc::new(Watched::default()));
+            let kept: Arc<Watched<Vec<Farewell>>> = farewells.clone();
+            self.service.adopt(Guest {
+                lane,
+                session: session(),
+                endpoint: Box::new(recorder.clone()),
+                patience: PATIENCE,
+                ended: Box::new(move |farewell| {
+                    kept.change(|kept| kept.push(*farewell));
+                    ended(farewell);
+                }),
+            });
+            let all = self.service.all();
+            let seated = all.iter().find(|seated| Arc::ptr_eq(&seated.lane.outbox, &outbox));
+            let seated = seated.unwrap().clone();
+            drop(all);
+            self.work();
+            Guested { wire, outbox, recorder, log, farewells, seated }
+        }
+
+        fn echo(&self) -> Guested {
+            self.adopt(Recorder::echo)
+        }
+    }
+
+    impl Guested {
+        /// It has been ended as it should: once, and nothing of it is left.
+        #[track_caller]
+        fn assert_ended(self, alone: &Alone, code: CloseCode) -> Farewell {
+            let farewells = self.farewells.change(core::mem::take);
+            assert_eq!((farewells.len(), self.recorder.closed()), (1, 1));
+            assert_eq!(farewells[0].summary.code, code);
+            assert_eq!(self.outbox.state(), State::Closed);
+            assert!(matches!(*self.seated.phase.lock().unwrap(), Phase::Gone));
+            assert!(!alone.service.all().iter().any(|other| Arc::ptr_eq(other, &self.seated)));
+            assert_eq!(Arc::strong_count(&self.seated), 1);
+            drop(self.seated);
+            assert!(self.wire.change(|script| script.dropped));
+            farewells[0]
+        }
+
+        fn is_there(&self) -> bool {
+            self.farewells.change(|farewells| farewells.is_empty())
+        }
+    }
+
+    fn going_away() -> Vec<u8> {
+        from_us(Opcode::Close, &close::payload(CloseCode::GOING_AWAY))
+    }
+
+    #[test]
+    fn a_conversation_from_its_first_message_to_its_end() {
+        let alone = Alone::new(Duration::ZERO);
+        let guest = alone.echo();
+        guest.wire.frame(Opcode::Binary, b"hello");
+        alone.work();
+        assert_eq!(guest.wire.sent(), from_us(Opcode::Binary, b"hello"));
+        guest.wire.frame(Opcode::Close, b"\x03\xe8");
+        alone.work();
+        assert_eq!(guest.wire.sent(), from_us(Opcode::Close, b"\x03\xe8"));
+        assert!(guest.wire.change(|script| script.ended));
+        let Farewell { summary, received } = guest.assert_ended(&alone, CloseCode::NORMAL);
+        assert_eq!((summary.messages_in, summary.messages_out), (1, 1));
+        assert_eq!((received, summary.bytes_out), (11 + 8, 7 + 4));
+        assert_eq!(alone.service.guests(), 0);
+    }
+
+    #[test]
+    fn the_ends_of_a_client() {
+        let alone = Alone::new(Duration::ZERO);
+        for (end, line) in [(Read::End, "the client is gone"), (Read::Reset, "WS0302")] {
+            let guest = alone.echo();
+            guest.wire.frame(Opcode::Binary, b"last words");
+            guest.wire.says(end);
+            alone.work();
+            assert!(guest.log.has(line));
+            assert_eq!(guest.recorder.payloads(), [b"last words"]);
+            guest.assert_ended(&alone, CloseCode::ABNORMAL);
+        }
+        let guest = alone.echo();
+        guest.wire.breaks();
+        guest.wire.frame(Opcode::Binary, b"1");
+        alone.work();
+        assert!(guest.log.has("WS0302"));
+        guest.assert_ended(&alone, CloseCode::ABNORMAL);
+    }
+
+    #[test]
+    fn what_another_thread_sends_wakes_a_connection_at_rest() {
+        let alone = Alone::new(Duration::ZERO);
+        let guest = alone.echo();
+        thread::scope(|scope| {
+            scope.spawn(|| guest.outbox.send_message(Kind::Binary, b"1").unwrap());
+        });
+        // Only its driver can write.
+        assert_eq!((guest.wire.sent(), alone.service.ready().len()), (vec![], 1));
+        alone.work();
+        assert_eq!(guest.wire.sent(), from_us(Opcode::Binary, b"1"));
+        thread::scope(|scope| {
+            scope.spawn(|| assert!(guest.outbox.close(b"", "test")));
+        });
+        alone.work();
+        assert_eq!(guest.wire.sent(), from_us(Opcode::Close, b""));
+        guest.wire.frame(Opcode::Close, b"");
+        alone.work();
+        guest.assert_ended(&alone, CloseCode::NO_STATUS);
+    }
+
+    #[test]
+    fn what_is_sent_between_the_last_write_and_the_rest_is_written() {
+        let alone = Alone::new(Duration::ZERO);
+        let guest = alone.echo();
+        let outbox = guest.outbox.clone();
+        // The driver has seen that nothing is left, and has not said yet that it sleeps: nobody wakes it.
+        guest.wire.during_flush(move || outbox.send_message(Kind::Binary, b"2").unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| guest.outbox.send_message(Kind::Binary, b"1").unwrap());
+        });
+        alone.work();
+        let sent = [from_us(Opcode::Binary, b"1"), from_us(Opcode::Binary, b"2")];
+        assert_eq!(guest.wire.sent(), sent.concat());
+    }
+
+    #[test]
+    fn a_connection_that_runs_is_run_again_and_not_by_a_second_thread() {
+        let alone = Alone::new(Duration::ZERO);
+        let service = alone.service;
+        let inside = Arc::new(AtomicUsize::new(0));
+        let guest = alone.adopt(|outbox| {
+            let (inside, outbox) = (inside.clone(), outbox.clone());
+            Recorder::answering(move |_| {
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                // Meanwhile it is woken, and another thread takes it from the list.
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        outbox.close(b"", "test");
+                        let seated = service.next_ready().expect("it is woken");
+                        service.run(&seated, &mut Buffers::default());
+                    });
+                });
+                inside.fetch_sub(1, Ordering::SeqCst);
+            })
+        });
+        let turns = service.turns.load(Ordering::Relaxed);
+        guest.wire.frame(Opcode::Binary, b"1");
+        alone.work();
+        assert!(service.turns.load(Ordering::Relaxed) >= turns + 2);
+        assert_eq!(guest.wire.sent(), from_us(Opcode::Close, b""));
+    }
+
+    #[test]
+    fn a_client_that_is_never_short_of_bytes_lets_others_have_their_turn() {
+        let alone = Alone::new(Duration::ZERO);
+        let (busy, other) = (alone.echo(), alone.echo());
+        for n in 0..100 {
+            busy.wire.frame(Opcode::Binary, &[n]);
+        }
+        let (mut buffers, mut events) = (Buffers::default(), Events::default());
+        assert!(alone.service.serve(&mut buffers, &mut events, 0));
+        let first = busy.recorder.payloads().len();
+        assert!((1..100).contains(&first), "{first}");
+        other.wire.frame(Opcode::Binary, b"me too");
+        for _ in 0..2 {
+            alone.service.serve(&mut buffers, &mut events, 0);
+        }
+        assert_eq!(other.recorder.payloads(), [b"me too"]);
+        alone.work();
+        assert_eq!(busy.recorder.payloads(), (0..100).map(|n| vec![n]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_late_event_does_not_reach_the_next_one_in_a_seat() {
+        let alone = Alone::new(Duration::ZERO);
+        let first = alone.echo();
+        let token = first.seated.token;
+        let carrier: Weak<dyn Carrier> = first.seated.me.clone();
+        first.wire.says(Read::End);
+        alone.work();
+        first.assert_ended(&alone, CloseCode::ABNORMAL);
+        let second = alone.echo();
+        assert_eq!(second.seated.token as u32, token as u32);
+        assert_ne!(second.seated.token, token);
+        for late in [token, token | PEER] {
+            let events = [(late, Flags::from_bits(libc::EPOLLIN as u32))];
+            assert!(alone.service.look_up(events.into_iter()).is_none());
+        }
+        assert_eq!(second.seated.flags.load(Ordering::Relaxed), 0);
+        assert!(carrier.upgrade().is_none());
+        let events = [(second.seated.token, Flags::from_bits(libc::EPOLLIN as u32))];
+        assert!(alone.service.look_up(events.into_iter()).is_some());
+        // What is on the list when it ends finds it gone.
+        second.seated.wake();
+        second.wire.says(Read::End);
+        alone.service.run(&second.seated, &mut Buffers::default());
+        assert_eq!(alone.service.ready().len(), 1);
+        alone.work();
+        second.assert_ended(&alone, CloseCode::ABNORMAL);
+    }
+
+    #[test]
+    fn a_panic_ends_its_own_connection_once() {
+        let alone = Alone::new(Duration::ZERO);
+        let (guest, other) = (alone.echo(), alone.echo());
+        guest.wire.says(Read::Panic);
+        other.wire.frame(Opcode::Binary, b"1");
+        alone.work();
+        assert!(guest.log.has("WS0306"));
+        guest.assert_ended(&alone, CloseCode::ABNORMAL);
+        assert_eq!(other.wire.sent(), from_us(Opcode::Binary, b"1"));
+        let guest = alone.adopt(|_| Recorder::answering(|_| panic!("as the test says")));
+        guest.wire.frame(Opcode::Binary, b"1");
+        alone.work();
+        guest.assert_ended(&alone, CloseCode::ABNORMAL);
+        let guest = alone.adopt_with(|_| Recorder::default(), |_| panic!("as the test says"));
+        guest.wire.says(Read::End);
+        alone.work();
+        guest.assert_ended(&alone, CloseCode::ABNORMAL);
+        let totals = *alone.service.past();
+        assert_eq!((alone.service.guests(), totals.messages_in), (1, 1));
+    }
+
+    #[test]
+    fn a_stop_closes_all_and_waits_for_their_answer_but_not_for_ever() {
+        let mut alone = Alone::new(Duration::from_secs(100));
+        let (polite, silent) = (alone.echo(), alone.echo());
+        alone.service.end(Ending::Stop);
+        alone.pass(Duration::ZERO);
+        for guest in [&polite, &silent] {
+            assert_eq!(guest.wire.sent(), going_away());
+            assert!(guest.is_there());
+        }
+        polite.wire.frame(Opcode::Close, &close::payload(CloseCode::GOING_AWAY));
+        alone.work();
+        polite.assert_ended(&alone, CloseCode::GOING_AWAY);
+        alone.pass(STOP_TIMEOUT - Duration::from_millis(300));
+        assert!(silent.is_there() && !silent.log.has("WS0302"));
+        alone.pass(Duration::from_millis(300));
+        assert!(silent.log.has("WS0302: the connection is lost: the client does not answer"));
+        assert_eq!(silent.outbox.state(), State::Closed);
+        // It meets the end of its stream.
+        silent.wire.says(Read::End);
+        alone.work();
+        silent.assert_ended(&alone, CloseCode::GOING_AWAY);
+        assert_eq!(alone.service.guests(), 0);
+    }
+
+    #[test]
+    fn a_drain_closes_each_at_its_moment_and_a_stop_the_rest() {
+        let mut alone = Alone::new(Duration::from_secs(50));
+        let guests: Vec<_> = (0..8).map(|_| alone.echo()).collect();
+        alone.service.end(Ending::Drain);
+        alone.pass(Duration::ZERO);
+        let moment = |guest: &Guested| alone.service.ending.moment(guest.seated.token);
+        let mut moments: Vec<_> = guests.iter().map(moment).collect();
+        moments.sort();
+        // Into the longest while between two of them.
+        let gaps = moments.windows(2).map(|pair| (pair[1] - pair[0], pair[0]));
+        let (gap, last) = gaps.max().unwrap();
+        alone.pass(last + gap / 2);
+        for guest in &guests {
+            let is_closed = guest.outbox.state() == State::Closing;
+            assert_eq!(is_closed, alone.service.ending.moment(guest.seated.token) <= last);
+        }
+        alone.service.end(Ending::Stop);
+        alone.service.end(Ending::Drain);
+        alone.pass(Duration::ZERO);
+        for guest in guests {
+            assert_eq!(guest.wire.sent(), going_away());
+            guest.wire.frame(Opcode::Close, b"");
+            alone.work();
+            guest.assert_ended(&alone, CloseCode::GOING_AWAY);
+        }
+    }
+
+    #[test]
+    fn what_connections_have_done_is_reported() {
+        let mut alone = Alone::new(Duration::ZERO);
+        let (gone, here) = (alone.echo(), alone.echo());
+        for guest in [&gone, &here] {
+            guest.wire.frame(Opcode::Binary, b"1");
+        }
+        gone.wire.says(Read::End);
+        alone.work();
+        gone.assert_ended(&alone, CloseCode::ABNORMAL);
+        assert!(alone.reports.change(|reports| reports.is_empty()));
+        alone.pass(ROUND);
+        let totals =
+            Totals { connections: 1, messages_in: 2, messages_out: 2, bytes_in: 14, bytes_out: 6 };
+        assert_eq!(alone.reports.change(core::mem::take), [(1, totals)]);
+        here.wire.says(Read::End);
+        alone.work();
+        alone.pass(ROUND);
+        assert_eq!(
+            alone.reports.change(core::mem::take),
+            [(1, Totals { connections: 0, ..totals })]
+        );
+    }
+
+    #[test]
+    fn the_clock_slows_down_when_nothing_moves_and_traffic_wakes_it() {
+        let mut alone = Alone::new(Duration::ZERO);
+        let guest = alone.echo();
+        alone.pass(Duration::ZERO);
+        alone.pass(CALM);
+        assert!(!alone.service.threads.is_calm());
+        alone.pass(Duration::from_millis(100));
+        // Its own wait for the events was the last traffic.
+        let clock = &mut alone.clock;
+        alone.service.threads.wait(|| alone.service.tick(clock, false));
+        assert!(alone.service.threads.is_calm());
+        alone.service.alarm.clear();
+        thread::scope(|scope| {
+            scope.spawn(|| guest.outbox.send_message(Kind::Binary, b"1").unwrap());
+        });
+        assert!(!alone.service.threads.is_calm());
+        let interest = Interest { read: true, write: false };
+        let alarm = alone.service.alarm.descriptor();
+        let ready = wait(alarm, interest, None, Some(Duration::ZERO), None);
+        assert!(ready.unwrap().read);
+    }
+
+    #[test]
+    fn threads_that_are_all_in_callbacks_are_complained_of_once_a_minute() {
+        let mut alone = Alone::new(Duration::ZERO);
+        // The one there may be is at work.
+        let mut look = |time| {
+            alone.service.skew.fetch_add(time, Ordering::SeqCst);
+            alone.service.tick(&mut alone.clock, false);
+            let complained = alone.clock.complained.is_some();
+            alone.clock.complained = alone.clock.complained.filter(|_| time == 0);
+            complained
+        };
+        assert!(!look(10));
+        assert!(look(1000));
+        assert!(alone.log.has("WS0309: all threads (1, see WebSocketThreads)"));
+    }
+
+    /// A client on a socket of its own.
+    fn on_socket(alone: &Alone) -> (UnixStream, Arc<Outbox>, Recorder, Arc<Watched<usize>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let transport = Plain::new(Arc::new(socket::Socket::new(ours.into()).unwrap()), vec![]);
+        let (outbox, _) = outbox(QUEUE);
+        let (recorder, ended) = (Recorder::echo(&outbox), Arc::new(Watched::default()));
+        let count: Arc<Watched<usize>> = ended.clone();
+        alone.service.adopt(Guest {
+            lane: Lane::new(Box::new(transport), outbox.clone()),
+            session: session(),
+            endpoint: Box::new(recorder.clone()),
+            patience: PATIENCE,
+            ended: Box::new(move |_| count.change(|count| *count += 1)),
+        });
+        alone.work();
+        (theirs, outbox, recorder, ended)
+    }
+
+    #[test]
+    fn a_client_has_a_while_to_end_its_stream() {
+        for patient in [true, false] {
+            let mut alone = Alone::new(Duration::ZERO);
+            let (mut client, _, recorder, ended) = on_socket(&alone);
+            let close = from_client(Opcode::Close, b"");
+            client.write_all(&[&from_client(Opcode::Binary, b"1")[..], &close].concat()).unwrap();
+            alone.work();
+            let mut buffer = [0; 100];
+            assert_eq!(client.read(&mut buffer).unwrap(), 3 + 2);
+            // The end of our direction, and of the conversation, but not of the connection.
+            assert_eq!(client.read(&mut buffer).unwrap(), 0);
+            assert_eq!((recorder.closed(), ended.change(|n| *n)), (1, 1));
+            client.write_all(b"to nobody").unwrap();
+            alone.work();
+            alone.pass(LINGER - Duration::from_millis(500));
+            assert_eq!(alone.service.guests(), 1);
+            if patient {
+                alone.pass(Duration::from_millis(1000));
+            } else {
+                drop(client);
+                alone.work();
+            }
+            assert_eq!(alone.service.guests(), 0);
+            assert_eq!((recorder.closed(), ended.change(|n| *n)), (1, 1));
+        }
+    }
+
+    #[test]
+    fn who_lingers_does_not_hold_up_a_stop() {
+        let mut alone = Alone::new(Duration::ZERO);
+        let (mut client, ..) = on_socket(&alone);
+        client.write_all(&from_client(Opcode::Close, b"")).unwrap();
+        alone.work();
+        assert_eq!(alone.service.guests(), 1);
+        alone.service.end(Ending::Stop);
+        alone.pass(Duration::ZERO);
+        assert_eq!(alone.service.guests(), 0);
+    }
+
+    #[test]
+    fn a_callback_that_blocks_holds_up_nobody_and_the_end_waits_for_it() {
+        let log = Log::default();
+        let service = Service::start(4, Duration::ZERO, Box::new(|_, _| ()), Box::new(log));
+        let mut alone = Alone::new(Duration::ZERO);
+        alone.service = service.unwrap();
+        let adopt = |make: &dyn Fn(&Arc<Outbox>) -> Recorder| {
+            let wire = Wire::new();
+            let (lane, outbox, _) = wire.lane(QUEUE);
+            let (recorder, ended) = (make(&outbox), Arc::new(Watched::default()));
+            let count: Arc<Watched<usize>> = ended.clone();
+            alone.service.adopt(Guest {
+                lane,
+                session: session(),
+                endpoint: Box::new(recorder.clone()),
+                patience: PATIENCE,
+                ended: Box::new(move |_| count.change(|count| *count += 1)),
+            });
+            (wire, recorder, ended)
+        };
+        let released = Arc::new(Watched::default());
+        let gate: Arc<Watched<bool>> = released.clone();
+        let blocked = adopt(&move |_| {
+            let gate = gate.clone();
+            Recorder::answering(move |_| gate.wait_for(|open| open.then_some(())))
+        });
+        blocked.0.frame(Opcode::Binary, b"1");
+        blocked.1.wait_for(|told| (told.messages.len() == 1).then_some(()));
+        let others: Vec<_> = (0..8).map(|_| adopt(&Recorder::echo)).collect();
+        for (wire, ..) in &others {
+            wire.frame(Opcode::Binary, b"2");
+        }
+        for (wire, ..) in &others {
+            wire.expect(&from_us(Opcode::Binary, b"2"));
+        }
+        alone.service.end(Ending::Stop);
+        for (wire, ..) in &others {
+            wire.expect(&going_away());
+            wire.frame(Opcode::Close, b"");
+        }
+        for (_, recorder, ended) in &others {
+            ended.wait_for(|n| (*n == 1).then_some(()));
+            assert_eq!(recorder.closed(), 1);
+        }
+        released.change(|open| *open = true);
+        blocked.0.says(Read::End);
+        blocked.2.wait_for(|n| (*n == 1).then_some(()));
+        assert!(alone.service.await_end());
+        assert_eq!((alone.service.guests(), alone.service.threads()), (0, 0));
     }
 }

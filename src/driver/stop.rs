@@ -3,14 +3,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicU8, AtomicU32, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use crate::outbox::Carrier;
+use crate::{
+    outbox::Carrier,
+    sync::{AtomicU8, AtomicU32, Mutex, MutexGuard, Ordering},
+};
 
 /// How a child ends.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -35,6 +35,13 @@ pub struct EndingWord {
 
 impl EndingWord {
     /// No end in sight.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// No end in sight.
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self { ending: AtomicU8::new(Ending::None as u8), drain: AtomicU32::new(0) }
     }
@@ -88,6 +95,13 @@ struct Live {
 
 impl Stop {
     /// A child that runs.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A child that runs.
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         let live = Live { next: 0, carriers: BTreeMap::new() };
         Self { word: EndingWord::new(), live: Mutex::new(live) }
@@ -126,6 +140,12 @@ impl Stop {
         Entry { stop: self, id }
     }
 
+    /// Whether nobody is to be woken.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().carriers.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -155,7 +175,85 @@ impl Drop for Entry<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::{
+        sync::{Condvar, Mutex},
+        thread,
+    };
+    use std::time::Instant;
+
+    use super::*;
+    use crate::outbox::Socket;
+
+    #[derive(Default)]
+    struct Sleeper {
+        woken: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Sleeper {
+        fn sleep(&self) {
+            let mut woken = self.woken.lock().unwrap();
+            while !*woken {
+                woken = self.changed.wait(woken).unwrap();
+            }
+            *woken = false;
+        }
+    }
+
+    impl Carrier for Sleeper {
+        fn wake(&self) {
+            *self.woken.lock().unwrap() = true;
+            self.changed.notify_all();
+        }
+
+        fn pump(&self, _: Instant) {}
+
+        fn socket(&self) -> Option<&dyn Socket> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_connection_that_comes_with_the_end_hears_of_it() {
+        loom::model(|| {
+            let stop = Arc::new(Stop::new());
+            let ender = thread::spawn({
+                let stop = stop.clone();
+                move || stop.end(Ending::Stop)
+            });
+            let sleeper = Arc::new(Sleeper::default());
+            let carrier: Arc<dyn Carrier> = sleeper.clone();
+            let entry = stop.enter(&carrier);
+            while entry.ending() == Ending::None {
+                sleeper.sleep();
+            }
+            drop(entry);
+            ender.join().unwrap();
+            assert!(stop.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_stop_overrides_a_drain_whoever_comes_first() {
+        loom::model(|| {
+            let word = Arc::new(EndingWord::new());
+            let raisers = [Ending::Drain, Ending::Stop].map(|ending| {
+                let word = word.clone();
+                thread::spawn(move || word.raise(ending))
+            });
+            let seen = [(); 2].map(|()| word.get());
+            assert!(seen[0] <= seen[1]);
+            for raiser in raisers {
+                raiser.join().unwrap();
+            }
+            assert_eq!(word.get(), Ending::Stop);
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

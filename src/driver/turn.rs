@@ -335,9 +335,8 @@ fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
-    use core::fmt;
     use std::{
         os::fd::RawFd,
         sync::{
@@ -350,23 +349,293 @@ mod tests {
     use super::*;
     use crate::{
         driver::{Transport, socket::Socket},
-        journal::Journal,
-        outbox::Bounds,
-        proto::{Kind, Version},
+        endpoint::Readiness,
+        fakes::{
+            Driver, Log, Read, Recorder, Watched, Wire, from_client, from_us, outbox, session,
+        },
+        proto::close::CloseCode,
     };
 
-    struct Silence;
-
-    impl Journal for Silence {
-        fn enabled(&self, _: Level) -> bool {
-            false
-        }
-        fn write(&self, _: Level, _: fmt::Arguments<'_>) {}
+    /// The inbound side of an open connection, and what is around it.
+    struct Talk {
+        wire: Wire,
+        lane: Lane,
+        outbox: Arc<Outbox>,
+        log: Log,
+        turn: Turn,
+        _driver: Arc<Driver>,
     }
 
-    impl Endpoint for Silence {
-        fn message(&self, _: Kind, _: &mut [u8]) {}
-        fn closed(&self) {}
+    impl Talk {
+        fn new(queue: usize) -> Self {
+            let wire = Wire::new();
+            let (lane, outbox, log) = wire.lane(queue);
+            let driver = Driver::new(None, || panic!("nobody has to wait"));
+            driver.rest(&outbox);
+            Self { wire, lane, outbox, log, turn: Turn::new(session()), _driver: driver }
+        }
+
+        /// A turn of a connection whose descriptor shows something.
+        fn run(&mut self, endpoint: &dyn Endpoint) -> io::Result<Outcome> {
+            self.outbox.own();
+            let outcome =
+                self.turn.run(&self.lane, endpoint, (true, false), &mut Buffers::default());
+            self.outbox.disown(&mut Vec::new());
+            outcome
+        }
+    }
+
+    const REST: Outcome = Outcome::Rest { read: true, write: false };
+
+    #[test]
+    fn a_turn_reads_all_there_is_and_answers_with_one_write() {
+        let mut talk = Talk::new(1000);
+        let echo = Recorder::echo(&talk.outbox);
+        // The first turn, in which nothing has been shown, reads all the same.
+        talk.wire.frame(Opcode::Binary, b"0");
+        let run = talk.turn.run(&talk.lane, &echo, (false, false), &mut Buffers::default());
+        assert_eq!(run.unwrap(), REST);
+        talk.wire.sent();
+        let calls = talk.wire.change(|script| script.calls);
+        let (first, second) = (from_client(Opcode::Binary, b"1"), b"2");
+        talk.wire.says(Read::Bytes(first[..3].to_vec()));
+        talk.wire.says(Read::Bytes(first[3..].to_vec()));
+        talk.wire.says(Read::Interrupted);
+        talk.wire.frame(Opcode::Binary, second);
+        talk.wire.frame(Opcode::Ping, b"3");
+        assert_eq!(talk.run(&echo).unwrap(), REST);
+        let answers = [
+            from_us(Opcode::Binary, b"1"),
+            from_us(Opcode::Binary, b"2"),
+            from_us(Opcode::Pong, b"3"),
+        ];
+        assert_eq!(talk.wire.sent(), answers.concat());
+        // Each thing that was said, and that nothing more is there.
+        assert_eq!(talk.wire.change(|script| script.calls.0), calls.0 + 6);
+        assert_eq!(talk.turn.heard(), Heard { bytes: true, message: true });
+        assert_eq!(talk.turn.heard(), Heard::default());
+        assert_eq!(talk.turn.received(), 3 * 7 + 7);
+    }
+
+    #[test]
+    fn the_answers_to_one_read_leave_together() {
+        let mut talk = Talk::new(1000);
+        let echo = Recorder::echo(&talk.outbox);
+        let frames: Vec<u8> = (0..5).flat_map(|n| from_client(Opcode::Binary, &[n])).collect();
+        talk.wire.says(Read::Bytes(frames));
+        assert_eq!(talk.run(&echo).unwrap(), REST);
+        assert_eq!(talk.wire.change(|script| script.calls.1), 1);
+        assert_eq!(talk.wire.sent().len(), 15);
+    }
+
+    #[test]
+    fn without_an_event_nothing_is_read_but_what_waits_is_written() {
+        let mut talk = Talk::new(1000);
+        let echo = Recorder::echo(&talk.outbox);
+        assert_eq!(talk.run(&echo).unwrap(), REST);
+        let calls = talk.wire.change(|script| script.calls.0);
+        talk.wire.frame(Opcode::Binary, b"1");
+        talk.outbox.send_control(Opcode::Ping, b"").unwrap();
+        let run = talk.turn.run(&talk.lane, &echo, (false, false), &mut Buffers::default());
+        assert_eq!(run.unwrap(), REST);
+        assert_eq!(talk.wire.sent(), from_us(Opcode::Ping, b""));
+        assert_eq!(talk.wire.change(|script| script.calls.0), calls);
+    }
+
+    #[test]
+    fn a_turn_ends_after_some_reads_and_the_next_one_goes_on() {
+        let mut talk = Talk::new(1000);
+        let recorder = Recorder::default();
+        let count = 2 * READS as usize;
+        for n in 0..count {
+            talk.wire.frame(Opcode::Binary, &[n as u8]);
+        }
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Again);
+        assert_eq!(recorder.payloads().len(), READS as usize);
+        // Nothing is shown any more.
+        while talk.turn.run(&talk.lane, &recorder, (false, false), &mut Buffers::default()).unwrap()
+            == Outcome::Again
+        {}
+        let all: Vec<_> = (0..count).map(|n| vec![n as u8]).collect();
+        assert_eq!(recorder.payloads(), all);
+    }
+
+    #[test]
+    fn the_end_of_the_stream_and_an_error() {
+        let mut talk = Talk::new(1000);
+        let echo = Recorder::echo(&talk.outbox);
+        talk.wire.frame(Opcode::Binary, b"1");
+        talk.wire.says(Read::End);
+        assert_eq!(talk.run(&echo).unwrap(), Outcome::Over);
+        assert_eq!((echo.payloads().len(), talk.outbox.state()), (1, State::Closed));
+        assert_eq!(talk.outbox.summary().code, CloseCode::ABNORMAL);
+        assert!(talk.log.has("the client is gone"));
+        let mut talk = Talk::new(1000);
+        talk.wire.says(Read::Reset);
+        assert_eq!(talk.run(&echo).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let mut talk = Talk::new(1000);
+        talk.wire.breaks();
+        talk.wire.frame(Opcode::Ping, b"");
+        assert_eq!(talk.run(&echo).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn the_conversation_is_over_when_the_clients_close_is_answered() {
+        let mut talk = Talk::new(1000);
+        let recorder = Recorder::default();
+        talk.wire.takes(2);
+        let late = from_client(Opcode::Binary, b"late");
+        talk.wire.says(Read::Bytes([from_client(Opcode::Close, b"\x03\xe8"), late].concat()));
+        let read = false;
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Rest { read, write: true });
+        talk.wire.takes(usize::MAX);
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);
+        assert_eq!(talk.wire.sent(), from_us(Opcode::Close, b"\x03\xe8"));
+        assert_eq!(recorder.payloads().len(), 0);
+    }
+
+    #[test]
+    fn a_conversation_that_another_thread_has_ended_is_over_when_all_is_written() {
+        let mut talk = Talk::new(1000);
+        talk.wire.takes(0);
+        talk.outbox.send_control(Opcode::Ping, b"").unwrap();
+        talk.outbox.end("test");
+        let blocked = Outcome::Rest { read: true, write: true };
+        assert_eq!(talk.run(&Recorder::default()).unwrap(), blocked);
+        talk.wire.takes(usize::MAX);
+        assert_eq!(talk.run(&Recorder::default()).unwrap(), Outcome::Over);
+        assert_eq!(talk.wire.sent(), from_us(Opcode::Ping, b""));
+    }
+
+    #[test]
+    fn what_comes_behind_our_close_is_not_delivered() {
+        let mut talk = Talk::new(1000);
+        let recorder = Recorder::default();
+        talk.outbox.close(b"", "test");
+        talk.wire.frame(Opcode::Binary, b"late");
+        assert_eq!(talk.run(&recorder).unwrap(), REST);
+        talk.wire.frame(Opcode::Close, b"");
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);
+        assert_eq!(recorder.payloads().len(), 0);
+    }
+
+    #[test]
+    fn a_client_that_breaks_the_protocol_is_told_so_and_not_heard_any_more() {
+        let mut talk = Talk::new(1000);
+        let recorder = Recorder::default();
+        let unmasked = from_us(Opcode::Binary, b"1");
+        let late = from_client(Opcode::Binary, b"late");
+        talk.wire.says(Read::Bytes([unmasked, late.clone()].concat()));
+        talk.wire.says(Read::Bytes(late));
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);
+        assert_eq!(talk.wire.sent(), from_us(Opcode::Close, b"\x03\xea"));
+        assert!(talk.log.has("WS0303: closing with 1002"));
+        assert_eq!(recorder.payloads().len(), 0);
+    }
+
+    #[test]
+    fn reading_pauses_while_answers_wait_and_loses_nothing() {
+        for at_once in [true, false] {
+            let mut talk = Talk::new(400);
+            let echo = Recorder::echo(&talk.outbox);
+            talk.wire.takes(0);
+            let frames = (0..10).map(|n| from_client(Opcode::Binary, &[n; 80]));
+            if at_once {
+                talk.wire.says(Read::Bytes(frames.collect::<Vec<_>>().concat()));
+            } else {
+                frames.for_each(|frame| talk.wire.says(Read::Bytes(frame)));
+            }
+            let paused = Outcome::Rest { read: false, write: true };
+            assert_eq!(talk.run(&echo).unwrap(), paused);
+            // More than half of 400 bytes wait.
+            assert_eq!(echo.payloads().len(), 3);
+            assert_eq!(talk.run(&echo).unwrap(), paused);
+            assert_eq!(echo.payloads().len(), 3);
+            // A part is not enough.
+            talk.wire.takes(100);
+            assert_eq!(talk.run(&echo).unwrap(), paused);
+            assert_eq!(echo.payloads().len(), 3);
+            talk.wire.takes(usize::MAX);
+            assert_eq!(talk.run(&echo).unwrap(), REST);
+            let all: Vec<_> = (0..10).map(|n| vec![n; 80]).collect();
+            assert_eq!(echo.payloads(), all);
+            assert_eq!(talk.wire.sent().len(), 820);
+        }
+    }
+
+    /// A peer that does as it is told.
+    struct Side(Watched<(Relayed, bool)>);
+
+    impl Side {
+        fn new() -> Arc<Self> {
+            let side = Self(Watched::new((NO_PEER, false)));
+            Arc::new(side)
+        }
+
+        fn set(&self, relayed: Relayed, crowded: bool) {
+            self.0.change(|now| *now = (relayed, crowded));
+        }
+    }
+
+    impl Peer for Side {
+        fn descriptor(&self) -> RawFd {
+            -1
+        }
+        fn note(&self, _: Readiness) {}
+        fn relay(&self, _: &mut [u8]) -> Relayed {
+            self.0.change(|now| now.0)
+        }
+        fn is_crowded(&self) -> bool {
+            self.0.change(|now| now.1)
+        }
+        fn interest(&self) -> (bool, bool) {
+            (false, false)
+        }
+        fn check(&self, _: Duration, _: Duration) -> bool {
+            false
+        }
+        fn farewell(&self, _: &mut [u8]) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_client_is_not_read_from_while_much_waits_for_its_peer() {
+        let mut talk = Talk::new(1000);
+        let side = Side::new();
+        let recorder = Recorder::with_peer(side.clone());
+        side.set(Relayed { settled: false, ..NO_PEER }, true);
+        talk.wire.frame(Opcode::Binary, b"1");
+        let paused = Outcome::Rest { read: false, write: false };
+        assert_eq!(talk.run(&recorder).unwrap(), paused);
+        assert_eq!(recorder.payloads().len(), 0);
+        side.set(Relayed { settled: false, ..NO_PEER }, false);
+        assert_eq!(talk.run(&recorder).unwrap(), REST);
+        assert_eq!(recorder.payloads().len(), 1);
+        // When the conversation is over nothing more goes to the peer, but what waits for it still does.
+        side.set(Relayed { settled: false, ..NO_PEER }, true);
+        talk.outbox.close(b"", "test");
+        talk.wire.frame(Opcode::Close, b"");
+        assert!(matches!(talk.run(&recorder).unwrap(), Outcome::Rest { .. }));
+        side.set(NO_PEER, true);
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);
+    }
+
+    #[test]
+    fn a_peer_that_is_never_short_of_bytes_lets_others_have_their_turn() {
+        let mut talk = Talk::new(1000);
+        let side = Side::new();
+        let recorder = Recorder::with_peer(side.clone());
+        side.set(Relayed { again: true, ..NO_PEER }, false);
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Again);
+        // It waits for room that there is.
+        side.set(Relayed { paused: true, ..NO_PEER }, false);
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Again);
+        // And for room that there is not.
+        talk.wire.takes(0);
+        talk.outbox.send_control(Opcode::Ping, b"").unwrap();
+        let blocked = Outcome::Rest { read: true, write: true };
+        assert_eq!(talk.run(&recorder).unwrap(), blocked);
     }
 
     /// A client that sends on and on, and never anything that comes to data. `held_up`: each time something has to be written
@@ -407,17 +676,15 @@ mod tests {
     #[test]
     fn a_client_without_data_lets_others_have_their_turn() {
         for held_up in [false, true] {
-            let bounds = Bounds { queue: 1000, timeout: Duration::from_secs(1), compress_from: 0 };
-            let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
-            let limits = Limits { version: Version::V13, max_message: 1000, allow_reserved: false };
-            let mut turn = Turn::new(Session::new(limits, None));
+            let (outbox, _) = outbox(1000);
+            let mut turn = Turn::new(session());
             let reads = Arc::new(AtomicU32::new(0));
             let transport = Fruitless { reads: reads.clone(), held_up };
             let lane = Lane::new(Box::new(transport), outbox);
             let mut buffers = Buffers::default();
             for _ in 0..3 {
                 reads.store(0, Ordering::Relaxed);
-                let outcome = turn.run(&lane, &Silence, (true, false), &mut buffers);
+                let outcome = turn.run(&lane, &Recorder::default(), (true, false), &mut buffers);
                 assert_eq!(outcome.unwrap(), Outcome::Again);
                 assert!(reads.load(Ordering::Relaxed) <= READS);
             }

@@ -26,7 +26,8 @@ use crate::{
 /// work, the log files and the like.
 pub(super) const RESERVE: u64 = 256;
 
-/// The child's service; null if it could not be started. It lives as long as the process.
+/// The child's service; null if it could not be started. It lives as long as the process. Like the other pointers here it is
+/// stored by one thread (Release) when what it leads to is complete, and only read by others (Acquire).
 static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
 
 /// The child's line in server-status; null if there is none.

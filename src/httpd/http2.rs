@@ -24,7 +24,7 @@ use crate::journal::Level;
 /// How many streams may be WebSockets in each child.
 static MOST: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// How many are, in this one.
+/// How many are, in this one: a mere count, beyond which one may be refused who came at the same moment as another one.
 static OPEN: AtomicU32 = AtomicU32::new(0);
 
 /// Whether a connection is a stream of another one.

@@ -36,10 +36,10 @@ struct Shared {
 /// One child's line in server-status.
 #[repr(C)]
 pub(super) struct Child {
-    /// 0 if the line is free.
+    /// 0 if the line is free. Whoever changes it in one operation has the line.
     pid: AtomicU32,
     threads: AtomicU32,
-    /// Connections, messages in and out, bytes in and out.
+    /// Connections, messages in and out, bytes in and out: mere counts, each read by itself.
     numbers: [AtomicU64; 5],
 }
 

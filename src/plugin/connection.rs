@@ -467,3 +467,252 @@ unsafe extern "C" fn cb_close(server: *const abi::WebSocketServer) {
         state.outbox.close(&[], "the plugin closes");
     });
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{cell::RefCell, thread};
+
+    use libloading::os::unix::Library;
+
+    use super::*;
+    use crate::{
+        fakes::{Driver, Log, Wire, from_us, outbox},
+        outbox::State as Conversation,
+    };
+
+    thread_local! {
+        /// What the plugin was called for on this thread, which is the test.
+        static CALLS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn calls() -> Vec<String> {
+        CALLS.take()
+    }
+
+    /// Accepts everybody, and chooses a header.
+    unsafe extern "C" fn accept(server: *const abi::WebSocketServer) -> *mut c_void {
+        CALLS.with_borrow_mut(|calls| calls.push("connect".to_owned()));
+        // SAFETY: the module passes a live structure.
+        let server_ref = unsafe { &*server };
+        for value in [c"one", c"two"] {
+            // SAFETY: as above; the strings live for the call.
+            unsafe { (server_ref.header_set)(server, c"X-Chosen".as_ptr(), value.as_ptr()) };
+        }
+        // SAFETY: as above.
+        unsafe { (server_ref.header_set)(server, c"Upgrade".as_ptr(), c"x".as_ptr()) };
+        server.cast_mut().cast()
+    }
+
+    unsafe extern "C" fn refuse(_: *const abi::WebSocketServer) -> *mut c_void {
+        ptr::null_mut()
+    }
+
+    /// Sends messages back in upper case.
+    unsafe extern "C" fn on_message(
+        private: *mut c_void,
+        server: *const abi::WebSocketServer,
+        kind: c_int,
+        buffer: *mut c_uchar,
+        size: usize,
+    ) -> usize {
+        assert_eq!(private.cast_const(), server.cast());
+        // SAFETY: the module passes a buffer that may be changed.
+        let data = unsafe { slice::from_raw_parts_mut(buffer, size) };
+        data.make_ascii_uppercase();
+        // SAFETY: the module passes a live structure.
+        let server_ref = unsafe { &*server };
+        // SAFETY: as above, and the buffer holds so many bytes.
+        unsafe { (server_ref.send)(server, kind, buffer, size) }
+    }
+
+    unsafe extern "C" fn on_disconnect(_: *mut c_void, server: *const abi::WebSocketServer) {
+        let sent = send(server, abi::MESSAGE_TYPE_TEXT, b"too late");
+        CALLS.with_borrow_mut(|calls| calls.push(format!("disconnect, sent {sent}")));
+    }
+
+    fn plugin(on_connect: abi::WS_OnConnect) -> Arc<Plugin> {
+        Arc::new(Plugin {
+            plugin: NonNull::dangling(),
+            destroy: None,
+            on_connect: Some(on_connect),
+            on_message,
+            on_disconnect: Some(on_disconnect),
+            wants_request: Arc::default(),
+            window: Window::new(),
+            _library: Library::this(),
+        })
+    }
+
+    fn send(server: *const abi::WebSocketServer, kind: c_int, data: &[u8]) -> usize {
+        // SAFETY: the tests pass a structure that they were given, or one that is kept; the data live for the call.
+        unsafe { cb_send(server, kind, data.as_ptr(), data.len()) }
+    }
+
+    /// A connection of a plugin, and a client who gets what is sent.
+    struct Opened {
+        connection: Connection,
+        outbox: Arc<Outbox>,
+        wire: Wire,
+        log: Log,
+        _driver: Arc<Driver>,
+    }
+
+    fn open(plugin: &Arc<Plugin>, alone: bool) -> Opened {
+        let ((outbox, log), wire) = (outbox(1000), Wire::new());
+        let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        let opening = Opening {
+            outbox: outbox.clone(),
+            request: ptr::dangling_mut::<c_void>().cast(),
+            headers: Arc::default(),
+            protocols: vec![c"chat".into()],
+            alone,
+        };
+        calls();
+        let (connection, answer) = Connection::open(plugin.clone(), opening).unwrap();
+        assert_eq!(answer.headers, [(c"X-Chosen".into(), c"two".into())]);
+        assert!(log.has("WS0203: header_set Upgrade"));
+        assert_eq!(calls(), ["connect"]);
+        Opened { connection, outbox, wire, log, _driver: driver }
+    }
+
+    impl Opened {
+        fn server(&self) -> *const abi::WebSocketServer {
+            self.connection.server.load(Ordering::Relaxed)
+        }
+
+        /// Ends it as a driver does.
+        fn end(&self) {
+            self.outbox.end("test");
+            self.connection.closed();
+        }
+    }
+
+    #[test]
+    fn a_message_is_the_plugins_to_change_and_to_answer() {
+        let opened = open(&plugin(accept), false);
+        opened.connection.message(Kind::Text, &mut b"hello".to_owned());
+        opened.connection.message(Kind::Binary, &mut []);
+        let sent = [from_us(Opcode::Text, b"HELLO"), from_us(Opcode::Binary, b"")];
+        assert_eq!(opened.wire.sent(), sent.concat());
+    }
+
+    #[test]
+    fn the_end_is_told_once_and_nothing_can_be_sent_in_it() {
+        let opened = open(&plugin(accept), false);
+        opened.end();
+        opened.end();
+        assert_eq!(calls(), ["disconnect, sent 0"]);
+        assert_eq!(opened.wire.sent(), b"");
+    }
+
+    #[test]
+    fn other_threads_send_until_the_end_and_are_refused_afterwards() {
+        let opened = open(&plugin(accept), false);
+        let server = opened.server().addr();
+        let send_from_thread = || {
+            let sent = thread::spawn(move || {
+                let server = ptr::with_exposed_provenance::<abi::WebSocketServer>(server);
+                send(server, abi::MESSAGE_TYPE_BINARY, b"1")
+            });
+            sent.join().unwrap()
+        };
+        opened.server().expose_provenance();
+        assert_eq!(send_from_thread(), 1);
+        assert_eq!(opened.wire.sent(), from_us(Opcode::Binary, b"1"));
+        opened.end();
+        // A thread that the plugin has not joined in time.
+        let Opened { connection, outbox, .. } = opened;
+        drop(connection);
+        assert_eq!(send_from_thread(), 0);
+        // So many connections later nobody calls any more, and the memory goes.
+        let weak = Arc::downgrade(&outbox);
+        drop(outbox);
+        assert!(weak.upgrade().is_some());
+        for _ in 0..=RETIRED {
+            open(&plugin(accept), false).end();
+            calls();
+        }
+        assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_plugin_lives_as_long_as_its_connections() {
+        let plugin = plugin(accept);
+        let opened = open(&plugin, false);
+        assert_eq!(Arc::strong_count(&plugin), 2);
+        opened.end();
+        drop(opened);
+        assert_eq!(Arc::strong_count(&plugin), 1);
+    }
+
+    #[test]
+    fn a_plugin_that_refuses_is_not_told_of_an_end() {
+        let (outbox, _) = outbox(1000);
+        let opening = Opening {
+            outbox: outbox.clone(),
+            request: ptr::null_mut(),
+            headers: Arc::default(),
+            protocols: vec![],
+            alone: false,
+        };
+        assert!(Connection::open(plugin(refuse), opening).is_none());
+        assert_eq!((outbox.state(), calls()), (Conversation::Closed, vec![]));
+    }
+
+    #[test]
+    fn the_request_is_there_until_it_is_forgotten() {
+        let plugin = plugin(accept);
+        let opened = open(&plugin, false);
+        // SAFETY: the structure is live.
+        let request = || unsafe { cb_request(opened.server()) };
+        assert!(!opened.connection.wants_request());
+        assert!(!request().is_null());
+        assert!(opened.connection.wants_request() && !opened.log.has("WS0207"));
+        opened.connection.forget_request();
+        assert!(request().is_null() && opened.log.has("WS0207"));
+        assert!(open(&plugin, false).connection.wants_request());
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_refused() {
+        let opened = open(&plugin(accept), false);
+        let server = opened.server();
+        assert_eq!(send(ptr::null(), abi::MESSAGE_TYPE_TEXT, b"1"), 0);
+        for (kind, data) in [
+            (999, &b"1"[..]),
+            (abi::MESSAGE_TYPE_INVALID, b"1"),
+            (abi::MESSAGE_TYPE_PING, &[0; 126]),
+            (abi::MESSAGE_TYPE_CLOSE, b"\x03\xed"),
+        ] {
+            assert_eq!(send(server, kind, data), 0);
+            assert!(opened.log.has(&format!("WS0206: send of type {kind}")));
+        }
+        // SAFETY: the structure is live; the module looks at what it is given.
+        assert_eq!(unsafe { cb_send(server, abi::MESSAGE_TYPE_TEXT, ptr::null(), 5) }, 0);
+        assert_eq!(send(server, abi::MESSAGE_TYPE_PING, b"1"), 1);
+        // SAFETY: as above.
+        unsafe { cb_close(server) };
+        assert_eq!(send(server, abi::MESSAGE_TYPE_TEXT, b"1"), 0);
+        let sent = [from_us(Opcode::Ping, b"1"), from_us(Opcode::Close, b"")];
+        assert_eq!(opened.wire.sent(), sent.concat());
+    }
+
+    #[test]
+    fn a_process_that_serves_one_after_the_other_shows_all_at_one_address() {
+        let plugin = plugin(accept);
+        let first = open(&plugin, true);
+        let server = first.server();
+        first.end();
+        calls();
+        assert_eq!(send(server, abi::MESSAGE_TYPE_TEXT, b"1"), 0);
+        let second = open(&plugin, true);
+        assert_eq!(second.server(), server);
+        // What was kept from the first one leads to the second.
+        assert_eq!(send(server, abi::MESSAGE_TYPE_TEXT, b"1"), 1);
+        assert_eq!(second.wire.sent(), from_us(Opcode::Text, b"1"));
+        assert_eq!(first.wire.sent(), b"");
+        second.end();
+        assert_ne!(open(&plugin, false).server(), server);
+    }
+}

@@ -87,7 +87,7 @@ impl Params {
     }
 }
 
-/// The memory that kept contexts may take in this process.
+/// The memory that kept contexts may take in this process: a count that one operation checks and changes.
 #[derive(Debug)]
 pub struct Budget {
     bound: AtomicUsize,
