@@ -211,6 +211,9 @@ mod loom_tests {
             let here = one.enter(&["c"], 9);
             let there = other.join().unwrap();
             assert!(here.is_some() && there.is_some());
+            // Nobody has buried the other one.
+            let counts = one.words.iter().map(|word| word.load(Ordering::SeqCst));
+            assert_eq!(counts.map(|value| value >> TAG_BITS & COUNT).sum::<u64>(), 2);
             drop((here, there));
             assert!(is_empty(&one));
         });
