@@ -150,7 +150,7 @@ begin() {
     began=$(date +%s)
 }
 note() {
-    printf '%-6s%-24s%-10s%5d s\n' "$1" "$2" "$3" $(($(date +%s) - began)) >>"$table"
+    printf '%-6s %-32s %-8s %5d s\n' "$1" "$2" "$3" $(($(date +%s) - began)) >>"$table"
     say "$1: $2: $3"
     [ "$3" = passed ] || failed=1
 }
@@ -249,7 +249,7 @@ for turn in $TURNS; do
     rm -rf --one-file-system "$system"
     cp -a "$base" "$system"
     mounts "$system"
-    printf '%-6s%s\n' "$turn" "Debian $(cat "$system/etc/debian_version"), $(chroot "$system" cargo -V)" >>"$table"
+    printf '%-6s %s\n' "$turn" "Debian $(cat "$system/etc/debian_version"), $(chroot "$system" cargo -V)" >>"$table"
     git -C "$top" archive --prefix=mod_websocket/ HEAD | tar x -C "$system$home"
     chroot "$system" chown -R "$turn:" "$home"
     for step in $steps; do $step "$system" "$turn"; done
