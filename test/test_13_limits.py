@@ -64,8 +64,8 @@ def killed(children):
 class TestLimits:
     CONF = SITE
 
-    def test_a_section(self, httpd, ws, connect):
-        clients = [ws("/few"), ws("/few"), ws("/few/inner")]
+    def test_a_section(self, ws, connect):
+        clients = self.fill(connect, "/few", "/few", "/few/inner")
         for path in ("/few", "/few/inner"):
             _, response = status_of(connect, path)
             assert response.status == 503
@@ -81,12 +81,16 @@ class TestLimits:
         again = wait_until(lambda: self.accepted(connect, "/few"), 5, "a free place")
         works(again)
 
+    def fill(self, connect, *paths):
+        """A connection on each path; those of the test before may just be ending."""
+        return [wait_until(lambda p=path: self.accepted(connect, p), 10, "a free place") for path in paths]
+
     def accepted(self, connect, path):
         client, response = status_of(connect, path)
         return client if response.status == 101 else None
 
-    def test_an_address(self, httpd, ws, connect):
-        clients = [ws("/each"), ws("/each")]
+    def test_an_address(self, connect):
+        clients = self.fill(connect, "/each", "/each")
         _, response = status_of(connect, "/each")
         assert response.status == 429
         assert int(response.headers["retry-after"]) > 0
@@ -97,8 +101,8 @@ class TestLimits:
         clients.pop().reset()
         wait_until(lambda: self.accepted(connect, "/each"), 5, "a free place")
 
-    def test_a_killed_child_does_not_count(self, httpd, ws, connect):
-        clients = [ws("/few") for _ in range(3)]
+    def test_a_killed_child_does_not_count(self, httpd, connect):
+        clients = self.fill(connect, "/few", "/few", "/few")
         children = {httpd.child_of(client) for client in clients}
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -106,15 +110,15 @@ class TestLimits:
             client.sock.close()
         wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
 
-    def test_a_killed_child_does_not_count_when_its_number_is_given_again(self, httpd, ws, connect):
-        clients = [ws("/few") for _ in range(3)]
+    def test_a_killed_child_does_not_count_when_its_number_is_given_again(self, httpd, connect):
+        clients = self.fill(connect, "/few", "/few", "/few")
         with killed({httpd.child_of(client) for client in clients}):
             for client in clients:
                 client.sock.close()
             wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
 
-    def test_a_graceful_restart(self, httpd, ws, connect):
-        clients = [ws("/few") for _ in range(3)]
+    def test_a_graceful_restart(self, httpd, connect):
+        clients = self.fill(connect, "/few", "/few", "/few")
         httpd.graceful()
         httpd.renewed()
         for client in clients:
