@@ -167,6 +167,19 @@ class TestAccessLog:
         echoed = 2 + 3, 2 + 1, 2 + 3, 4 + 300, 2, 2 + 2
         assert entry.bytes_out == response + sum(echoed)
 
+    def test_early_bytes_count_once(self, httpd, connect):
+        """Frames in the segment of the handshake, which httpd may have read."""
+        client = connect()
+        request, early = client.request("/echo?early-bytes"), frame(BINARY, b"x" * 500)
+        client.send(request + early)
+        head = client.read_response().head
+        client.expect(BINARY, b"x" * 500)
+        client.close(1000)
+        entry = self.entry(httpd, "?early-bytes")
+        request, response = (0, 0) if DETACHED and not PREFORK else (len(request), len(head) + 4)
+        assert entry.bytes_in == request + len(early) + len(close_frame(1000))
+        assert entry.bytes_out == response + 4 + 500 + 4
+
     def test_duration(self, httpd, ws):
         start = time.monotonic()
         client = ws("/debug?duration")

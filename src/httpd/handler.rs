@@ -356,6 +356,10 @@ impl Upgrade {
                 return sys::HOOK_OK;
             }
         };
+        if let Ok((PastFilters { takeover: None, .. }, early)) = &past {
+            // They came with the handshake, but it is the conversation that counts them.
+            super::count_bytes(r.connection(), -(early.len() as i64), 0);
+        }
         let reserve = Reserve { _deflate: deflate, _counted: counted };
         let transport: Box<dyn Transport> = match past {
             Ok((PastFilters { socket, takeover }, early)) if stays.is_none() => {
@@ -399,7 +403,7 @@ impl Upgrade {
         let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
         let summary = outbox.summary();
         if uncounted {
-            super::count_bytes(r.connection(), ended.received, summary.bytes_out);
+            super::count_bytes(r.connection(), ended.received as i64, summary.bytes_out as i64);
         }
         finish(r, &summary, ended.lost);
         release_after_log(r, signals);

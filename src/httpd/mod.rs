@@ -249,9 +249,10 @@ fn is_threaded() -> bool {
     status == sys::APR_SUCCESS as c_int && answer != sys::AP_MPMQ_NOT_SUPPORTED as c_int
 }
 
-/// Tells mod_logio, if it is there, of bytes that did not pass httpd's filters.
-fn count_bytes(connection: *mut sys::conn_rec, received: u64, sent: u64) {
-    let add = |name: &CStr, bytes: u64| {
+/// Tells mod_logio, if it is there, of bytes that did not pass httpd's filters; or, with a negative number, of those
+/// that did and count elsewhere.
+fn count_bytes(connection: *mut sys::conn_rec, received: i64, sent: i64) {
+    let add = |name: &CStr, bytes: i64| {
         // SAFETY: the name lives for the call.
         let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(name.as_ptr()) }) else {
             return;

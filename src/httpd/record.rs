@@ -179,7 +179,8 @@ impl Record {
             }
             note_summary(r, &farewell.summary);
             prepare_logio(connection);
-            super::count_bytes(connection, farewell.received, farewell.summary.bytes_out);
+            let (received, sent) = (farewell.received as i64, farewell.summary.bytes_out as i64);
+            super::count_bytes(connection, received, sent);
             if is_threaded() {
                 sys::ap_run_log_transaction(rec);
             } else {
