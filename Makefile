@@ -98,7 +98,7 @@ $(B)/plugins/request.so: PLUGIN_FLAGS += -isystem $(shell $(APXS) -q INCLUDEDIR)
 
 .PHONY: setup-demo setup-check
 setup-demo setup-check: setup-%:
-	@scripts/setup.sh $*
+	@APXS='$(APXS)' CARGO='$(CARGO)' scripts/setup.sh $*
 
 .PHONY: demo
 demo: setup-demo ## install what is missing, build, and run a private httpd with the examples until Ctrl-C
@@ -185,10 +185,12 @@ check-core: ## unit and property tests of the core, and each fuzz target for FUZ
 	@$(MAKE) --no-print-directory loom
 	scripts/fuzz.sh $(FUZZ)
 
+LOOM = RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom CARGO_PROFILE_RELEASE_LTO=off \
+	$(CARGO) test --no-default-features --release --lib
 .PHONY: loom
 loom: ## every interleaving of what threads agree on without a lock, or by more than one
-	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom CARGO_PROFILE_RELEASE_LTO=off \
-	  $(CARGO) test --no-default-features --release --lib loom
+	$(LOOM) loom_tests -- --list | grep -q loom_tests
+	$(LOOM) loom_tests
 
 # All that runs against a real httpd, several jobs at a time.
 RUN_TESTS = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/run.py
@@ -199,7 +201,8 @@ check-tools: all plugins soak-module $(VENV)/.done $(B)/node/.done
 
 .PHONY: check-server
 check-server: check-tools ## the tests against a real httpd, on event, worker and prefork; Autobahn and churn on event
-	@$(RUN_TESTS) --beside "autobahn=scripts/autobahn.sh" --beside "soak=$(RUN_SOAK) 30s"
+	@$(RUN_TESTS) --beside "autobahn=TEST_MPM=event scripts/autobahn.sh" \
+	  --beside "soak=TEST_MPM=event $(RUN_SOAK) 30s"
 
 .PHONY: check-server-all
 check-server-all: check-tools ## the same at full size; Autobahn in every home, churn for SOAK on each MPM
@@ -210,7 +213,7 @@ check-server-all: check-tools ## the same at full size; Autobahn in every home, 
 PYTEST = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
 
 .PHONY: pytest
-pytest: all plugins $(VENV)/.done ## the tests against a real httpd, on TEST_MPM; ARGS='-k name' for some
+pytest: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real httpd, on TEST_MPM; ARGS='-k name' for some
 	TEST_MPM='$(TEST_MPM)' $(PYTEST) $(ARGS)
 
 .PHONY: autobahn

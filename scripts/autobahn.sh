@@ -41,13 +41,19 @@ SSLCertificateKeyFile \"$SERVER_ROOT/key.pem\""
     ;;
 esac
 
-export APXS TEST_MPM PORT SERVER_ROOT EXTRA_CONF
+TLS_PORT=
+export APXS TEST_MPM PORT TLS_PORT SERVER_ROOT EXTRA_CONF
 autobahn/install.sh
 rm -f "$SERVER_ROOT/error_log"
 scripts/server.sh start >/dev/null
 trap 'scripts/server.sh stop' EXIT
+trap 'exit 130' INT TERM HUP
 autobahn/run.py --url "$scheme://127.0.0.1:$PORT/echo" --agent "$name" --cases "$cases" --out "build/autobahn-$name"
 
+if grep -E 'exit signal|panicked|Sanitizer' "$SERVER_ROOT/error_log" >&2; then
+    echo "autobahn.sh: a child has crashed" >&2
+    exit 1
+fi
 # Each connection has to have lived where it was meant to.
 detached='ws([0-9]*) detached'
 blocking="ws([0-9]*) served on httpd's thread"

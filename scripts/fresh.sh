@@ -120,7 +120,8 @@ mounts() {
 }
 
 unmount() {
-    umount "$1/dev/pts" "$1/dev/shm" "$1/sys" "$1/proc"
+    # Lazily: what has just been killed may hold them for a moment.
+    umount -l "$1/dev/pts" "$1/dev/shm" "$1/sys" "$1/proc"
 }
 
 # What the commands inside get of this environment, as shell code.
@@ -260,7 +261,7 @@ if [ "$release" = 13 ]; then
     begin
     oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$top/Cargo.toml")
     if grep -q "cargo $oldest\." "$table"; then result=passed; else result=FAILED; fi
-    note all "built with Rust $oldest" $result
+    note all "its cargo is Rust $oldest, the oldest" $result
 fi
 echo
 cat "$table"

@@ -100,11 +100,32 @@ remove() {
             "elsewhere delete these lines) and restart httpd."
         exit 1
     fi >&2
-    drop "$modules/mod_websocket.so" "$modules/mod_websocket.so.debug" "$manual"
+    # The C module's file has the same name, and says no version of this one.
+    there=$DESTDIR$modules/mod_websocket.so
+    if grep -aqs 'mod_websocket/[0-9]' "$there"; then
+        drop "$modules/mod_websocket.so" "$modules/mod_websocket.so.debug"
+    elif [ -e "$there" ]; then
+        echo "kept: $there, which is another module"
+    fi
+    drop "$manual"
     # Another file of this name is the C module's.
     if [ -L "$DESTDIR$modules/mod_websocket_draft76.so" ]; then drop "$modules/mod_websocket_draft76.so"; fi
-    for example; do drop "$modules/${example##*/}"; done
-    for header in include/*.h; do drop "$include/${header##*/}"; done
+    for example; do
+        there=$DESTDIR$modules/${example##*/}
+        if cmp -s "$there" "$example"; then
+            drop "$modules/${example##*/}"
+        elif [ -e "$there" ]; then
+            echo "kept: $there, which is not $PWD/$example"
+        fi
+    done
+    for header in include/*.h; do
+        there=$DESTDIR$include/${header##*/}
+        if cmp -s "$there" "$header"; then
+            drop "$include/${header##*/}"
+        elif [ -e "$there" ]; then
+            kept "$there" "$header"
+        fi
+    done
     # The program websocksy has the same name.
     if grep -qs mod_websocket "$DESTDIR$websocksy"; then drop "$websocksy" "$websocksy_manual"; fi
     for file in conf/*.conf conf/*.load; do

@@ -107,9 +107,10 @@ echo "setup: installing$missing (with ${sudo:+$sudo }apt-get)"
 # Debian starts a service as soon as it is installed; this one is not asked for.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
+    trap '$sudo rm -f $policy' EXIT
+    trap 'exit 130' INT TERM HUP
     printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
     $sudo chmod 755 $policy
-    trap '$sudo rm -f $policy' EXIT
 fi
 $sudo apt-get update -qq
 # shellcheck disable=SC2086

@@ -11,7 +11,7 @@ import os
 
 import pytest
 from browser import devtools, page  # noqa: F401 (fixtures)
-from httpd import DETACH, DETACHED, PREFORK, TLS, Httpd, MissingLog, raise_open_files
+from httpd import DETACH, DETACHED, PREFORK, TLS, BadEnd, Httpd, MissingLog, UnexpectedLog, raise_open_files
 from peers import Listener
 from ws_frame import Client
 from ws_h2 import Connection
@@ -135,6 +135,8 @@ def pytest_runtest_makereport(item, call):
         report.sections.append(("error log, its new lines", "\n".join(lines)))
     if report.failed and os.environ.get("WS_FAILURES"):
         # Slowness alone may be tried again: neither what the error log says nor an end that did not come.
-        slow = item.get_closest_marker("timing") and (call.when == "call" or call.excinfo.errisinstance(MissingLog))
+        told = call.excinfo.errisinstance((UnexpectedLog, BadEnd))
+        slow = item.get_closest_marker("timing") and not told
+        slow = slow and (call.when == "call" or call.excinfo.errisinstance(MissingLog))
         with open(os.environ["WS_FAILURES"], "a") as failures:
             print(json.dumps({"test": item.nodeid, "slow": bool(slow)}), file=failures)

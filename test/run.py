@@ -18,6 +18,7 @@ The environment is that of the tests (lib/httpd.py); output and logs are kept in
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import queue
@@ -28,19 +29,32 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "build/test"
 MODES = {
-    "event": {"TEST_MPM": "event"},
-    "worker": {"TEST_MPM": "worker"},
-    "prefork": {"TEST_MPM": "prefork"},
+    "event": {"TEST_MPM": "event", "WS_DETACH": "Auto"},
+    "worker": {"TEST_MPM": "worker", "WS_DETACH": "Auto"},
+    "prefork": {"TEST_MPM": "prefork", "WS_DETACH": "Auto"},
     "blocking": {"TEST_MPM": "event", "WS_DETACH": "Off"},
 }
 NO_TESTS = 5  # pytest's exit status when all are left out
 PATIENCE = 1200  # seconds that a module of tests may take
 running = set()
+
+
+def end(processes):
+    """Ends jobs before their time: with Ctrl-C, for which they stop their servers, and then for good."""
+    for number, seconds in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        deadline = time.monotonic() + seconds
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0.1))
 
 
 class Job:
@@ -69,7 +83,7 @@ class Job:
                 self.status = process.wait(self.patience)
             except subprocess.TimeoutExpired:
                 self.status = f"not done within {self.patience} s"
-                os.killpg(process.pid, signal.SIGKILL)
+                end([process])
             running.discard(process)
         self.seconds = time.monotonic() - begun
         self.output = (self.folder / "output").read_text(errors="replace")
@@ -90,19 +104,21 @@ class Tests(Job):
 
     patience = PATIENCE
 
-    def __init__(self, mode, tests, choice=(), again=False):
+    def __init__(self, mode, tests, choice=(), again=""):
         module = tests.partition("::")[0]
-        name = f"{mode}-{Path(module).stem.removeprefix('test_')}{'-again' if again else ''}"
+        name = f"{mode}-{Path(module).stem.removeprefix('test_')}{again}"
         super().__init__(
             name, [sys.executable, "-m", "pytest", "-q", "--no-header", "--color=no", *choice, f"test/{tests}"]
         )
+        self.choice = choice
         self.mode, self.module, self.size = mode, module, (HERE / module).stat().st_size
         self.failures = OUT / name / "failures"
         self.env = {**MODES[mode], "WS_FAILURES": str(self.failures)}
 
     @property
     def passed(self):
-        return self.status in (0, NO_TESTS)
+        """Where some are left out that may be all of them; otherwise a module has tests."""
+        return self.status == 0 or (self.status == NO_TESTS and bool(self.choice))
 
     @property
     def counts(self):
@@ -137,7 +153,11 @@ def run_all(jobs, workers):
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            done.put(job.run(place))
+            try:
+                job.run(place)
+            except Exception:
+                job.status, job.seconds, job.output = "not run", 0, traceback.format_exc()
+            done.put(job)
 
     for place in range(workers):
         threading.Thread(target=work, args=(place,), daemon=True).start()
@@ -153,6 +173,8 @@ def main():
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"of {', '.join(MODES)} (all)")
     options = parser.parse_args()
     modes = options.modes or list(MODES)
+    if options.jobs < 1:
+        parser.error("--jobs: one at least")
     if unknown := set(modes) - set(MODES):
         parser.error(f"no such mode: {', '.join(unknown)}")
     if options.all:
@@ -165,7 +187,7 @@ def main():
         jobs += [Tests(mode, module, choice) for module in modules]
     for job in run_all(jobs, options.jobs):
         counts.update(job.counts)
-        if job.status != NO_TESTS:
+        if job.status != NO_TESTS or not job.passed:
             print(f"{job.told}, {job.seconds:.0f} s", flush=True)
         if job.slow:
             slow.append(job)
@@ -175,8 +197,8 @@ def main():
     again = []
     for job in slow:
         print(job.output, flush=True)
-        for test in job.slow:
-            second = Tests(job.mode, test, again=True).run(0)
+        for number, test in enumerate(job.slow, 1):
+            second = Tests(job.mode, test, again=f"-again-{number}").run(0)
             again.append(f"{'passed' if second.passed else 'FAILED'} when tried again, alone: {job.mode} {test}")
             if not second.passed:
                 failed.append(job.name)
@@ -192,5 +214,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     finally:
-        for process in list(running):  # after Ctrl-C
-            os.killpg(process.pid, signal.SIGTERM)
+        end(list(running))  # after Ctrl-C

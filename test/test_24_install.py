@@ -130,10 +130,14 @@ class TestInstall:
         """The C module, and the program websocksy."""
         others = [self.modules / "mod_websocket_draft76.so", self.modules / "mod_other.so"]
         others += [dest / "opt/here/bin/websocksy", self.headers / "httpd.h", self.available / "ssl.conf"]
+        same_name = [self.modules / "mod_websocket.so", self.modules / "mod_websocket_echo.so"]
+        same_name += [self.headers / "websocket_plugin.h"]
+        others += same_name
         for path in others:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("of somebody else")
-        assert done("uninstall", *self.words) == ""
+        said = done("uninstall", *self.words).splitlines()
+        assert len(said) == 3 and all(any(f"kept: {path}" in line for line in said) for path in same_name), said
         assert files(dest) == set(others)
 
 
@@ -152,7 +156,8 @@ class TestPrefix:
         conf.parent.mkdir()
         conf.write_text("")
         before = files(tmp_path)
-        said = done("install", f"APXS={tool}")
+        here = (f"APXS={tool}", f"PREFIX={tmp_path}/local")
+        said = done("install", *here)
         module = modules / "mod_websocket.so"
         line = f"LoadModule websocket_module {module}"
         assert said.splitlines()[-2:] == [
@@ -171,12 +176,12 @@ class TestPrefix:
         fedora.parent.mkdir()
         for loading in (conf, fedora):
             loading.write_text(f"Listen 80\n  {line.replace('LoadModule', 'loadmodule')}\n")
-            result = make("uninstall", f"APXS={tool}")
+            result = make("uninstall", *here)
             assert result.returncode != 0 and f"{loading}:2:" in result.stderr
             assert module.exists()
             loading.write_text(f"#{line}\n")
         fedora.unlink()
-        done("uninstall", f"APXS={tool}")
+        done("uninstall", *here)
         assert files(tmp_path) == before
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from httpd import TOP, echo, wait_until
+from httpd import TOP, echo, free_port, wait_until
 from ws_frame import Client
 
 pytestmark = pytest.mark.once
@@ -193,12 +193,6 @@ def unknown_names(page, directives):
 
 
 # --- the blocks ----------------------------------------------------------------------------------
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Scratch:

@@ -27,7 +27,8 @@ impl<'t> Directive<'t> {
         self.name().eq_ignore_ascii_case(name)
     }
 
-    /// Where it stands.
+    /// Where it stands. Only while the configuration is being checked: modules that make lines of their own give httpd file
+    /// names that last no longer.
     pub(super) fn place(self) -> String {
         format!("line {} of {}", self.0.line_num, text(self.0.filename))
     }

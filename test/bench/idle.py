@@ -2,7 +2,7 @@
 
 For each MPM and each home of a connection a server is started, connections are opened and left idle, each of
 them echoes once, and all are closed. The result is a table for each MPM, which PUBLISH=1 also writes into
-docs/performance.md. The environment is that of the tests (see ../httpd.py); `--help` lists the options. Memory is the
+docs/performance.md. The environment is that of the tests (see ../lib/httpd.py); `--help` lists the options. Memory is the
 proportional share of all children, from the kernel.
 
 Beside them stand TLS connections that are httpd's alone, kept alive after a request.

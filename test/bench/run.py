@@ -3,7 +3,7 @@
 The servers run on one core, the client (`load`, see src/bin/load.rs) on another. Every scenario is played with each
 contender in turn, several rounds long; a figure is the median of the rounds, a ratio the median of the rounds' ratios.
 The environment: SCENARIOS (names, with commas; all), SECONDS_EACH (1), ROUNDS (3), BENCH_BIN (the folder of the programs),
-PUBLISH (1 writes the summary of a run of all scenarios into docs/performance.md), and that of the tests (see ../httpd.py).
+PUBLISH (1 writes the summary of a run of all scenarios into docs/performance.md), and that of the tests (see ../lib/httpd.py).
 The results also go to build/bench/result.json.
 """
 

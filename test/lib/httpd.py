@@ -97,6 +97,10 @@ class UnexpectedLog(AssertionError):
     """The error log has a line that no test announced."""
 
 
+class BadEnd(AssertionError):
+    """The server did not stop in time, or not as it should."""
+
+
 class MissingLog(AssertionError):
     """The error log lacks a line that the test announced."""
 
@@ -476,10 +480,11 @@ class Httpd:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
             (self.root / "run/httpd.pid").unlink(missing_ok=True)
-            raise AssertionError(f"httpd did not stop within {timeout:g} s; left: {left}") from None
+            raise BadEnd(f"httpd did not stop within {timeout:g} s; left: {left}") from None
         finally:
             self.startup.close()
-        assert code == 0, f"httpd ended with {code}"
+        if code != 0:
+            raise BadEnd(f"httpd ended with {code}")
 
     @contextlib.contextmanager
     def serve(self, conf, **kw):

@@ -2,7 +2,7 @@
 
 Clients talk and end in every way (see talk.py), over ws and wss, with and without WebSocketDetach Off, while httpd is
 restarted gracefully every ten seconds and plain requests are served. The environment is that of the tests (see
-../httpd.py) with a module and plugins that are built with AddressSanitizer; httpd itself is not. `make soak` does all
+../lib/httpd.py) with a module and plugins that are built with AddressSanitizer; httpd itself is not. `make soak` does all
 that. A finding of the sanitizer, a leak at the end of any process, a line of level warn in httpd's log, a client that
 meets what it should not, or a child that does not return to what it was is a failure.
 """

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -97,6 +97,8 @@ impl Backend for File {
         let why = match fs::metadata(&self.path) {
             Ok(found) if found.is_dir() => return None,
             Ok(_) => "is no folder".to_owned(),
+            // Who looks at configtest need not be who serves.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
             Err(error) => format!("cannot be used ({error})"),
         };
         Some(format!(

@@ -1,0 +1,121 @@
+"""The runner tells the truth: what is tried again, what is not, and what its exit status is."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from httpd import TOP
+
+pytestmark = pytest.mark.once
+
+HEAD = """
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from httpd import echo, wait_until
+
+CONF = echo()
+
+
+def is_first_time():
+    seen = Path(__file__).with_suffix(".seen")
+    first = not seen.exists()
+    seen.touch()
+    return first
+"""
+SLOW = """
+@pytest.mark.timing
+def test_it():
+    assert not is_first_time()
+"""
+# Each fails at first only: whoever tried it again would not notice.
+FAILS = {
+    "a test without the mark": SLOW.replace("@pytest.mark.timing\n", ""),
+    "a crash": """
+@pytest.mark.timing
+def test_it(httpd, ws):
+    if is_first_time():
+        os.kill(httpd.child_of(ws()), signal.SIGSEGV)
+        wait_until(lambda: "exit signal" in httpd.new_log())
+        assert not "quick"
+""",
+    "a line in the error log": """
+@pytest.mark.timing
+def test_it(httpd):
+    if is_first_time():
+        with open(httpd.error_log, "a") as log:
+            log.write("[websocket:warn] a surprise\\n")
+""",
+    "a sanitizer's word": """
+@pytest.mark.timing
+def test_it(httpd):
+    if is_first_time():
+        with open(httpd.error_log, "a") as log:
+            log.write("==1==ERROR: AddressSanitizer: heap-use-after-free\\n")
+        assert not "quick"
+""",
+    "a server that dies": """
+@pytest.mark.timing
+def test_it(httpd):
+    if is_first_time():
+        httpd.process.kill()
+        httpd.stop()
+""",
+    "a module without tests": "",
+    "a module that cannot be read": "import nothing_of_this_name\n",
+}
+
+
+@pytest.fixture
+def run(httpd, tmp_path):
+    """Runs a module of tests in a copy of the tests' folder: the exit status and what was said."""
+
+    def ran(text, *words):
+        folder = tmp_path / "test"
+        shutil.copytree(TOP / "test/lib", folder / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("run.py", "conftest.py", "pytest.ini"):
+            shutil.copy(TOP / "test" / name, folder)
+        (folder / "test_it.py").write_text(HEAD + text)
+        env = {
+            **os.environ, "WS_MODULE": str(httpd.module), "WS_EXAMPLES": str(httpd.examples),
+            "WS_PLUGINS": str(httpd.plugins),
+        }
+        for name in ("WS_FAILURES", "PYTEST_CURRENT_TEST"):
+            env.pop(name, None)
+        command = [sys.executable, str(folder / "run.py"), *words, "event"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    return ran
+
+
+def test_slowness_is_tried_again_and_named(run):
+    status, said = run(SLOW)
+    assert status == 0
+    assert said.splitlines()[-1] == "passed when tried again, alone: event test_it.py::test_it"
+
+
+def test_slowness_twice_is_a_failure(run):
+    status, said = run("\n@pytest.mark.timing\ndef test_it():\n    assert False\n")
+    assert status == 1
+    assert said.splitlines()[-2:] == [
+        "FAILED when tried again, alone: event test_it.py::test_it", "FAILED: event-it"
+    ]
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_nothing_else_is(run, name):
+    status, said = run(FAILS[name])
+    assert status == 1 and "tried again" not in said
+    assert said.splitlines()[-1] == "FAILED: event-it"
+
+
+@pytest.mark.parametrize("command, status", [("true", 0), ("exit 3", 1), ("kill -9 $$", 1)])
+def test_commands_beside(run, command, status):
+    found, said = run("\ndef test_it():\n    pass\n", "--beside", f"other={command}")
+    assert found == status
+    assert status == 0 or said.splitlines()[-1] == "FAILED: other"
