@@ -617,7 +617,7 @@ mod tests {
             });
             sent.join().unwrap()
         };
-        opened.server().expose_provenance();
+        let _ = opened.server().expose_provenance();
         assert_eq!(send_from_thread(), 1);
         assert_eq!(opened.wire.sent(), from_us(Opcode::Binary, b"1"));
         opened.end();
