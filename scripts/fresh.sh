@@ -235,6 +235,9 @@ check() {
         note "$turn" "make $CHECK" passed
     else
         tail -n 60 "$log"
+        mkdir -p "$top/build"
+        cp "$log" "$top/build/"
+        say "all of it: build/${log##*/}"
         note "$turn" "make $CHECK" FAILED
     fi
     end_system "$system"

@@ -198,7 +198,8 @@ class TestSymbols:
         found = run(*command).stdout
         assert "hook_post_config" in found and "src/httpd/mod.rs:" in found
         symbols.unlink()
-        assert run(*command).stdout.split() == ["??", "??:0"]
+        found = run(*command).stdout  # at most an exported function in front of it, by some versions
+        assert "hook_post_config" not in found and ".rs:" not in found
 
 
 class TestVersion:
