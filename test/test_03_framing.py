@@ -332,6 +332,7 @@ class TestClose:
         client.send(close_frame(1000), head(7, 99, rsv=7))
         client.expect_close(1000, reply=False)
 
+    @pytest.mark.timing
     def test_the_server_ends_the_connection_first(self, ws):
         client = ws()
         client.send(close_frame(1000))

@@ -27,6 +27,7 @@ class TestServerEnds:
         with httpd.serve(SITE):
             yield
 
+    @pytest.mark.timing
     @pytest.mark.parametrize("end", ENDS)
     def test_with_connections(self, httpd, ws, end):
         trails = [httpd.trail(f"end-{n}") for n in range(6)]

@@ -621,6 +621,7 @@ class TestEndInTheLog:
         conf = BOTH_LINES + debug("/log") + debug("/log/secured", *secured)
         server(conf, modules=["auth_basic", "authn_file", "authz_user"])
 
+    @pytest.mark.timing
     @pytest.mark.parametrize("path, user", [("/log", "-"), ("/log/secured", "alice")])
     def test_formats(self, httpd, connect, path, user):
         mark = f"{path}?a=1&b=%20{user}"

@@ -447,6 +447,7 @@ class TestPatience:
         + bridge("/off", f"tcp://127.0.0.1:{PORT}", "WebSocketDetach Off", "WebSocketBridgeFraming binary")
     )
 
+    @pytest.mark.timing
     @pytest.mark.parametrize("path", ["/tcp", "/off"])
     def test_a_peer_that_takes_nothing(self, httpd, listen, ws, path):
         peer = listen()
@@ -503,6 +504,7 @@ class TestRefusals:
         httpd.expect_log("WS0501: no connection to tcp://no-such-host.invalid:80: ")
         assert connect().ask("/invalid").status in (502, 504)
 
+    @pytest.mark.timing
     def test_no_answer(self, httpd, listen, connect):
         """A listener whose queue is full drops what comes."""
         peer = listen(backlog=0)
@@ -814,6 +816,7 @@ class TestChildEnds:
                 assert connection.recv(1) == b""
             httpd.renewed()
 
+    @pytest.mark.timing
     @pytest.mark.parametrize("home", HOMES)
     def test_stop(self, httpd, listen, dial, home):
         """Also with a peer that does not read what waits for it."""

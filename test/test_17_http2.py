@@ -396,6 +396,7 @@ FEW_WORKERS = """
 class TestWorkers:
     CONF = FEW_WORKERS + SITE + echo("/few", "WebSocketMaxConnections 2")
 
+    @pytest.mark.timing
     def test_refused_before_the_last_worker_is_taken(self, httpd, connection):
         one, another = connection(), connection(tls=False)
         streams = [one.websocket() for _ in range(4)] + [another.websocket() for _ in range(3)]
