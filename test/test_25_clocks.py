@@ -36,16 +36,20 @@ class TestClocks:
         client.expect(PING, "", timeout=1 + self.LATE)
         assert time.monotonic() - start > 0.8, "pinged too early"
 
+    def given_up(self, httpd, client, line):
+        """The connection ends about a second from now, with a line in the error log."""
+        start = time.monotonic()
+        httpd.expect_log(line)
+        client.expect_eof(1 + self.LATE)
+        assert time.monotonic() - start > 0.8, "given up too early"
+
     @HOMES
     def test_silence(self, httpd, ws, home):
         client = ws(f"/ping-{home}?silence")
         self.pinged(client)
         client.send(frame(PONG))
         self.pinged(client)
-        start = time.monotonic()
-        httpd.expect_log("does not answer our Ping")
-        client.expect_eof(1 + self.LATE)
-        assert time.monotonic() - start > 0.8, "given up too early"
+        self.given_up(httpd, client, "does not answer our Ping")
         assert httpd.access(f"/ping-{home}?silence")[-1].close_code == "1006"
 
     @HOMES
@@ -101,10 +105,7 @@ class TestClocks:
         client = ws(f"/close-{home}?unanswered")
         client.send(frame(TEXT, "close 4000 bye"))
         assert client.read_frame().code == 4000
-        start = time.monotonic()
-        httpd.expect_log("does not answer our Close")
-        client.expect_eof(1 + self.LATE)
-        assert time.monotonic() - start > 0.8, "given up too early"
+        self.given_up(httpd, client, "does not answer our Close")
         assert httpd.access(f"/close-{home}?unanswered")[-1].close_code == "4000"
 
     @HOMES
