@@ -118,7 +118,7 @@ install-websocksy: $(if $(CAN_MAKE_MAN),$(B)/man/websocksy.1) ## install bin/web
 	@$(INSTALLER) websocksy
 
 .PHONY: uninstall
-uninstall: ## remove what these three have installed, but no configuration that was changed
+uninstall: ## remove what these three have installed, but nothing that was changed
 	@$(INSTALLER) remove $(EXAMPLES) $(RUST_EXAMPLE)
 
 .PHONY: man

@@ -53,6 +53,20 @@ kept() {
     fi
 }
 
+# take_back FOLDER FILE...: removes those files that were installed there and are still the same.
+take_back() {
+    folder=$1
+    shift
+    for file; do
+        there=$DESTDIR$folder/${file##*/}
+        if cmp -s "$there" "$file"; then
+            drop "$folder/${file##*/}"
+        elif [ -e "$there" ]; then
+            kept "$there" "$file"
+        fi
+    done
+}
+
 # The lines of httpd's configuration that load the module, as file:number:line. Fedora has some beside that folder.
 loaded() {
     grep -RsnEi --include='*.conf' --include='*.load' --exclude-dir='*-available' \
@@ -110,32 +124,11 @@ remove() {
     drop "$manual"
     # Another file of this name is the C module's.
     if [ -L "$DESTDIR$modules/mod_websocket_draft76.so" ]; then drop "$modules/mod_websocket_draft76.so"; fi
-    for example; do
-        there=$DESTDIR$modules/${example##*/}
-        if cmp -s "$there" "$example"; then
-            drop "$modules/${example##*/}"
-        elif [ -e "$there" ]; then
-            echo "kept: $there, which is not $PWD/$example"
-        fi
-    done
-    for header in include/*.h; do
-        there=$DESTDIR$include/${header##*/}
-        if cmp -s "$there" "$header"; then
-            drop "$include/${header##*/}"
-        elif [ -e "$there" ]; then
-            kept "$there" "$header"
-        fi
-    done
+    take_back "$modules" "$@"
+    take_back "$include" include/*.h
     # The program websocksy has the same name.
     if grep -qs mod_websocket "$DESTDIR$websocksy"; then drop "$websocksy" "$websocksy_manual"; fi
-    for file in conf/*.conf conf/*.load; do
-        there=$DESTDIR$available/${file##*/}
-        if cmp -s "$there" "$file"; then
-            drop "$available/${file##*/}"
-        elif [ -e "$there" ]; then
-            kept "$there" "$file"
-        fi
-    done
+    take_back "$available" conf/*.conf conf/*.load
 }
 
 case $command in
