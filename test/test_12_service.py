@@ -56,6 +56,14 @@ def crowd(httpd, count, path="/echo"):
         yield clients
 
 
+def detached(clients):
+    """None is on a thread of httpd's any more: an ungraceful stop closes the sockets of those under their hands."""
+    for client in clients:
+        client.send(frame(PING))
+    for client in clients:
+        client.expect(PONG, "")
+
+
 @pytest.fixture
 def server(httpd):
     """A server of the test's own: `server(conf, …)` starts it."""
@@ -337,9 +345,7 @@ class TestDrain:
     def test_at_once(self, httpd, server, end, answer):
         server("WebSocketDrainTime 60s\n" + self.SITE)
         with crowd(httpd, 60) as clients:
-            # An ungraceful stop closes the sockets of httpd's own threads under their hands: none may be on one any more.
-            for client in clients:
-                works(client)
+            detached(clients)
             clients[0].send(frame(TEXT, "half a message", fin=False))
             start = time.monotonic()
             httpd.tell(end)
@@ -686,6 +692,7 @@ class TestEndInTheLog:
 
     def test_at_the_servers_end(self, httpd):
         with crowd(httpd, 20, "/log?end") as clients:
+            detached(clients)
             httpd.tell(signal.SIGTERM)
             for client, _ in first_bytes(clients, 3):
                 closed_with_1001(client)
