@@ -57,11 +57,6 @@ impl Scope {
         };
         hosts && places
     }
-
-    /// Whether .htaccess files hold for it only by accident: it is for URLs.
-    pub fn is_of_urls(&self) -> bool {
-        matches!(self.place, Place::Urls(_))
-    }
 }
 
 impl Start {
@@ -100,8 +95,10 @@ fn literal(regex: &str) -> &str {
     let Some(rest) = regex.strip_prefix('^') else { return "" };
     // An alternative outside of parentheses is one to the whole.
     let mut depth = 0;
-    for c in rest.chars() {
+    let mut chars = rest.chars();
+    while let Some(c) = chars.next() {
         match c {
+            '\\' => drop(chars.next()),
             '(' => depth += 1,
             ')' => depth -= 1,
             '|' if depth <= 0 => return "",
@@ -148,6 +145,7 @@ mod tests {
             ("/ws>", "~ \"ws\">", true),
             ("/ws>", "~ \"^/chat|^/ws\">", true),
             ("/ws>", "~ \"^/(chat|ws)\">", true),
+            ("/ws>", "~ \"^/chat\\(|^/ws\">", true),
             ("/ws>", "~ \"^/chat/(a|b)\">", false),
             ("/ws>", "~ \"^/wsx?$\">", true),
             ("/ws>", "~ \"^/wsx*$\">", true),
@@ -171,7 +169,7 @@ mod tests {
     fn what_cannot_be_told_may_meet() {
         let urls = scope(&[("<Location", "/ws>")]);
         let folders = scope(&[("<Directory", "/srv/a>")]);
-        assert!(urls.may_meet(&folders) && urls.is_of_urls() && !folders.is_of_urls());
+        assert!(urls.may_meet(&folders));
         assert!(!folders.may_meet(&scope(&[("<Directory", "/srv/b>")])));
         for (name, args) in [("<Files", "*.ws>"), ("<If", "true>"), ("<Proxy", "*>")] {
             assert!(urls.may_meet(&scope(&[(name, args)])), "{name}");

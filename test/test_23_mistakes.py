@@ -194,6 +194,10 @@ IN_ORDER = {
     "a folder": section('Directory "/x"', PLUGIN) + section('Directory "/x/y"', HANDLER),
     "a folder and a path": section('Directory "/x"', PLUGIN) + here("/y", HANDLER),
     "a folder that may have it in .htaccess": section('Directory "${ROOT}/htdocs"', PLUGIN, "AllowOverride FileInfo"),
+    "a path that may have it in .htaccess": (
+        here("/x", PLUGIN) + section('Directory "${ROOT}/htdocs"', "AllowOverride FileInfo")
+    ),
+    "SetHandler by pattern with a parenthesis": section('LocationMatch "^/y\\(|^/x"', HANDLER) + here("/x", PLUGIN),
     "a name of the administrator's": "Define H websocket-handler\n" + here("/x", "SetHandler ${H}", PLUGIN),
     "a macro": "<Macro ws $path>\n" + here("$path", HANDLER, PLUGIN) + "</Macro>\nUse ws /x\n",
     "no WebSocket's module": "<IfModule !mod_websocket.c>\n" + here("/x", PLUGIN) + "</IfModule>\n",
@@ -257,6 +261,15 @@ def test_mistake(httpd, name):
     assert len(said) == 1 and f"[websocket:{level}]" in said[0], said
     for word in (*words, place):
         assert word in said[0], f"{word!r} is not in: {said[0]}"
+
+
+def test_one_mistake_in_many_sections(httpd):
+    """It is not said of each of them."""
+    checked = check(httpd, "".join(here(f"/x{n}", PLUGIN) for n in range(2000)))
+    assert checked.ok, checked.output
+    said = lines_of(checked)
+    assert len(said) == 21 and all("WS0420" in line for line in said)
+    assert "Location /x19>" in said[19] and "perhaps, with more" in said[20]
 
 
 @pytest.mark.parametrize("name", IN_ORDER)

@@ -944,14 +944,14 @@ pub(super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
             let sections = [unsafe { &**section }, defaults(next), defaults(main)];
             if sections.iter().all(|section| section.settings.bridge.allow.is_none()) {
                 return Err(format!(
-                    "{place} has an expression: name the peers that it may lead to with \
+                    "WS0428: {place} has an expression: name the peers that it may lead to with \
                      WebSocketBridgeAllow in the same section or for the whole server"
                 ));
             }
         }
         // SAFETY: as above.
         for (discovery, place) in unsafe { &(*server(next)).discoveries } {
-            discovery.open().map_err(|e| format!("{place}: {e}"))?;
+            discovery.open().map_err(|e| format!("WS0429: {place}: {e}"))?;
         }
         // SAFETY: the caller's word: each server's `next` is another one or NULL.
         next = unsafe { (*next).next };

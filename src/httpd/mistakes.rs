@@ -5,6 +5,7 @@
 //! make things right, there is none.
 
 use core::ffi::{CStr, c_void};
+use std::collections::{HashMap, HashSet};
 
 use super::{
     directives, draft, log, sys, tree,
@@ -33,32 +34,46 @@ pub(super) unsafe fn warn(main: *const sys::server_rec) {
     }
 }
 
+/// How many endpoints without requests are named; they have one cause, as a rule.
+const MOST: usize = 20;
+
 /// Endpoints that no request comes to.
 fn missing_handlers() -> Vec<String> {
-    let mut handlers: Vec<Scope> = Vec::new();
+    let mut handlers = Places::default();
+    // Of each section: name, arguments and line of its SetHandler.
+    let mut others: HashMap<Option<usize>, (String, String, i64)> = HashMap::new();
     let mut in_htaccess = false;
     tree::each(&mut |directive| {
         if names_handler(directive) {
-            handlers.push(directive.scope());
+            handlers.add(directive);
+        } else if directive.is("SetHandler") {
+            let (name, args) = (directive.name().into(), directive.args().trim().into());
+            others.insert(directive.section().map(Directive::id), (name, args, directive.line()));
         }
         in_htaccess |= overrides(directive, "FileInfo");
     });
     let mut lines = Vec::new();
+    if in_htaccess {
+        return lines;
+    }
     let mut last = None;
     tree::each(&mut |directive| {
-        if !ENDPOINTS.iter().any(|name| directive.is(name)) {
+        if lines.len() > MOST || !ENDPOINTS.iter().any(|name| directive.is(name)) {
             return;
         }
-        let (scope, section) = (directive.scope(), directive.section());
-        let met = handlers.iter().any(|handler| handler.may_meet(&scope));
-        // A section with two endpoints has one mistake.
+        let section = directive.section();
         let id = section.map(Directive::id);
-        if met || (in_htaccess && !scope.is_of_urls()) || last == Some(id) {
+        // A section with two endpoints has one mistake.
+        if last == Some(id) || handlers.may_meet(directive) {
             return;
         }
         last = Some(id);
+        if lines.len() == MOST {
+            lines.push("WS0420: and so it is, perhaps, with more endpoints".to_owned());
+            return;
+        }
         let what = format!("WS0420: {} on {}", directive.name(), directive.place());
-        lines.push(match other_handler(id) {
+        lines.push(match others.get(&id) {
             Some(other) => format!(
                 "{what} gets no request: '{} {}' on line {} names another handler: write 'SetHandler \
                  websocket-handler'",
@@ -78,6 +93,29 @@ fn missing_handlers() -> Vec<String> {
     lines
 }
 
+/// Where directives of a kind stand.
+#[derive(Default)]
+struct Places {
+    /// In which sections: the same place needs no comparison.
+    sections: HashSet<Option<usize>>,
+    scopes: Vec<Scope>,
+}
+
+impl Places {
+    fn add(&mut self, directive: Directive<'_>) {
+        if self.sections.insert(directive.section().map(Directive::id)) {
+            self.scopes.push(directive.scope());
+        }
+    }
+
+    /// Whether there may be a request for which one of them and `directive` are.
+    fn may_meet(&self, directive: Directive<'_>) -> bool {
+        let scope = directive.scope();
+        self.sections.contains(&directive.section().map(Directive::id))
+            || self.scopes.iter().any(|place| place.may_meet(&scope))
+    }
+}
+
 /// Whether a directive may be what makes requests ours: SetHandler, AddHandler, RewriteRule with H=, and all else
 /// that has the handler's name among its arguments; or an expression that may come to it.
 fn names_handler(directive: Directive<'_>) -> bool {
@@ -89,18 +127,6 @@ fn names_handler(directive: Directive<'_>) -> bool {
             .any(|word| word == "websocket-handler")
 }
 
-/// Name, arguments and line of a SetHandler in the section of this number.
-fn other_handler(section: Option<usize>) -> Option<(String, String, i64)> {
-    let mut found = None;
-    tree::each(&mut |directive| {
-        if directive.is("SetHandler") && directive.section().map(Directive::id) == section {
-            found =
-                Some((directive.name().into(), directive.args().trim().into(), directive.line()));
-        }
-    });
-    found
-}
-
 /// Whether a directive lets .htaccess files use directives of a class.
 fn overrides(directive: Directive<'_>, class: &str) -> bool {
     let allows = |word: &str| word.eq_ignore_ascii_case("All") || word.eq_ignore_ascii_case(class);
@@ -110,11 +136,11 @@ fn overrides(directive: Directive<'_>, class: &str) -> bool {
 
 /// `WebSocketOriginCheck Trusted` where nothing is trusted.
 fn missing_origins() -> Vec<String> {
-    let mut trusted: Vec<Scope> = Vec::new();
+    let mut trusted = Places::default();
     let mut in_htaccess = false;
     tree::each(&mut |directive| {
         if directive.is("WebSocketTrustedOrigin") {
-            trusted.push(directive.scope());
+            trusted.add(directive);
         }
         in_htaccess |= overrides(directive, "AuthConfig");
     });
@@ -125,8 +151,7 @@ fn missing_origins() -> Vec<String> {
         if !directive.is("WebSocketOriginCheck") || !is_trusted || in_htaccess {
             return;
         }
-        let scope = directive.scope();
-        if !trusted.iter().any(|origins| origins.may_meet(&scope)) {
+        if !trusted.may_meet(directive) {
             lines.push(format!(
                 "WS0422: {} on {} is Trusted, but no WebSocketTrustedOrigin says whom to trust, so every page gets \
                  403: {TRUST}",

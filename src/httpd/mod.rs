@@ -159,7 +159,7 @@ unsafe extern "C" fn hook_check_config(
             }
             Err(line) => {
                 // SAFETY: as above.
-                unsafe { log::server(server, Level::Error, format_args!("WS0428: {line}")) };
+                unsafe { log::server(server, Level::Error, format_args!("{line}")) };
                 sys::HTTP_INTERNAL_SERVER_ERROR as c_int
             }
         }
