@@ -11,7 +11,8 @@ fails, but for a test that is marked `timing`: the machine may have been busy, s
 others are done. The last lines name it. A crash, a sanitizer's word or an unexpected line in the error log is never
 tried again.
 
-A command that is named with --beside is a job as well: it has to succeed, and its last line is told.
+A command that is named with --beside is a job as well: it has to succeed, and its last line is told. These come one after
+the other.
 
 The environment is that of the tests (lib/httpd.py); output and logs are kept in build/test.
 """
@@ -25,6 +26,7 @@ import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -44,7 +46,43 @@ NO_TESTS = 5  # pytest's exit status when all are left out
 PATIENCE = 1200  # seconds that a module of tests may take
 # Modules that take longer than their text is long, since they wait for clocks.
 WAITS = {"test_25_clocks.py": 10, "test_12_service.py": 2, "test_20_handshake_ends.py": 2}
+
 running = set()
+gate = threading.Lock()  # nothing is started any more once the end has come
+is_over = False
+
+
+def start(command, **kw):
+    """Starts a job, unless the end has come."""
+    with gate:
+        if is_over:
+            raise InterruptedError("the run has been ended")
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **kw)
+        running.add(process)
+    return process
+
+
+def end_all():
+    """Ends what runs, and has nothing more begin."""
+    global is_over
+    with gate:
+        is_over = True
+        left = list(running)
+    end(left)
+
+
+def reserve_ports():
+    """The first of the ports of this run: six thousand that no other run on this machine has. A name that the kernel
+    forgets with the process stands for them."""
+    if "WS_TEST_PORTS" in os.environ:
+        return int(os.environ["WS_TEST_PORTS"]), None
+    for first in (20_000, 14_000):
+        mark = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            mark.bind(f"\0mod_websocket tests {first}")
+            return first, mark
+        mark.close()
+    sys.exit("run.py: two runs are going on; there are no ports for more")
 
 
 def end(processes):
@@ -62,25 +100,20 @@ def end(processes):
 class Job:
     """A command with a folder of its own."""
 
-    size, slow, counts = sys.maxsize, (), {}  # it takes longer than any module of tests
-    patience = None
+    slow, counts, skipped, patience = (), {}, (), None
 
     def __init__(self, name, command):
         self.name, self.command, self.env = name, command, {}
 
-    def run(self, place):
-        """Runs it; `place` makes its ports different from those of the others at work."""
+    def run(self, ports):
+        """Runs it, with a thousand ports of its own."""
         self.folder = OUT / self.name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        env = {**os.environ, **self.env, "WS_TEST_ROOT": str(self.folder), "WS_TEST_PORTS": str(20_000 + 1000 * place)}
+        env = {**os.environ, **self.env, "WS_TEST_ROOT": str(self.folder), "WS_TEST_PORTS": str(ports)}
         begun = time.monotonic()
         with open(self.folder / "output", "w") as output:
-            process = subprocess.Popen(
-                self.command, cwd=HERE.parent, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
-            )
-            running.add(process)
+            process = start(self.command, cwd=HERE.parent, env=env, stdout=output, stderr=output)
             try:
                 self.status = process.wait(self.patience)
             except subprocess.TimeoutExpired:
@@ -129,6 +162,14 @@ class Tests(Job):
         return {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last.partition(" in ")[0])}
 
     @property
+    def skipped(self):
+        """Why tests were left out, and how many."""
+        found = collections.Counter()
+        for number, why in re.findall(r"^SKIPPED \[(\d+)\] \S+: (.*)", self.output, re.MULTILINE):
+            found[why] += int(number)
+        return found
+
+    @property
     def told(self):
         said = ", ".join(f"{number} {word}" for word, number in self.counts.items()) or f"status {self.status}"
         return f"{self.mode:8} {self.module:26} {said}"
@@ -143,27 +184,33 @@ class Tests(Job):
         return list(failed) if self.status == 1 and failed and all(failed.values()) else []
 
 
-def run_all(jobs, workers):
-    """Runs the jobs, the longest modules first, so many at a time; yields them as they are done."""
-    waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
-    for job in sorted(jobs, key=lambda job: -job.size):
-        waiting.put(job)
+def run_all(tests, beside, workers, ports):
+    """Runs the modules of tests, the longest first, so many at a time, and the other commands beside them, one after
+    the other; yields all as they are done."""
+    modules, commands, done = queue.SimpleQueue(), queue.SimpleQueue(), queue.SimpleQueue()
+    for job in sorted(tests, key=lambda job: -job.size):
+        modules.put(job)
+    for job in beside:
+        commands.put(job)
 
-    def work(place):
+    def work(waiting, ports):
         while True:
             try:
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
             try:
-                job.run(place)
+                job.run(ports)
             except Exception:
                 job.status, job.seconds, job.output = "not run", 0, traceback.format_exc()
             done.put(job)
 
-    for place in range(workers):
-        threading.Thread(target=work, args=(place,), daemon=True).start()
-    for _ in jobs:
+    # Within another run there is a thousand for all.
+    step = 0 if "WS_TEST_PORTS" in os.environ else 1000
+    for place in range(workers + 1):
+        args = (modules if place else commands, ports + step * place)
+        threading.Thread(target=work, args=args, daemon=True).start()
+    for _ in (*tests, *beside):
         yield done.get()
 
 
@@ -175,20 +222,24 @@ def main():
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"of {', '.join(MODES)} (all)")
     options = parser.parse_args()
     modes = options.modes or list(MODES)
-    if options.jobs < 1:
-        parser.error("--jobs: one at least")
+    if not 1 <= options.jobs <= 5:
+        parser.error("--jobs: 1 to 5")
     if unknown := set(modes) - set(MODES):
         parser.error(f"no such mode: {', '.join(unknown)}")
     if options.all:
         os.environ["WS_FULL"] = "1"
-    begun, counts, failed, slow = time.monotonic(), collections.Counter(), [], []
+        Tests.patience *= 3
+    begun, counts, skipped, failed, slow = time.monotonic(), collections.Counter(), collections.Counter(), [], []
     modules = sorted(path.name for path in HERE.glob("test_*.py"))
-    jobs = [Job(name, ["sh", "-c", command]) for name, _, command in (job.partition("=") for job in options.beside)]
+    beside = [Job(name, ["sh", "-c", command]) for name, _, command in (job.partition("=") for job in options.beside)]
+    tests = []
     for mode in modes:
         choice = [] if options.all or mode == modes[0] else ["-m", "not once"]
-        jobs += [Tests(mode, module, choice) for module in modules]
-    for job in run_all(jobs, options.jobs):
+        tests += [Tests(mode, module, choice) for module in modules]
+    ports, mark = reserve_ports()
+    for job in run_all(tests, beside, options.jobs, ports):
         counts.update(job.counts)
+        skipped.update(job.skipped)
         if job.status != NO_TESTS or not job.passed:
             print(f"{job.told}, {job.seconds:.0f} s", flush=True)
         if job.slow:
@@ -200,11 +251,15 @@ def main():
     for job in slow:
         print(job.output, flush=True)
         for number, test in enumerate(job.slow, 1):
-            second = Tests(job.mode, test, again=f"-again-{number}").run(0)
+            second = Tests(job.mode, test, again=f"-again-{number}").run(ports)
             again.append(f"{'passed' if second.passed else 'FAILED'} when tried again, alone: {job.mode} {test}")
             if not second.passed:
                 failed.append(job.name)
                 print(second.output, flush=True)
+    if skipped:
+        print("\nSkipped:", *(f"{count:5} {why}" for why, count in sorted(skipped.items())), sep="\n")
+    if mark:
+        mark.close()
     total = ", ".join(f"{number} {word}" for word, number in sorted(counts.items()))
     print(f"\n{total} in {time.monotonic() - begun:.0f} s", *again, sep="\n")
     if failed:
@@ -213,7 +268,9 @@ def main():
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     try:
         sys.exit(main())
     finally:
-        end(list(running))  # after Ctrl-C
+        end_all()  # after Ctrl-C and the like

@@ -1,12 +1,14 @@
 """The runner tells the truth: what is tried again, what is not, and what its exit status is."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
-from httpd import TOP
+from httpd import TOP, wait_until
 
 pytestmark = pytest.mark.once
 
@@ -65,6 +67,12 @@ def test_it(httpd):
         httpd.process.kill()
         httpd.stop()
 """,
+    "a server that does not start": """
+@pytest.mark.timing
+def test_it(httpd):
+    httpd.stop()
+    httpd.start(CONF + ("NoDirective\\n" if is_first_time() else ""))
+""",
     "a module without tests": "",
     "a module that cannot be read": "import nothing_of_this_name\n",
 }
@@ -72,9 +80,10 @@ def test_it(httpd):
 
 @pytest.fixture
 def run(httpd, tmp_path):
-    """Runs a module of tests in a copy of the tests' folder: the exit status and what was said."""
+    """Runs a module of tests in a copy of the tests' folder: the exit status and what was said. `meanwhile` gets the
+    process."""
 
-    def ran(text, *words):
+    def ran(text, *words, meanwhile=None):
         folder = tmp_path / "test"
         shutil.copytree(TOP / "test/lib", folder / "lib", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("run.py", "conftest.py", "pytest.ini"):
@@ -87,8 +96,13 @@ def run(httpd, tmp_path):
         for name in ("WS_FAILURES", "PYTEST_CURRENT_TEST"):
             env.pop(name, None)
         command = [sys.executable, str(folder / "run.py"), *words, "event"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-        return done.returncode, done.stdout + done.stderr
+        with subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            if meanwhile:
+                meanwhile(process)
+            said, _ = process.communicate(timeout=120)
+        return process.returncode, said
 
     return ran
 
@@ -119,3 +133,45 @@ def test_commands_beside(run, command, status):
     found, said = run("\ndef test_it():\n    pass\n", "--beside", f"other={command}")
     assert found == status
     assert status == 0 or said.splitlines()[-1] == "FAILED: other"
+
+
+def session_of(pid):
+    """The processes of a session."""
+    return subprocess.run(["pgrep", "-s", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_outlives_it(run, tmp_path, number):
+    """Neither what runs when it is ended, nor what would have come next."""
+    pids = tmp_path / "pids"
+    job = f"echo $$ >> {pids}; exec sleep 100"
+
+    def end(process):
+        wait_until(pids.exists, 60, "a job")
+        process.send_signal(number)
+
+    words = [word for name in "ab" for word in ("--beside", f"{name}={job}")]
+    status, _ = run("\ndef test_it():\n    pass\n", *words, meanwhile=end)
+    assert status != 0
+    started = pids.read_text().split()
+    assert len(started) == 1 and not session_of(started[0])
+
+
+def test_runs_side_by_side_have_ports_of_their_own(tmp_path):
+    """Each of two gets six thousand; there are none for a third."""
+    code = "import run; print(run.reserve_ports()[0], flush=True); input()"
+    env = {name: value for name, value in os.environ.items() if name != "WS_TEST_PORTS"}
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(3):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code], env=env, cwd=TOP / "test", stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                )
+            )
+            stack.callback(process.kill)
+            found.append(process.stdout.readline().strip())
+        numbers = {int(ports) for ports in found if ports.isdigit()}
+        assert len(numbers) < 3 and numbers <= {14_000, 20_000}
+        assert found[-1] == "run.py: two runs are going on; there are no ports for more"

@@ -93,26 +93,36 @@ ADVICE = re.compile("WS04(0[6-9]|10)")
 ACCESS = re.compile(r'(\d+) (\d+) (\d+) (\d+) (\d+) (\S+) (\S+) (\S+) "(.*)"')
 
 
+# The servers of tests are on the loopback address, whatever proxy leads to others.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost,::1"
+
+
 class UnexpectedLog(AssertionError):
     """The error log has a line that no test announced."""
 
 
 class BadEnd(AssertionError):
-    """The server did not stop in time, or not as it should."""
+    """The server ended when it should not, or did not when it should, or not as it should."""
 
 
 class MissingLog(AssertionError):
     """The error log lacks a line that the test announced."""
 
 
+GIVEN = set()  # ports that somebody has, or will have
+
+
 def free_port(kind=socket.SOCK_STREAM):
-    """A port of the loopback address below the ephemeral range, which other sockets cannot take by chance. Of runs
-    side by side each has a thousand of its own."""
+    """A port of the loopback address below the ephemeral range, which other sockets cannot take by chance, and which
+    nobody was given before. Of runs side by side each has a thousand of its own."""
     first = int(os.environ.get("WS_TEST_PORTS") or 30_000)
     while True:
         port = random.randrange(first, first + 1000)
+        if port in GIVEN:
+            continue
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, kind) as probe:
             probe.bind(("127.0.0.1", port))
+            GIVEN.add(port)
             return port
 
 
@@ -417,7 +427,7 @@ class Httpd:
             if self.process.poll() is not None:
                 self.process = None
                 said = (self.root / "logs/startup").read_text() + self.new_log()
-                raise AssertionError(f"httpd did not start:\n{said}")
+                raise BadEnd(f"httpd did not start:\n{said}")
             # A single process does not say that it has started.
             return (option == "-X" or self._generations() > seen) and self._answers()
 

@@ -161,7 +161,8 @@ class Client:
         self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             data = self.sock.recv(1 << 18)
-        except (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            # OpenSSL 3.5 says when reading that what was written before found nobody.
             data = b""
         except socket.timeout as late:  # another class than TimeoutError before Python 3.10
             raise TimeoutError(f"nothing came; unread: {bytes(self.buffer[:80])!r}") from late

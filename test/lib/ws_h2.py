@@ -69,7 +69,7 @@ class Connection:
         self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             data = self.sock.recv(1 << 16)
-        except (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             data = b""
         except socket.timeout as late:
             raise TimeoutError("nothing came") from late
