@@ -82,7 +82,12 @@ pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 impl Log {
     /// Whether there is a line with `part`.
     pub(crate) fn has(&self, part: &str) -> bool {
-        lock(&self.0).iter().any(|line| line.contains(part))
+        self.count(part) > 0
+    }
+
+    /// How many lines have `part`.
+    pub(crate) fn count(&self, part: &str) -> usize {
+        lock(&self.0).iter().filter(|line| line.contains(part)).count()
     }
 }
 

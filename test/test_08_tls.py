@@ -155,7 +155,7 @@ class TestRestart:
         trail = httpd.trail("tls-graceful")
         client = wss("/debug", [("X-Debug-Trail", str(trail))])
         httpd.graceful()
-        got = client.read_frame(3)
+        got = client.read_frame()
         assert (got.opcode, got.code) == (CLOSE, 1001)
         client.send(close_frame(1001))
         client.expect_eof()
@@ -196,6 +196,7 @@ class TestStop:
 class TestSlowClients:
     CONF = "Timeout 2\n" + SITE
 
+    @pytest.mark.timing
     def test_given_up_after_timeout(self, httpd, wss):
         trail = httpd.trail("tls-flood")
         slow, other = wss("/debug", [("X-Debug-Trail", str(trail))], rcvbuf=4096), wss("/echo")

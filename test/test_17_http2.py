@@ -315,7 +315,7 @@ class TestClocks:
         mark = f"?silent-{h2.scheme}"
         stream, other = h2.websocket(f"/pinged{mark}"), h2.websocket()
         assert stream.read_frame().opcode == PING
-        stream.expect_eof(3)
+        stream.expect_eof()
         works(other)
         assert httpd.access(mark)[-1].close_code == "1006"
 
@@ -328,7 +328,7 @@ class TestClocks:
         stream, other = h2.websocket("/close"), h2.websocket()
         stream.send(frame(TEXT, "close 3333 x"))
         assert stream.read_frame().code == 3333
-        stream.expect_eof(3)
+        stream.expect_eof()
         works(other)
 
     def test_timeout_is_not_for_idle_streams(self, h2):
@@ -457,7 +457,7 @@ class TestEndOfChild:
         streams = [one.websocket(), one.websocket("/debug", [("X-Debug-Trail", str(trail))])]
         httpd.graceful()
         for stream in streams:
-            got = stream.read_frame(3)
+            got = stream.read_frame()
             assert (got.opcode, got.code) == (CLOSE, 1001)
             stream.send(close_frame(1001))
             stream.expect_eof()
@@ -473,7 +473,7 @@ class TestEndOfChild:
         slow.send(frame(TEXT, "flood 1000 10000"))
         wait_until(lambda: httpd.trail_lines(trail) == ["sent=1000"], 5, "the flood")
         httpd.tell(signal.SIGUSR1)
-        wait_until(lambda: len(httpd.trail_lines(trail)) == 2, 4, "on_disconnect")
+        wait_until(lambda: len(httpd.trail_lines(trail)) == 2, 15, "on_disconnect")
         httpd.restarted()
         httpd.outlived(10)
 

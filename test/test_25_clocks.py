@@ -122,6 +122,7 @@ class TestClocks:
 
 
 @pytest.mark.once
+@pytest.mark.timing
 class TestClocksMerged:
     """An inner section overrides what it sets, and only that; Off is a value like others."""
 
