@@ -1,5 +1,9 @@
 # mod_websocket: build, install, demo and checks. `make help` lists the targets.
 
+# cargo and test/run.py do several things at a time by themselves; tests that wait for clocks bear nothing else beside.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
 # Overrides as users of apache-websocket know them. APACHE_BINDIR names a folder with apxs, httpd and apachectl.
 APACHE_BINDIR ?=
 APXS ?= $(or $(call in_bindir,apxs),$(shell command -v apxs || command -v apxs2 || echo apxs))
@@ -9,6 +13,8 @@ TEST_MPM ?= event
 DEBUGGER ?= gdb --args
 DESTDIR ?=
 PREFIX ?= /usr/local
+# Also for build.rs.
+export APXS
 CC = cc
 CARGO ?= cargo
 RUSTC ?= rustc
@@ -48,12 +54,12 @@ CAN_MAKE_MAN = $(shell command -v go-md2man)
 VENV = $(B)/venv
 PLUGIN_FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L -O2 -g -Wall -Wextra -Wpedantic -Werror \
 	-fPIC -shared -pthread -Iinclude
-SERVER = APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' \
+SERVER = HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' PORT='$(PORT)' \
 	TLS_PORT='$(TLS_PORT)' scripts/server.sh
-INSTALLER = APXS='$(APXS)' HTTPD='$(HTTPD)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' scripts/install.sh
+INSTALLER = HTTPD='$(HTTPD)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' scripts/install.sh
 
 .PHONY: all
-all: module examples ## build the module and the example plugins
+all: module examples $(if $(CAN_MAKE_MAN),man) ## build the module and the example plugins
 
 .PHONY: help
 help: ## list the targets
@@ -61,12 +67,13 @@ help: ## list the targets
 
 .PHONY: module
 module: ## build the module, build/mod_websocket.so, and its debug symbols beside it
-	APXS='$(APXS)' $(CARGO) build --release --lib
+	$(CARGO) build --release --lib
 	@mkdir -p $(B)
 	@rm -f $(MODULE) $(SYMBOLS)
 	@$(OBJCOPY) --only-keep-debug $(TARGET)/release/libmod_websocket.so $(SYMBOLS)
 	@chmod 644 $(SYMBOLS)
-	@$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$(SYMBOLS) $(TARGET)/release/libmod_websocket.so $(MODULE)
+	@$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$(SYMBOLS) $(TARGET)/release/libmod_websocket.so $(MODULE).new
+	@mv $(MODULE).new $(MODULE)
 
 # Root may have no cargo: what is built stays as it is for `sudo make install`.
 $(MODULE):
@@ -98,7 +105,7 @@ $(B)/plugins/request.so: PLUGIN_FLAGS += -isystem $(shell $(APXS) -q INCLUDEDIR)
 
 .PHONY: setup-demo setup-check
 setup-demo setup-check: setup-%:
-	@APXS='$(APXS)' CARGO='$(CARGO)' scripts/setup.sh $*
+	@CARGO='$(CARGO)' scripts/setup.sh $*
 
 .PHONY: demo
 demo: setup-demo ## install what is missing, build, and run a private httpd with the examples until Ctrl-C
@@ -106,7 +113,7 @@ demo: setup-demo ## install what is missing, build, and run a private httpd with
 	@$(SERVER) run
 
 .PHONY: install
-install: $(MODULE) $(if $(CAN_MAKE_MAN),$(B)/man/mod_websocket.8) ## install the module, its headers, configuration and manual page (DESTDIR is honoured)
+install: $(MODULE) $(if $(CAN_MAKE_MAN),man) ## install the module, its headers, configuration and manual page (DESTDIR is honoured)
 	@$(INSTALLER) module
 
 .PHONY: install-examples
@@ -114,7 +121,7 @@ install-examples: $(EXAMPLES) $(RUST_EXAMPLE) ## install the example plugins bes
 	@$(INSTALLER) examples $(EXAMPLES) $(RUST_EXAMPLE)
 
 .PHONY: install-websocksy
-install-websocksy: $(if $(CAN_MAKE_MAN),$(B)/man/websocksy.1) ## install bin/websocksy, which runs the bridge with websocksy's command line (PREFIX=/usr/local)
+install-websocksy: $(if $(CAN_MAKE_MAN),man) ## install bin/websocksy, which runs the bridge with websocksy's command line (PREFIX=/usr/local)
 	@$(INSTALLER) websocksy
 
 .PHONY: uninstall
@@ -126,7 +133,7 @@ man: $(MAN_PAGES) ## make the manual pages build/man/*; needs go-md2man
 
 $(B)/man/mod_websocket.8: docs/directives.md
 $(B)/man/websocksy.1: docs/websocksy.md
-$(MAN_PAGES): scripts/man.sh
+$(MAN_PAGES): scripts/man.sh Cargo.toml
 	scripts/man.sh $(filter %.md,$^) $@
 
 .PHONY: start stop restart
@@ -156,7 +163,7 @@ $(B)/node/.done: test/package.json
 	@touch $@
 
 .PHONY: check
-check: setup-check ## install what is missing and run the tests (12 minutes on two cores)
+check: setup-check ## install what is missing and run the tests (13 minutes on two cores)
 	@$(MAKE) --no-print-directory check-code check-core check-server check-cost
 	@echo "make check: all passed"
 
@@ -193,7 +200,7 @@ loom: ## every interleaving of what threads agree on without a lock, or by more 
 	$(LOOM) loom_tests
 
 # All that runs against a real httpd, several jobs at a time.
-RUN_TESTS = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/run.py
+RUN_TESTS = HTTPD='$(HTTPD)' $(VENV)/bin/python test/run.py
 .PHONY: check-tools
 check-tools: all plugins soak-module $(VENV)/.done $(B)/node/.done
 	@scripts/exports.sh $(MODULE)
@@ -210,7 +217,7 @@ check-server-all: check-tools ## the same at full size; Autobahn in every home, 
 	  $(foreach home,$(HOMES),--beside "autobahn-$(home)=$(call in_home,$(home)) scripts/autobahn.sh") \
 	  $(foreach mpm,event worker prefork,--beside "soak-$(mpm)=TEST_MPM=$(mpm) $(RUN_SOAK) $(SOAK)")
 
-PYTEST = APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
+PYTEST = HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
 
 .PHONY: pytest
 pytest: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real httpd, on TEST_MPM; ARGS='-k name' for some
@@ -218,7 +225,7 @@ pytest: all plugins $(VENV)/.done $(B)/node/.done ## the tests against a real ht
 
 .PHONY: autobahn
 autobahn: all ## run the Autobahn TestSuite on TEST_MPM; WS_TLS=On, WS_DETACH=Off; CASES='7.*' for a part
-	@APXS='$(APXS)' HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' WS_TLS='$(WS_TLS)' WS_DETACH='$(WS_DETACH)' \
+	@HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' WS_TLS='$(WS_TLS)' WS_DETACH='$(WS_DETACH)' \
 	  scripts/autobahn.sh '$(CASES)'
 
 # Where connections may live: MPM, WS_TLS, WS_DETACH.
@@ -231,22 +238,22 @@ in_home = TEST_MPM=$(call word_of,$(1),1) WS_TLS=$(call word_of,$(1),2) WS_DETAC
 bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for a part, SECONDS_EACH=3, ROUNDS=5
 	@scripts/setup.sh bench
 	$(CARGO) build --release --manifest-path test/bench/Cargo.toml --target-dir test/bench/target
-	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/run.py
+	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/run.py
 
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
-	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
+	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
 
 .PHONY: bench-bridge
 bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside websockify and socat
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r test/bench/requirements.txt
-	APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
+	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
 
 .PHONY: soak
 soak: soak-module $(VENV)/.done ## random churn under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
 	TEST_MPM='$(TEST_MPM)' $(RUN_SOAK) $(SOAK)
 
-RUN_SOAK = APXS='$(APXS)' HTTPD='$(HTTPD)' CC='$(CC)' WS_MODULE=$(B)/soak/mod_websocket.so \
+RUN_SOAK = HTTPD='$(HTTPD)' CC='$(CC)' WS_MODULE=$(B)/soak/mod_websocket.so \
 	WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT=$(B)/soak-server $(VENV)/bin/python test/soak/soak.py
 
 HOST = $(shell $(RUSTC) -vV | sed -n 's/^host: //p')
@@ -272,7 +279,7 @@ $(B)/soak/%.so: test/soak/%.c include/websocket_plugin.h
 
 .PHONY: check-cost
 check-cost: all $(VENV)/.done ## instructions and system calls of an echoed message, against test/bench/cost.json
-	@APXS='$(APXS)' HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/cost.py $(ARGS)
+	@HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/cost.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (60)

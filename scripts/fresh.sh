@@ -89,8 +89,6 @@ make_system() {
         echo "deb $MIRROR/debian-security $suite-security main"
     } >"$system/etc/apt/sources.list"
     printf '127.0.0.1 localhost\n127.0.1.1 %s\n::1 localhost\n' "$(uname -n)" >"$system/etc/hosts"
-    # sudo keeps no environment.
-    [ -z "${http_proxy:-}" ] || echo "Acquire::http::Proxy \"$http_proxy\";" >"$system/etc/apt/apt.conf.d/01proxy"
     mounts "$system"
     inside "$system" root "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
         --no-install-recommends make git ca-certificates sudo $rust" >"$folder/packages-$release.log" 2>&1 || {

@@ -89,7 +89,7 @@ configure() {
         echo "ServerName localhost"
         echo "PidFile \"$SERVER_ROOT/httpd.pid\""
         echo "DefaultRuntimeDir \"$SERVER_ROOT\""
-        echo "Mutex file:$SERVER_ROOT default"
+        echo "Mutex \"file:$SERVER_ROOT\" default"
         if [ "$TEST_MPM" != builtin ]; then
             echo "LoadModule mpm_${TEST_MPM}_module \"$modules/mod_mpm_$TEST_MPM.so\""
         fi

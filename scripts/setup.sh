@@ -97,8 +97,13 @@ command -v apt-get >/dev/null || {
     echo "setup: please install these packages, or what your system calls them:$missing" >&2
     exit 1
 }
-sudo=
-[ "$(id -u)" = 0 ] || sudo=sudo
+# sudo keeps no proxy.
+sudo= as_root=env
+[ "$(id -u)" = 0 ] || sudo=sudo as_root="sudo env"
+for name in http_proxy https_proxy no_proxy; do
+    eval "value=\${$name:-}"
+    [ -z "$value" ] || as_root="$as_root $name=$value"
+done
 [ -z "$sudo" ] || command -v sudo >/dev/null || {
     echo "setup: there is no sudo; please let root install what is missing: apt-get install$missing" >&2
     exit 1
@@ -106,12 +111,14 @@ sudo=
 echo "setup: installing$missing (with ${sudo:+$sudo }apt-get)"
 # Debian starts a service as soon as it is installed; this one is not asked for.
 policy=/usr/sbin/policy-rc.d
-if [ ! -e $policy ]; then
+mark="made by mod_websocket's scripts/setup.sh"
+if [ ! -e $policy ] || grep -qF "$mark" $policy; then
     trap '$sudo rm -f $policy' EXIT
     trap 'exit 130' INT TERM HUP
-    printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+    printf '#!/bin/sh\n# %s\nexit 101\n' "$mark" | $sudo tee $policy >/dev/null
     $sudo chmod 755 $policy
 fi
-$sudo apt-get update -qq
 # shellcheck disable=SC2086
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+$as_root apt-get update -qq
+# shellcheck disable=SC2086
+$as_root DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
