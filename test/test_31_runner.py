@@ -159,7 +159,7 @@ def test_nothing_outlives_it(run, tmp_path, number):
 
 def test_runs_side_by_side_have_ports_of_their_own(tmp_path):
     """Each of two gets six thousand; there are none for a third."""
-    code = "import run; print(run.reserve_ports()[0], flush=True); input()"
+    code = "import run; kept = run.reserve_ports(); print(kept[0], flush=True); input()"
     env = {name: value for name, value in os.environ.items() if name != "WS_TEST_PORTS"}
     with contextlib.ExitStack() as stack:
         found = []
