@@ -196,7 +196,7 @@ LOOM = RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom CARGO_PROFILE_RELEASE
 	$(CARGO) test --no-default-features --release --lib
 .PHONY: loom
 loom: ## every interleaving of what threads agree on without a lock, or by more than one
-	$(LOOM) loom_tests -- --list | grep -q loom_tests
+	$(LOOM) loom_tests -- --list | grep loom_tests >/dev/null
 	$(LOOM) loom_tests
 
 # All that runs against a real httpd, several jobs at a time.
