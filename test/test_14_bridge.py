@@ -235,7 +235,7 @@ class TestEnds:
         peer = listen()
         client = dial(home, peer.port)
         connection = peer.accept()
-        data = random_bytes(3_000_000)
+        data = random_bytes(20_000_000)
         sender = threading.Thread(target=lambda: (connection.sendall(data), connection.shutdown(socket.SHUT_WR)))
         sender.start()
         assert read_messages(client, len(data)) == data
@@ -815,6 +815,22 @@ class TestChildEnds:
                 client.expect_close(1001)
                 assert connection.recv(1) == b""
             httpd.renewed()
+
+    @pytest.mark.parametrize("home", HOMES)
+    def test_drain_before_a_connections_turn(self, httpd, listen, dial, home):
+        """A peer that pauses has as long as ever."""
+        with httpd.serve("WebSocketDrainTime 2h\n" + site()):
+            peer = listen()
+            client = dial(home, peer.port)
+            connection = peer.accept(rcvbuf=4096)
+            data = random_bytes(20_000_000)
+            sender = threading.Thread(target=client.send, args=(frame(BINARY, data),))
+            sender.start()
+            httpd.graceful()
+            time.sleep(1.2)
+            assert read_exactly(connection, len(data)) == data
+            sender.join(10)
+            httpd.stop()
 
     @pytest.mark.timing
     @pytest.mark.parametrize("home", HOMES)

@@ -623,15 +623,21 @@ impl Service {
             self.threads.calm_down(|| self.ready().is_empty());
         }
         let ending = self.ending.get();
-        if ending != Ending::None {
-            let since = *clock.draining_since.get_or_insert(now);
-            self.close_guests(ending, now - since);
-        }
+        let since = if ending == Ending::None {
+            Duration::ZERO
+        } else {
+            now - *clock.draining_since.get_or_insert(now)
+        };
         if now >= clock.next_round || ending != Ending::None {
             clock.next_round = now + ROUND;
             let mut totals = *self.past();
             for guest in self.all() {
-                guest.check(now, ending);
+                let stopping = self.has_come_to(&guest, ending, since);
+                if stopping {
+                    let payload = close::payload(CloseCode::GOING_AWAY);
+                    guest.lane.outbox.close(&payload, "the server stops");
+                }
+                guest.check(now, ending, stopping);
                 guest.add_to(&mut totals);
             }
             (self.report)(self.threads.serving(), &totals);
@@ -708,14 +714,12 @@ impl Service {
         seats.seats.iter().filter_map(|seat| seat.guest.clone()).collect()
     }
 
-    /// Closes the connections whose time has come, `since` the child began to go down.
-    fn close_guests(&self, ending: Ending, since: Duration) {
-        for guest in self.all() {
-            let moment = self.ending.moment(guest.token);
-            if ending == Ending::Stop || moment <= since {
-                let payload = close::payload(CloseCode::GOING_AWAY);
-                guest.lane.outbox.close(&payload, "the server stops");
-            }
+    /// Whether the child's end, which began `since`, has come to this connection: a drain comes to each at a moment of its own.
+    fn has_come_to(&self, guest: &Seated, ending: Ending, since: Duration) -> bool {
+        match ending {
+            Ending::None => false,
+            Ending::Drain => self.ending.moment(guest.token) <= since,
+            Ending::Stop => true,
         }
     }
 }
@@ -893,8 +897,9 @@ impl Seated {
         self.service.unseat(self.token);
     }
 
-    /// Asks the clocks. Called by the clock thread, which must not be held up by a callback.
-    fn check(&self, now: Duration, ending: Ending) {
+    /// Asks the clocks. Called by the clock thread, which must not be held up by a callback. `stopping`: the child's end has
+    /// come to this connection.
+    fn check(&self, now: Duration, ending: Ending, stopping: bool) {
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
             Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
             Phase::Talking(_) => None,
@@ -917,7 +922,7 @@ impl Seated {
         let mut heard = Heard { bytes: bits & 1 != 0, message: bits & 2 != 0 };
         let (state, mut summary, unsent) = outbox.look();
         if let Some(peer) = self.endpoint.peer() {
-            if peer.check(now, peer_patience(&self.patience, ending != Ending::None)) {
+            if peer.check(now, peer_patience(&self.patience, stopping)) {
                 self.wake();
             }
             // Nothing is expected of the client while the peer gets the rest.
@@ -931,11 +936,10 @@ impl Seated {
             summary.bytes_out = self.lane.arrived(summary.bytes_out);
         }
         let mut patience = self.patience;
-        if ending != Ending::None {
+        if stopping {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
         }
-        let hurry = ending != Ending::None;
-        let sight = Sight { now, state, heard, summary, unsent, hurry };
+        let sight = Sight { now, state, heard, summary, unsent, hurry: stopping };
         let verdict =
             self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
         if let Err(error) = act(verdict, outbox) {
