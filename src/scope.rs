@@ -42,7 +42,8 @@ impl Scope {
         } else if is("<Location") || is("<LocationMatch") {
             self.place = start(args, is("<LocationMatch")).map_or(Place::Anywhere, Place::Urls);
         } else if is("<Directory") || is("<DirectoryMatch") {
-            self.place = start(args, is("<DirectoryMatch")).map_or(Place::Anywhere, Place::Folders);
+            let start = start(args, is("<DirectoryMatch"));
+            self.place = start.map_or(Place::Anywhere, |start| Place::Folders(start.in_files()));
         }
     }
 
@@ -60,6 +61,25 @@ impl Scope {
 }
 
 impl Start {
+    /// The same as a path of files, which httpd writes without `//`, `.` and `..`.
+    fn in_files(mut self) -> Self {
+        if !self.is_path && !self.text.ends_with('/') {
+            // What follows may belong to the last name.
+            return self;
+        }
+        let mut names = Vec::new();
+        for name in self.text.split('/') {
+            match name {
+                "" | "." => {}
+                ".." => drop(names.pop()),
+                name => names.push(name),
+            }
+        }
+        let end = if names.is_empty() || !self.text.ends_with('/') { "" } else { "/" };
+        self.text = format!("/{}{end}", names.join("/"));
+        self
+    }
+
     fn covers(&self, other: &Self) -> bool {
         let Some(rest) = other.text.strip_prefix(self.text.as_str()) else { return false };
         let ends = self.text.ends_with('/') || rest.is_empty() || rest.starts_with('/');
@@ -171,6 +191,14 @@ mod tests {
         let folders = scope(&[("<Directory", "/srv/a>")]);
         assert!(urls.may_meet(&folders));
         assert!(!folders.may_meet(&scope(&[("<Directory", "/srv/b>")])));
+        for (a, b) in
+            [("/srv//a/>", "/srv/a>"), ("/srv/x/../a>", "\"/srv/./a\">"), ("//>", "/srv>")]
+        {
+            assert!(scope(&[("<Directory", a)]).may_meet(&scope(&[("<Directory", b)])), "{a} {b}");
+        }
+        // A path of URLs is as it is written.
+        let (twice, once) = (scope(&[("<Location", "/a//b>")]), scope(&[("<Location", "/a/b>")]));
+        assert!(!twice.may_meet(&once));
         for (name, args) in [("<Files", "*.ws>"), ("<If", "true>"), ("<Proxy", "*>")] {
             assert!(urls.may_meet(&scope(&[(name, args)])), "{name}");
         }
