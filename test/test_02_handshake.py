@@ -9,10 +9,12 @@ pytestmark = pytest.mark.once
 INCREMENT = location(
     "/increment", "${EXAMPLES}/mod_websocket_dumb_increment.so", "dumb_increment_init"
 )
+PLUGIN = 'WebSocketHandler "${EXAMPLES}/mod_websocket_echo.so" echo_init'
 CONF = (
     echo()
     + INCREMENT
-    + "<Location /bare>\n    SetHandler websocket-handler\n</Location>\n"
+    # Its endpoint is for no request.
+    + f'<Location /bare>\nSetHandler websocket-handler\n<If "false">\n{PLUGIN}\n</If>\n</Location>\n'
     + echo("/off", "WebSocketOriginCheck Off")
     + echo("/same", "WebSocketOriginCheck Same")
     + echo("/page.txt")

@@ -30,11 +30,6 @@ SITE = (
     + debug("/debug", "SupportDraft75 On")
     + debug("/debug-hasty", "SupportDraft75 On", "WebSocketCloseTimeout 1s")
     + location("/threads", "${PLUGINS}/threads.so", "threads_init", "SupportDraft75 On")
-    + """
-    <Location /none>
-        SetHandler websocket-handler
-    </Location>
-    """
 )
 
 # The handshake that draft 76 gives as its example.
@@ -355,11 +350,6 @@ class TestHandshake:
     def test_no_upgrade_at_all(self, connect):
         for value in (None, "h2c"):
             assert ask(connect(), 76, "/echo", Upgrade=value).status == 404
-
-    def test_no_plugin(self, httpd, connect):
-        httpd.expect_log("WS0102.*/none")
-        assert ask(connect(), 76, "/none").status == 500
-        assert ask(connect(), 75, "/none").status == 400
 
     def test_draft_75_where_it_is_on(self, connect):
         for path, status in [
@@ -872,6 +862,15 @@ class TestHostile:
             client.send(b"\x80\x8e\xc7\x9c\x00", b"x" * 10)
         time.sleep(0.3)
         assert sum(map(httpd.memory, httpd.children())) < before + 20_000  # KiB
+
+
+class TestNoEndpoint:
+    def test_it(self, httpd, connect):
+        httpd.expect_log("WS0431: SetHandler")
+        httpd.expect_log("WS0102.*/none")
+        with httpd.serve(SITE + "<Location /none>\nSetHandler websocket-handler\n</Location>\n"):
+            assert ask(connect(), 76, "/none").status == 500
+            assert ask(connect(), 75, "/none").status == 400
 
 
 class TestServerEnds:

@@ -28,6 +28,10 @@ def here(path, *lines):
     return section(f"Location {path}", *lines)
 
 
+def trusting(*origins):
+    return echo("/x", "WebSocketOriginCheck Trusted", f"WebSocketTrustedOrigin {' '.join(origins)}")
+
+
 # name: the configuration, the level, the words of the line, what stands on the line that it names.
 MISTAKES = {
     # --- an endpoint that no request gets to ---
@@ -61,7 +65,8 @@ MISTAKES = {
         ["WS0420", '<LocationMatch "^/b/[0-9]">'], BRIDGE
     ),
     "the right one in another virtual host": (
-        section("VirtualHost *:1", HANDLER) + section("VirtualHost *:2", here("/x", PLUGIN)), "warn", ["WS0420"], PLUGIN
+        section("VirtualHost *:1", HANDLER, BRIDGE) + section("VirtualHost *:2", here("/x", PLUGIN)), "warn",
+        ["WS0420"], PLUGIN
     ),
     "none at all for the server": (PLUGIN + "\n", "warn", ["WS0420", "in any section", HANDLER], PLUGIN),
     "a folder": (section('Directory "/x"', PLUGIN), "warn", ["WS0420", '<Directory "/x">', HANDLER], PLUGIN),
@@ -72,8 +77,20 @@ MISTAKES = {
         "WebSocketOriginCheck",
     ),
     "Trusted with origins elsewhere": (
-        echo("/x", "WebSocketOriginCheck Trusted") + echo("/y", "WebSocketTrustedOrigin https://example.com"), "warn",
-        ["WS0422"], "WebSocketOriginCheck",
+        echo("/x", "WebSocketOriginCheck Trusted")
+        + echo("/y", "WebSocketOriginCheck trusted", "WebSocketTrustedOrigin https://example.com"),
+        "warn", ["WS0422"], "WebSocketOriginCheck",
+    ),
+    "origins without Trusted": (
+        echo("/x", "WebSocketOriginCheck Same", "WebSocketTrustedOrigin https://example.com"), "warn",
+        ["WS0430", "WebSocketOriginCheck Trusted"], "WebSocketTrustedOrigin",
+    ),
+    "no endpoint": (
+        here("/x", HANDLER) + echo("/y"), "warn", ["WS0431", "get 500", "WebSocketHandler"], "SetHandler",
+    ),
+    "a mistake in .htaccess's place": (
+        here("/x", 'SetHandler "WebSocket-Handler"') + section('Directory "${ROOT}/htdocs"', "AllowOverride All"),
+        "warn", ["WS0431"], "SetHandler",
     ),
     "all origins": (
         echo("/x", "WebSocketTrustedOrigin *"), "error", ["WebSocketTrustedOrigin", "write 'WebSocketOriginCheck Off'"],
@@ -98,15 +115,15 @@ MISTAKES = {
         ["expected a scheme and a host"], "WebSocketTrustedOrigin"
     ),
     "an origin with the scheme's port": (
-        echo("/x", "WebSocketTrustedOrigin https://example.com:443"), "warn", ["WS0424", "write https://example.com"],
+        trusting("https://example.com:443"), "warn", ["WS0424", "write https://example.com"],
         "WebSocketTrustedOrigin",
     ),
     "a WebSocket's address as an origin": (
-        echo("/x", "WebSocketTrustedOrigin wss://example.com"), "warn", ["WS0424", "write https://example.com"],
+        trusting("wss://example.com"), "warn", ["WS0424", "write https://example.com"],
         "WebSocketTrustedOrigin",
     ),
     "capitals in an origin": (
-        echo("/x", "WebSocketTrustedOrigin https://Example.com"), "warn", ["WS0424", "write https://example.com"],
+        trusting("https://Example.com"), "warn", ["WS0424", "write https://example.com"],
         "WebSocketTrustedOrigin",
     ),
     # --- the bridge ---
@@ -213,7 +230,7 @@ IN_ORDER = {
     ),
     "Same without origins": echo("/x", "WebSocketOriginCheck Same"),
     "origins of all kinds": echo(
-        "/x", "WebSocketTrustedOrigin https://example.com http://localhost:8080 http://[::1]",
+        "/x", "WebSocketOriginCheck Trusted", "WebSocketTrustedOrigin https://example.com http://localhost:8080 http://[::1]",
         "WebSocketTrustedOrigin null chrome-extension://AbC",
     ),
     "a folder of peers": here(

@@ -24,6 +24,7 @@ const ENDPOINTS: [&str; 4] =
 /// - `main` is the main server, after the whole configuration was read.
 pub(super) unsafe fn warn(main: *const sys::server_rec) {
     let mut lines = missing_handlers();
+    lines.extend(missing_endpoints());
     lines.extend(missing_origins());
     // SAFETY: `main` is what `doubts` demands, too.
     lines.extend(unsafe { directives::doubts(main) });
@@ -134,29 +135,68 @@ fn overrides(directive: Directive<'_>, class: &str) -> bool {
         || directive.is("AllowOverride") && directive.args().split_whitespace().any(allows)
 }
 
-/// `WebSocketOriginCheck Trusted` where nothing is trusted.
+/// Requests that come to no endpoint. None is named in .htaccess.
+fn missing_endpoints() -> Vec<String> {
+    let mut endpoints = Places::default();
+    tree::each(&mut |directive| {
+        if ENDPOINTS.iter().any(|name| directive.is(name)) {
+            endpoints.add(directive);
+        }
+    });
+    let mut lines = Vec::new();
+    tree::each(&mut |directive| {
+        let is_ours = directive.is("SetHandler") && is_word(&directive.args(), "websocket-handler");
+        if is_ours && lines.len() < MOST && !endpoints.may_meet(directive) {
+            lines.push(format!(
+                "WS0431: {} websocket-handler on {} has no endpoint, so its requests get 500: add WebSocketHandler, \
+                 WebSocketBridge, WebSocketBridgeBackend or WebSocketBridgeConfig beside it",
+                directive.name(),
+                directive.place()
+            ));
+        }
+    });
+    lines
+}
+
+/// Whether the only argument is this word, in any case, with or without quotes.
+fn is_word(args: &str, word: &str) -> bool {
+    args.trim().trim_matches(['"', '\'']).eq_ignore_ascii_case(word)
+}
+
+/// `WebSocketOriginCheck Trusted` where nothing is trusted, and origins that nobody asks for.
 fn missing_origins() -> Vec<String> {
-    let mut trusted = Places::default();
+    let (mut origins, mut checks) = (Places::default(), Places::default());
     let mut in_htaccess = false;
+    let is_check = |directive: Directive<'_>| {
+        directive.is("WebSocketOriginCheck") && is_word(&directive.args(), "Trusted")
+    };
     tree::each(&mut |directive| {
         if directive.is("WebSocketTrustedOrigin") {
-            trusted.add(directive);
+            origins.add(directive);
+        } else if is_check(directive) {
+            checks.add(directive);
         }
         in_htaccess |= overrides(directive, "AuthConfig");
     });
     let mut lines = Vec::new();
+    if in_htaccess {
+        return lines;
+    }
+    let mut last = None;
     tree::each(&mut |directive| {
-        let args = directive.args();
-        let is_trusted = args.trim().trim_matches(['"', '\'']).eq_ignore_ascii_case("Trusted");
-        if !directive.is("WebSocketOriginCheck") || !is_trusted || in_htaccess {
-            return;
-        }
-        if !trusted.may_meet(directive) {
+        let (name, place) = (directive.name(), directive.place());
+        if is_check(directive) && !origins.may_meet(directive) {
             lines.push(format!(
-                "WS0422: {} on {} is Trusted, but no WebSocketTrustedOrigin says whom to trust, so every page gets \
-                 403: {TRUST}",
-                directive.name(),
-                directive.place()
+                "WS0422: {name} on {place} is Trusted, but no WebSocketTrustedOrigin says whom to trust, so every page \
+                 gets 403: {TRUST}"
+            ));
+        }
+        let id = directive.section().map(Directive::id);
+        if directive.is("WebSocketTrustedOrigin") && last != Some(id) && !checks.may_meet(directive)
+        {
+            last = Some(id);
+            lines.push(format!(
+                "WS0430: {name} on {place} has no effect without 'WebSocketOriginCheck Trusted': add that line beside it"
             ));
         }
     });
