@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,8 @@ class Sanitizer:
         asked = [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"]
         self.runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         assert "/" in self.runtime, "the C compiler has no AddressSanitizer (libasan.so)"
+        # Where httpd's children can read it.
+        self.known = shutil.copy(HERE / "leaks.supp", httpd.root / "conf")
 
     @contextlib.contextmanager
     def environment(self):
@@ -111,7 +114,7 @@ class Sanitizer:
         added = {
             "LD_PRELOAD": self.runtime,
             "ASAN_OPTIONS": options,
-            "LSAN_OPTIONS": f"suppressions={HERE / 'leaks.supp'}:print_suppressions=0",
+            "LSAN_OPTIONS": f"suppressions={self.known}:print_suppressions=0",
         }
         os.environ.update(added)
         try:
