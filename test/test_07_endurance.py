@@ -13,7 +13,8 @@ CONF = echo()
 
 
 def test_200_000_messages(httpd, ws):
-    """Some hundred bytes kept per message would show as tens of MiB."""
+    """A hundred bytes kept per message would show as 16 MiB. Threads that come later, on a busy machine, take some of what
+    is allowed."""
     client, data = ws(), random_text(100)
     child = httpd.child_of(client)
     batch, turns = 1000, 200
@@ -34,10 +35,11 @@ def test_200_000_messages(httpd, ws):
     sender.join(5)
     client.close()
     early, late = max(memory[10:40]), max(memory[-30:])
-    assert late <= early + 1024, f"{early} KiB became {late} KiB"
+    assert late <= early + 8 * 1024, f"{early} KiB became {late} KiB"
 
 
 def test_pings_leave_nothing_behind(httpd, ws):
+    """As above: 7 MiB."""
     client = ws()
     child = httpd.child_of(client)
     out, back = frame(PING, b"x" * 100) * 1000, frame(PONG, b"x" * 100, mask=None) * 1000
@@ -46,7 +48,7 @@ def test_pings_leave_nothing_behind(httpd, ws):
         client.send(out)
         assert client.take(len(back), time.monotonic() + 20) == back
         memory.append(httpd.memory(child))
-    assert max(memory[-20:]) <= max(memory[10:30]) + 1024
+    assert max(memory[-20:]) <= max(memory[10:30]) + 4 * 1024
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
