@@ -268,7 +268,8 @@ def main():
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Also where SIGINT was ignored, as by a shell in the background; the jobs must heed it, too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
     try:
         sys.exit(main())
