@@ -818,8 +818,8 @@ class TestChildEnds:
 
     @pytest.mark.parametrize("home", HOMES)
     def test_drain_before_a_connections_turn(self, httpd, listen, dial, home):
-        """A peer that pauses has as long as ever."""
-        with httpd.serve("WebSocketDrainTime 2h\n" + site()):
+        """A peer that pauses has as long as ever. The turn comes by chance, hardly within a second of so many hours."""
+        with httpd.serve("WebSocketDrainTime 1000h\n" + site()):
             peer = listen()
             client = dial(home, peer.port)
             connection = peer.accept(rcvbuf=4096)

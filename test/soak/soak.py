@@ -102,8 +102,10 @@ class Sanitizer:
         asked = [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"]
         self.runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         assert "/" in self.runtime, "the C compiler has no AddressSanitizer (libasan.so)"
-        # Where httpd's children can read it.
+        # Where httpd's children, which may be another user's, can read it all: the names of functions, too.
         self.known = shutil.copy(HERE / "leaks.supp", httpd.root / "conf")
+        libraries = shutil.copytree(httpd.module.parent, httpd.root / "lib")
+        httpd.module, httpd.examples, httpd.plugins = libraries / httpd.module.name, libraries, libraries
 
     @contextlib.contextmanager
     def environment(self):
