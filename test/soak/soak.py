@@ -307,6 +307,9 @@ def run(options):
         print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
         if not sanitizer.reports():
             wrong += nothing_left(httpd)
+            # Threads that the load has called for go after five idle seconds, each with its buffer.
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: most(level(httpd))[2] <= most(before)[2], 10, "the threads' end")
             after = level(httpd)
             more = list(grown(before, after))
             if any(LEVELS[0] in line for line in more):
