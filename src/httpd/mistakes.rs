@@ -184,11 +184,11 @@ fn missing_origins() -> Vec<String> {
     }
     let mut last = None;
     tree::each(&mut |directive| {
-        let (name, place) = (directive.name(), directive.place());
+        let what = || format!("{} on {}", directive.name(), directive.place());
         if is_check(directive) && !origins.may_meet(directive) {
             lines.push(format!(
-                "WS0422: {name} on {place} is Trusted, but no WebSocketTrustedOrigin says whom to trust, so every page \
-                 gets 403: {TRUST}"
+                "WS0422: {} is Trusted, but no WebSocketTrustedOrigin says whom to trust, so every page gets 403: {TRUST}",
+                what()
             ));
         }
         let id = directive.section().map(Directive::id);
@@ -196,7 +196,8 @@ fn missing_origins() -> Vec<String> {
         {
             last = Some(id);
             lines.push(format!(
-                "WS0430: {name} on {place} has no effect without 'WebSocketOriginCheck Trusted': add that line beside it"
+                "WS0430: {} has no effect without 'WebSocketOriginCheck Trusted': add that line beside it",
+                what()
             ));
         }
     });
