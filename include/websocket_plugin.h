@@ -200,8 +200,11 @@ typedef void (CALLBACK *WS_Protocol_Set)(const struct _WebSocketServer *server,
  * sent inside on_connect well below WebSocketSendQueueLimit: nothing can leave before it returns.
  *
  * When the client reads more slowly than the plugin sends and more than WebSocketSendQueueLimit
- * bytes are waiting, send waits. If the client then takes nothing at all for httpd's Timeout, it is
- * closed with code 1008 and send returns 0.
+ * bytes are waiting, send waits as long as the client takes 500 bytes a second, averaged over
+ * httpd's Timeout. Callbacks of detached connections run on threads that also serve others: there
+ * all sends of one callback together, to whichever clients, wait for Timeout at most, and not if
+ * half of WebSocketThreads wait already. Then the client is closed with code 1008 and send returns
+ * 0. It also returns 0 when the child ends.
  * @param server The connection.
  * @param type What to send:
  *        MESSAGE_TYPE_TEXT, a text message; the plugin must see to it that it is valid UTF-8;

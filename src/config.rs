@@ -105,7 +105,7 @@ pub struct Patience {
     pub idle: Option<Duration>,
     /// `WebSocketCloseTimeout`: how long a client has to answer our Close.
     pub close: Option<Duration>,
-    /// httpd's `Timeout`: how long a client may take nothing of what waits for it.
+    /// httpd's `Timeout`: the time in which a client has to take enough of what waits for it.
     pub stall: Duration,
 }
 

@@ -418,12 +418,20 @@ pub(crate) struct Driver {
     wakes: AtomicUsize,
     /// What is done when a sender wants room.
     pump: Box<dyn Fn() + Send + Sync>,
+    /// Whether the child ends.
+    ends: bool,
 }
 
 impl Driver {
     pub(crate) fn new(socket: Option<&Wire>, pump: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        let (socket, wakes, pump) = (socket.cloned(), AtomicUsize::new(0), Box::new(pump));
-        Arc::new(Self { socket, wakes, pump })
+        let (socket, pump) = (socket.cloned(), Box::new(pump));
+        Arc::new(Self { socket, wakes: AtomicUsize::new(0), pump, ends: false })
+    }
+
+    /// One whose child ends.
+    pub(crate) fn that_ends() -> Arc<Self> {
+        let wakes = AtomicUsize::new(0);
+        Arc::new(Self { socket: None, wakes, pump: Box::new(|| ()), ends: true })
     }
 
     /// Takes an outbox over; no thread is at work on it.
@@ -444,12 +452,18 @@ impl Carrier for Driver {
         self.wakes.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn pump(&self, _: Instant) {
-        (self.pump)();
+    fn pump(&self, deadline: Instant) {
+        if Instant::now() < deadline {
+            (self.pump)();
+        }
     }
 
     fn socket(&self) -> Option<&dyn Socket> {
         self.socket.as_ref().map(|wire| wire as &dyn Socket)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ends
     }
 }
 

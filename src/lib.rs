@@ -13,7 +13,8 @@
 //! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | nothing here |
 //! | [`buffer`] | memory for messages that arrive in parts | nothing here |
 //! | [`session`] | the inbound half of a connection, sans I/O | `proto`, `buffer` |
-//! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal`, `sync` |
+//! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal`, `sync`, `waiting` |
+//! | [`waiting`] | how long threads wait for clients that read slowly | nothing here |
 //! | [`endpoint`] | what receives messages | `proto` |
 //! | [`journal`] | where log lines go | nothing here |
 //! | [`sync`] | locks and atomics, which loom replaces to check them | nothing here |
@@ -46,6 +47,7 @@ pub mod proto;
 pub mod scope;
 pub mod session;
 pub mod sync;
+pub mod waiting;
 
 #[cfg(feature = "httpd")]
 mod httpd;

@@ -9,6 +9,7 @@
 //! it (RFC 6455 §5.5.1, §7.1).
 #![deny(unsafe_code)]
 
+use core::fmt;
 use std::{
     io::{self, IoSlice},
     sync::{Arc, OnceLock, Weak},
@@ -26,6 +27,7 @@ use crate::{
         utf8,
     },
     sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering},
+    waiting::Wait,
 };
 
 /// The spare room an emptied queue may keep while its driver is at work.
@@ -50,6 +52,11 @@ pub trait Carrier: Send + Sync {
 
     /// A socket that any thread may write to without blocking; `None` if only the driver can write.
     fn socket(&self) -> Option<&dyn Socket>;
+
+    /// Whether the child ends, and the connection with it, which its driver has not seen yet since it is in a callback.
+    fn is_ending(&self) -> bool {
+        false
+    }
 }
 
 /// A stream socket in non-blocking mode.
@@ -88,10 +95,21 @@ impl State {
 pub struct Bounds {
     /// How many bytes may wait for a slow client before senders are held up.
     pub queue: usize,
-    /// How long a sender is held up before the client is given up.
+    /// The time in which a client has to take enough of what waits for it, httpd's `Timeout`.
     pub timeout: Duration,
     /// Messages shorter than this are not worth compressing.
     pub compress_from: usize,
+}
+
+/// What is to be done with a message that was received.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reception {
+    /// It goes to its endpoint; it has been counted.
+    Deliver,
+    /// It has to wait until the client has taken more of what is queued for it.
+    Later,
+    /// The conversation is over: it means nothing any more.
+    Ignore,
 }
 
 /// Why nothing was sent.
@@ -146,10 +164,10 @@ struct Queue {
     in_flight: usize,
     /// The driver waits for events: who queues something that it has to write must wake it.
     asleep: bool,
-    /// How many bytes the driver's own thread has queued since reading was paused last, or nothing waited.
-    own: usize,
-    /// Reading is paused until so many bytes have left, and the driver must be woken then; 0 if it is not.
-    paused_until: u64,
+    /// The length of a message that was received and is delivered when so much room is there.
+    awaited: Option<usize>,
+    /// The driver was woken because that room is there.
+    told: bool,
     /// Senders that wait for room.
     waiting: u32,
     code: Option<CloseCode>,
@@ -175,10 +193,10 @@ impl Queue {
         self.bytes.len() - self.written + self.in_flight
     }
 
-    /// Reading goes on.
-    fn resume(&mut self) {
-        self.paused_until = 0;
-        self.own = 0;
+    /// Whether `len` more bytes fit below `bound`. A message larger than that fits an empty queue.
+    fn fits(&self, len: usize, bound: usize) -> bool {
+        let unsent = self.unsent();
+        unsent == 0 || unsent + len <= bound
     }
 
     /// Queues a frame.
@@ -277,8 +295,8 @@ impl Outbox {
                 written: 0,
                 in_flight: 0,
                 asleep: false,
-                own: 0,
-                paused_until: 0,
+                awaited: None,
+                told: false,
                 waiting: 0,
                 code: None,
                 own_close: false,
@@ -336,8 +354,8 @@ impl Outbox {
 
     /// Sends a data message, waiting while the queue is full.
     ///
-    /// On the owning thread, where waiting would stop the driver, the driver writes instead. A client that
-    /// takes nothing for [`Bounds::timeout`] is closed with 1008.
+    /// How long that may be, and for how many threads at a time, is [`waiting`](crate::waiting)'s. A client for whom that is
+    /// too fast is closed with 1008.
     ///
     /// In drafts 76 and 75 text that is not UTF-8 is [`Refused::Illegal`]: it may contain the byte that ends a frame.
     pub fn send_message(&self, kind: Kind, payload: &[u8]) -> Result<(), Refused> {
@@ -368,8 +386,7 @@ impl Outbox {
     /// Whether a message of `len` bytes can be sent without waiting, and with at most `bound` bytes waiting then. A
     /// larger one fits an empty queue.
     pub fn has_room(&self, len: usize, bound: usize) -> bool {
-        let unsent = self.lock().unsent();
-        unsent == 0 || unsent + len <= bound.min(self.bounds.queue)
+        self.lock().fits(len, bound.min(self.bounds.queue))
     }
 
     /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped.
@@ -404,11 +421,7 @@ impl Outbox {
         compressed: bool,
         payload: &[u8],
     ) {
-        let owner = self.is_owner();
-        if owner {
-            queue.own += payload.len() + HEADER;
-        }
-        if payload.len() < LARGE && owner && queue.bytes.len() < KEEP {
+        if payload.len() < LARGE && self.is_owner() && queue.bytes.len() < KEEP {
             return queue.push(opcode, compressed, payload);
         }
         let carrier = self.carrier();
@@ -442,8 +455,8 @@ impl Outbox {
         carrier: Option<&dyn Carrier>,
         mut wake: bool,
     ) {
-        if queue.paused_until > 0 && queue.bytes_out >= queue.paused_until {
-            queue.resume();
+        if queue.awaited.is_some() && !queue.told && !self.awaits_room(&queue) {
+            queue.told = true;
             wake = true;
         }
         if wake {
@@ -459,33 +472,41 @@ impl Outbox {
         }
     }
 
-    /// Holds the caller up until `len` more bytes fit. A message larger than the bound fits an empty queue.
+    /// Holds the caller up until `len` more bytes fit. What waits to be delivered comes first.
     fn wait_for_room(&self, len: usize) -> Result<MutexGuard<'_, Queue>, Refused> {
-        let fits = |queue: &Queue| queue.unsent() == 0 || queue.unsent() + len <= self.bounds.queue;
-        let mut queue = self.lock();
+        let queue = self.lock();
         if queue.state > State::Open {
             return Err(Refused::Closing);
         }
-        if fits(&queue) {
+        if queue.fits(len + queue.awaited.unwrap_or(0), self.bounds.queue) {
             return Ok(queue);
         }
-        let mut deadline = Instant::now() + self.bounds.timeout;
-        let here = self.is_owner();
+        self.wait(queue, len)
+    }
+
+    #[cold]
+    fn wait<'q>(
+        &'q self,
+        mut queue: MutexGuard<'q, Queue>,
+        len: usize,
+    ) -> Result<MutexGuard<'q, Queue>, Refused> {
+        let (owner, carrier) = (self.is_owner(), self.carrier());
+        // Without a carrier the 101 is not out, and nobody will write while its thread waits.
+        if owner && carrier.is_none() {
+            return Err(Refused::Full);
+        }
+        // The driver may be in a callback, even in one that waits for this very thread.
+        let writer = carrier.as_deref().filter(|carrier| owner || carrier.socket().is_some());
+        let mut wait = Wait::new(self.bounds.timeout);
+        let mut until = Instant::now();
         loop {
-            let before = queue.unsent();
-            if here {
+            // At first without waiting: what does not fit may not have been written yet.
+            if let Some(writer) = writer {
                 drop(queue);
-                // Without a carrier the 101 is not out, and nobody will write while we wait.
-                let Some(carrier) = self.carrier() else { return Err(Refused::Full) };
-                carrier.pump(deadline);
+                writer.pump(until);
                 queue = self.lock();
-            } else if let Some(carrier) = self.carrier().filter(|c| c.socket().is_some()) {
-                // The driver may be in a callback that waits for this very thread.
-                drop(queue);
-                carrier.pump(deadline.min(Instant::now() + SLICE));
-                queue = self.lock();
-            } else {
-                let left = deadline.saturating_duration_since(Instant::now());
+            } else if wait.has_begun() {
+                let left = until.saturating_duration_since(Instant::now());
                 queue.waiting += 1;
                 (queue, _) = self.room.wait_timeout(queue, left).unwrap_or_else(|e| e.into_inner());
                 queue.waiting -= 1;
@@ -493,28 +514,30 @@ impl Outbox {
             if queue.state > State::Open {
                 return Err(Refused::Closing);
             }
-            if fits(&queue) {
+            if queue.fits(len + queue.awaited.unwrap_or(0), self.bounds.queue) {
                 return Ok(queue);
             }
-            let now = Instant::now();
-            if queue.unsent() < before {
-                deadline = now + self.bounds.timeout;
-            } else if now >= deadline {
-                break;
+            let left = queue.bytes_out;
+            if carrier.as_deref().is_some_and(Carrier::is_ending) {
+                drop(queue);
+                self.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
+                return Err(Refused::Closing);
             }
+            let now = Instant::now();
+            if let Err(why) = wait.go_on(now, left) {
+                drop(queue);
+                self.give_up(format_args!("{why}, while WebSocketSendQueueLimit is reached"));
+                return Err(Refused::Closing);
+            }
+            until = now + SLICE;
         }
-        drop(queue);
+    }
+
+    /// Closes with 1008 because the client does not take what it is sent.
+    pub fn give_up(&self, why: fmt::Arguments<'_>) {
         if self.close(&close::payload(CloseCode::POLICY), "the client reads too slowly") {
-            self.journal.write(
-                Level::Info,
-                format_args!(
-                    "WS0301: closing with 1008: the client took nothing for {:?} while \
-                     WebSocketSendQueueLimit was reached",
-                    self.bounds.timeout
-                ),
-            );
+            self.journal.write(Level::Info, format_args!("WS0301: closing with 1008: {why}"));
         }
-        Err(Refused::Closing)
     }
 
     /// Sends our Close with `payload` as it is; nothing can be sent afterwards. `false` if that was already so.
@@ -582,11 +605,23 @@ impl Outbox {
         self.owner.store(0, Ordering::Relaxed);
     }
 
-    /// Counts a message that was received; `false` if it must not be delivered any more.
-    pub fn receive_message(&self) -> bool {
+    /// Whether a message that was received is delivered now. It is counted then.
+    ///
+    /// `room` is for an endpoint that answers on the owning thread: as much has to fit the queue, so that an answer of
+    /// the message's own length need not wait. If it does not, [`has_to_wait`](Self::has_to_wait) tells when to ask again,
+    /// and the carrier is woken when a sender's thread sees to that.
+    pub fn receive_message(&self, room: Option<usize>) -> Reception {
         let mut queue = self.lock();
-        queue.messages_in += u64::from(queue.state == State::Open);
-        queue.state == State::Open
+        queue.awaited = None;
+        if queue.state != State::Open {
+            return Reception::Ignore;
+        }
+        if room.is_some_and(|room| !queue.fits(room, self.bounds.queue)) {
+            (queue.awaited, queue.told) = (room, false);
+            return Reception::Later;
+        }
+        queue.messages_in += 1;
+        Reception::Deliver
     }
 
     /// The client's Close: a valid code is echoed (RFC 6455 §5.5.1).
@@ -674,22 +709,27 @@ impl Outbox {
         }
     }
 
-    /// Whether reading from the client should pause: more than half the bound waits for it, and what it is sent
-    /// in answer has a good part in that. If so, reading may go on when what waits now has left, and the carrier is
-    /// woken if a sender's thread sees to that. What other threads send does not by itself keep a client unheard.
-    pub fn is_crowded(&self) -> bool {
+    /// Whether no more of a message is to be read, of which there are `len` bytes: as for
+    /// [`receive_message`](Self::receive_message), so that both together stay below the queue's limit.
+    pub fn has_to_pause(&self, len: usize) -> bool {
         let mut queue = self.lock();
-        let unsent = queue.unsent();
-        if queue.paused_until > 0 {
-            if queue.bytes_out >= queue.paused_until {
-                queue.resume();
-            }
-        } else if unsent == 0 {
-            queue.own = 0;
-        } else if unsent > self.bounds.queue / 2 && queue.own > self.bounds.queue / 4 {
-            queue.paused_until = queue.bytes_out + unsent as u64;
-        }
-        queue.paused_until > 0
+        queue.awaited = (!queue.fits(len, self.bounds.queue)).then_some(len);
+        queue.told = false;
+        queue.awaited.is_some() && queue.state <= State::Open
+    }
+
+    /// Whether what was told to wait has to wait on.
+    pub fn has_to_wait(&self) -> bool {
+        let mut queue = self.lock();
+        let waits = self.awaits_room(&queue);
+        // The room of which it was told is gone again.
+        queue.told &= !waits;
+        waits
+    }
+
+    fn awaits_room(&self, queue: &Queue) -> bool {
+        let fits = |len| queue.fits(len, self.bounds.queue);
+        queue.state <= State::Open && queue.awaited.is_some_and(|len| !fits(len))
     }
 
     /// The driver is about to wait; `false` if something was queued since it looked last that it would not
@@ -878,7 +918,7 @@ mod loom_tests {
     }
 
     #[test]
-    fn a_driver_that_does_not_read_is_woken_when_a_sender_has_written_the_rest() {
+    fn a_driver_that_holds_a_message_is_woken_when_a_sender_has_made_room() {
         check(3, || {
             let (outbox, driver) = open(20, Some(1));
             let sender = thread::spawn({
@@ -886,15 +926,19 @@ mod loom_tests {
                 move || {
                     // The client takes what it is sent from now on, and nobody but this thread sees that.
                     *driver.room.as_ref().unwrap().lock().unwrap() = 1000;
-                    send(&outbox, 9).unwrap();
+                    outbox.send_control(Opcode::Ping, &[9]).unwrap();
                 }
             });
             outbox.own();
             outbox.send_message(Kind::Binary, &[1; 12]).unwrap();
             outbox.flush(&*driver).unwrap();
+            let mut held = outbox.receive_message(Some(10)) == Reception::Later;
             outbox.disown(&mut Vec::new());
-            while outbox.is_crowded() {
-                driver.sleep();
+            while held {
+                while outbox.has_to_wait() {
+                    driver.sleep();
+                }
+                held = outbox.receive_message(Some(10)) == Reception::Later;
             }
             sender.join().unwrap();
             let sent = driver.sent.lock().unwrap();
@@ -1153,21 +1197,23 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_something_is_waited_for_anew() {
-        let bounds = Bounds { timeout: Duration::ZERO, ..bounds(20) };
+    fn who_takes_enough_is_waited_for_longer_than_the_timeout() {
+        let timeout = Duration::from_millis(100);
+        let bounds = Bounds { timeout, ..bounds(1000) };
         let (outbox, wire) = (Outbox::new(bounds, None, Box::new(Log::default())), Wire::new());
         let outbox = Arc::new(outbox);
         let (behind, client) = (outbox.clone(), wire.clone());
-        // A byte for each call, where seven have to leave.
-        let driver = Driver::new(None, move || {
-            client.takes(1);
+        let driver = Driver::new(Some(&wire), move || {
+            thread::sleep(timeout / 5);
+            client.takes(100);
             behind.flush(&client).unwrap();
         });
         driver.rest(&outbox);
-        outbox.own();
-        binary(&outbox, &[0; 20]).unwrap();
-        binary(&outbox, &[1; 5]).unwrap();
-        assert_eq!(wire.sent().len(), 7);
+        wire.takes(0);
+        binary(&outbox, &[0; 990]).unwrap();
+        let begun = Instant::now();
+        binary(&outbox, &[1; 900]).unwrap();
+        assert!(begun.elapsed() > timeout);
     }
 
     #[test]
@@ -1245,7 +1291,7 @@ mod tests {
         assert_eq!(outbox.close_with(b""), Err(Refused::Closing));
         assert_eq!(binary(&outbox, b"2"), Err(Refused::Closing));
         assert_eq!(outbox.send_control(Opcode::Ping, b""), Err(Refused::Closing));
-        assert!(!outbox.receive_message());
+        assert_eq!(outbox.receive_message(None), Reception::Ignore);
         let close = from_us(Opcode::Close, &close::payload(CloseCode::GOING_AWAY));
         assert_eq!(take(&outbox), [frame(b"1"), close].concat());
         outbox.receive_close(&CloseReason { code: Some(CloseCode::NORMAL), text: "" });
@@ -1296,43 +1342,80 @@ mod tests {
     }
 
     #[test]
-    fn reading_pauses_for_answers_that_wait_and_goes_on_when_they_have_left() {
+    fn a_message_waits_until_an_answer_of_its_length_fits() {
         let (outbox, wire, driver) = on_socket(400);
+        let receive = |len| outbox.receive_message(Some(len));
+        assert_eq!(receive(1000), Reception::Deliver);
         wire.takes(0);
-        outbox.own();
-        // More than half of the bound waits, and more than a quarter of it is the owner's.
-        binary(&outbox, &[0; 91]).unwrap();
-        outbox.flush(&wire).unwrap();
-        outbox.disown(&mut Vec::new());
         binary(&outbox, &[0; 98]).unwrap();
-        assert_eq!(outbox.lock().unsent(), 193);
-        assert!(!outbox.is_crowded());
-        binary(&outbox, &[0; 6]).unwrap();
-        assert!(outbox.is_crowded());
-        // What comes later need not leave for it.
-        binary(&outbox, &[0; 100]).unwrap();
+        assert_eq!(receive(300), Reception::Deliver);
+        assert_eq!(receive(301), Reception::Later);
+        assert!(outbox.has_to_wait());
+        // It is nobody's fault who does not answer by himself.
+        assert_eq!(outbox.receive_message(None), Reception::Deliver);
+        assert!(!outbox.has_to_wait());
+        assert_eq!(receive(301), Reception::Later);
         driver.wakes();
-        wire.takes(200);
-        binary(&outbox, b"").unwrap();
+        // What others send goes behind it, but for a control frame.
+        outbox.send_control(Opcode::Ping, b"").unwrap();
+        wire.takes(2);
+        outbox.send_control(Opcode::Ping, b"").unwrap();
+        assert_eq!((driver.wakes(), outbox.lock().unsent()), (0, 102));
+        wire.takes(5);
+        outbox.send_control(Opcode::Ping, b"").unwrap();
+        assert_eq!((driver.wakes(), outbox.lock().unsent()), (1, 99));
+        assert!(!outbox.has_to_wait());
+        // It was told once.
+        outbox.send_control(Opcode::Ping, b"").unwrap();
         assert_eq!(driver.wakes(), 0);
-        assert!(outbox.is_crowded());
-        wire.takes(1);
-        binary(&outbox, b"").unwrap();
-        assert_eq!(driver.wakes(), 1);
-        assert!(!outbox.is_crowded());
+        assert_eq!(outbox.summary().messages_in, 3);
+        wire.takes(3);
+        outbox.send_control(Opcode::Ping, b"").unwrap();
+        assert_eq!(receive(300), Reception::Deliver);
+        // One that is longer than the queue may become needs an empty one.
+        assert_eq!(receive(500), Reception::Later);
+        wire.takes(usize::MAX);
+        outbox.flush(&wire).unwrap();
+        assert!(!outbox.has_to_wait());
+        assert_eq!(receive(500), Reception::Deliver);
+        wire.takes(0);
+        binary(&outbox, &[0; 398]).unwrap();
+        assert_eq!(receive(1), Reception::Later);
+        outbox.close(b"", "test");
+        assert!(!outbox.has_to_wait());
+        assert_eq!(receive(1), Reception::Ignore);
     }
 
     #[test]
-    fn what_others_send_does_not_keep_a_client_unheard() {
-        let (outbox, wire, _driver) = on_socket(400);
-        wire.takes(0);
-        for _ in 0..4 {
-            binary(&outbox, &[0; 90]).unwrap();
-        }
-        assert!(!outbox.is_crowded());
+    fn what_waits_to_be_delivered_comes_before_what_others_send() {
+        let (outbox, driver) = without_socket(100);
+        binary(&outbox, &[0; 48]).unwrap();
+        assert_eq!(outbox.receive_message(Some(60)), Reception::Later);
+        driver.wakes();
+        thread::scope(|scope| {
+            // It would fit.
+            let sender = scope.spawn(|| binary(&outbox, &[1; 20]));
+            wait_for_sender(&outbox);
+            let mut taken = Vec::new();
+            outbox.take(&mut taken, 0, 0);
+            outbox.wrote(20, 30);
+            assert!(!outbox.has_to_wait());
+            assert_eq!(outbox.receive_message(Some(60)), Reception::Deliver);
+            outbox.wrote(30, 0);
+            assert_eq!(sender.join().unwrap(), Ok(()));
+        });
+    }
+
+    #[test]
+    fn nobody_waits_when_the_child_ends() {
+        let (outbox, log) = outbox(20);
+        let driver = Driver::that_ends();
+        driver.rest(&outbox);
         outbox.own();
         binary(&outbox, &[0; 20]).unwrap();
-        assert!(!outbox.is_crowded());
+        assert_eq!(binary(&outbox, b"1"), Err(Refused::Closing));
+        assert_eq!(outbox.summary().code, CloseCode::GOING_AWAY);
+        assert!(!log.has("WS0301"));
     }
 
     #[test]

@@ -363,7 +363,7 @@ impl Session {
     }
 
     /// `len` bytes were read into the [`room`](Self::room). They may complete a message.
-    pub fn filled(&mut self, len: usize) -> Result<Option<Event<'_>>, Violation> {
+    pub fn filled(&mut self, len: usize) -> Result<Option<(Kind, &mut [u8])>, Violation> {
         let rules = self.rules();
         let data = &mut self.buffer.room(len)[..len];
         let (_, piece) =
@@ -378,7 +378,18 @@ impl Session {
         }
         let kind = message.kind;
         self.message = None;
-        Ok(Some(Event::Message { kind, data: self.buffer.content() }))
+        Ok(Some((kind, self.buffer.content())))
+    }
+
+    /// The message that came last, if it was assembled, until more is [fed](Self::feed).
+    pub fn lent(&mut self) -> &mut [u8] {
+        self.buffer.content()
+    }
+
+    /// How many bytes of an unfinished message there are.
+    #[inline]
+    pub fn unfinished(&self) -> usize {
+        if self.message.is_some() { self.buffer.len() } else { 0 }
     }
 
     /// Whether a message that must be assembled would have to ask for memory.
@@ -487,7 +498,9 @@ pub fn fuzz_session_chunked(data: &[u8]) {
                 room[..cut].copy_from_slice(&rest[..cut]);
                 rest = &mut rest[cut..];
                 match session.filled(cut) {
-                    Ok(event) => heard.extend(event.map(|event| owned(event, &limits))),
+                    Ok(message) => heard.extend(
+                        message.map(|(kind, data)| owned(Event::Message { kind, data }, &limits)),
+                    ),
                     Err(e) => assert_eq!(violation.replace(e), None),
                 }
                 continue;
@@ -590,7 +603,9 @@ mod tests {
         assert_eq!(session.feed(&mut bytes), Ok(Progress { consumed: 66, event: None }));
         session.room().expect("room for 65 bytes")[..65].fill(b'k');
         let text = [&b"\xce\xba"[..], &[b'k'; 125]].concat();
-        let whole = session.filled(65).map(|event| event.map(|event| owned(event, &limits)));
+        let whole = session.filled(65).map(|message| {
+            message.map(|(kind, data)| owned(Event::Message { kind, data }, &limits))
+        });
         assert_eq!(whole, Ok(Some((1, text))));
     }
 

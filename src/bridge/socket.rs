@@ -74,7 +74,7 @@ impl PeerSocket {
 
     /// How many bytes the peer has not got.
     pub fn unacknowledged(&self) -> u64 {
-        wait::unacknowledged(self.descriptor())
+        wait::unacknowledged(self.descriptor()).unwrap_or(0)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -13,9 +13,9 @@ use super::{
     clocks::{Clocks, Sight, Verdict},
     lane::Lane,
     service::STOP_TIMEOUT,
-    stop::{Ending, Entry, Stop},
+    stop::{Ending, EndingWord, Stop},
     turn::{Buffers, Outcome, READ, Turn},
-    wait::{Interest, Signals, Waker, wait, wait_for_two},
+    wait::{Interest, Signals, Waker, pending, wait, wait_for_two},
 };
 use crate::{
     config::Patience,
@@ -39,6 +39,34 @@ const PARTING: Duration = Duration::from_secs(1);
 struct Blocking {
     lane: Lane,
     waker: Waker,
+    end: End,
+}
+
+/// The child's end, as one connection sees it.
+struct End {
+    stop: &'static Stop,
+    /// Signals are held back on the connection's thread.
+    signals: bool,
+    /// What those signals have said.
+    signalled: EndingWord,
+    /// When the connection has its turn, from the beginning of a drain.
+    moment: OnceLock<Duration>,
+    /// When that beginning was seen.
+    drain: OnceLock<Instant>,
+}
+
+impl End {
+    /// When it comes to this connection, as far as that is known.
+    fn due(&self) -> Option<Instant> {
+        match self.stop.ending().max(self.signalled.get()) {
+            Ending::None => None,
+            Ending::Stop => Some(Instant::now()),
+            Ending::Drain => {
+                let moment = self.moment.get().copied().unwrap_or_default();
+                Some(*self.drain.get_or_init(Instant::now) + moment)
+            }
+        }
+    }
 }
 
 impl Carrier for Blocking {
@@ -52,6 +80,13 @@ impl Carrier for Blocking {
 
     fn socket(&self) -> Option<&dyn Socket> {
         self.lane.socket.as_deref().map(|socket| socket as &dyn Socket)
+    }
+
+    fn is_ending(&self) -> bool {
+        if self.end.signals {
+            self.end.signalled.raise(pending());
+        }
+        self.end.due().is_some_and(|due| due <= Instant::now())
     }
 }
 
@@ -74,20 +109,23 @@ pub fn serve(
     session: Session,
     endpoint: &dyn Endpoint,
     patience: Patience,
-    stop: &Stop,
+    stop: &'static Stop,
     signals: Option<&Signals>,
 ) -> Ended {
     let outbox = lane.outbox.clone();
     let mut turn = Turn::new(session);
-    let blocking = Waker::new().map(|waker| Arc::new(Blocking { lane, waker }));
+    let (moment, drain) = (OnceLock::new(), OnceLock::new());
+    let end = End { stop, signals: signals.is_some(), signalled: EndingWord::new(), moment, drain };
+    let blocking = Waker::new().map(|waker| Arc::new(Blocking { lane, waker, end }));
     let result = match &blocking {
         Ok(blocking) => {
             let carrier: Arc<dyn Carrier> = blocking.clone();
             let entry = stop.enter(&carrier);
+            let _ = blocking.end.moment.set(entry.moment());
             let weak: Weak<dyn Carrier> = Arc::downgrade(&carrier);
             outbox.open(weak);
             outbox.own();
-            let turns = || turns(blocking, &mut turn, endpoint, patience, &entry, signals);
+            let turns = || turns(blocking, &mut turn, endpoint, patience, signals);
             // A panic is a bug of ours; the endpoint hears of the end all the same.
             catch_unwind(AssertUnwindSafe(turns)).unwrap_or_else(|_| {
                 let line =
@@ -125,27 +163,20 @@ fn turns(
     turn: &mut Turn,
     endpoint: &dyn Endpoint,
     mut patience: Patience,
-    entry: &Entry<'_>,
     signals: Option<&Signals>,
 ) -> io::Result<()> {
-    let Blocking { lane, waker } = blocking;
+    let Blocking { lane, waker, end } = blocking;
     let outbox = &*lane.outbox;
     let mut buffers = Buffers::default();
     let start = Instant::now();
     let mut clocks = Clocks::new(Duration::ZERO);
     let mut readable = false;
-    // What a signal has said, when the drain began, and whether it is this connection's turn to end.
-    let mut signalled = Ending::None;
-    let mut drain = None;
+    // The child's end has come to this connection.
     let mut stopping = false;
     loop {
-        let ending = signalled.max(entry.ending());
-        if ending == Ending::Drain {
-            drain = drain.or_else(|| Some(start.elapsed() + entry.moment()));
-        }
-        let due = drain.is_some_and(|due| due <= start.elapsed());
-        if stopping || due || ending == Ending::Stop {
-            stopping = true;
+        let due = end.due();
+        stopping |= due.is_some_and(|due| due <= Instant::now());
+        if stopping {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
             outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
         }
@@ -158,9 +189,8 @@ fn turns(
         let (state, mut summary, unsent) = outbox.look();
         let (now, mut heard) = (start.elapsed(), turn.heard());
         let unsent = unsent || write && !again;
-        if unsent {
-            summary.bytes_out = lane.arrived(summary.bytes_out);
-        }
+        let arrived = if unsent { lane.arrived(summary.bytes_out) } else { None };
+        summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
         let peer = endpoint.peer();
         if peer.is_some_and(|peer| peer.check(now, peer_patience(&patience, stopping))) {
             continue;
@@ -170,11 +200,16 @@ fn turns(
         // Its clock has to be asked again if something waits for the peer.
         let relaying = peer.is_some_and(|peer| peer.interest().1);
         let judged = relaying.then(|| now + Duration::from_secs(1));
-        let sight = Sight { now, state, heard, summary, unsent, hurry: stopping };
+        let sight =
+            Sight { now, state, heard, summary, unsent: arrived.is_some(), hurry: stopping };
         let deadline = match clocks.check(&sight, &patience) {
             Verdict::Wait(deadline) => deadline,
             // Nothing is expected of the client while the peer gets the rest.
             _ if state == State::Closed && relaying && !unsent => None,
+            Verdict::Listen => {
+                readable = true;
+                continue;
+            }
             verdict => {
                 act(verdict, outbox)?;
                 continue;
@@ -187,7 +222,7 @@ fn turns(
         if !outbox.fall_asleep(write) {
             continue;
         }
-        let due = drain.filter(|_| !stopping);
+        let due = due.filter(|_| !stopping).map(|due| due - start);
         let deadline = deadline.into_iter().chain(due).min();
         let timeout = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
         // A signal handler can make a drain a stop, but wake nobody.
@@ -212,7 +247,7 @@ fn turns(
         if let Some(peer) = peer {
             peer.note(ready.second);
         }
-        signalled = signalled.max(ready.ending);
+        end.signalled.raise(ready.ending);
     }
 }
 
@@ -224,11 +259,12 @@ pub(super) fn peer_patience(patience: &Patience, stopping: bool) -> Duration {
 /// Does what the clocks ask for; an error if the connection is to be given up.
 pub(super) fn act(verdict: Verdict, outbox: &Outbox) -> io::Result<()> {
     match verdict {
-        Verdict::Wait(_) => {}
+        Verdict::Wait(_) | Verdict::Listen => {}
         Verdict::Ping => {
             // While more than the limit waits for the client there is no need to ask whether it is there.
             let _ = outbox.send_control(Opcode::Ping, &[]);
         }
+        Verdict::Close(CloseCode::POLICY, why) => outbox.give_up(format_args!("{why}")),
         Verdict::Close(code, why) => {
             outbox.close(&close::payload(code), why);
         }
@@ -251,6 +287,10 @@ mod tests {
     const PATIENCE: Patience =
         Patience { ping: None, idle: None, close: None, stall: Duration::from_secs(60) };
 
+    fn child() -> &'static Stop {
+        Box::leak(Box::new(Stop::new()))
+    }
+
     fn going_away() -> Vec<u8> {
         from_us(Opcode::Close, &close::payload(CloseCode::GOING_AWAY))
     }
@@ -258,7 +298,7 @@ mod tests {
     /// Serves a connection on a thread of its own while `client` runs, which has to end it.
     fn serving(
         patience: Patience,
-        stop: &Stop,
+        stop: &'static Stop,
         make: impl FnOnce(&Arc<Outbox>) -> Recorder,
         client: impl FnOnce(&Wire, &Arc<Outbox>, &Recorder),
     ) -> (Ended, CloseCode, Log) {
@@ -283,18 +323,17 @@ mod tests {
 
     #[test]
     fn a_conversation_from_its_first_message_to_its_end() {
-        let (ended, code, _) =
-            serving(PATIENCE, &Stop::new(), Recorder::echo, |wire, outbox, _| {
-                for n in 0..20 {
-                    wire.frame(Opcode::Binary, &[n]);
-                    wire.expect(&from_us(Opcode::Binary, &[n]));
-                    // Another thread's message wakes it.
-                    outbox.send_message(Kind::Text, b"hello").unwrap();
-                    wire.expect(&from_us(Opcode::Text, b"hello"));
-                }
-                wire.frame(Opcode::Close, b"\x03\xe8");
-                wire.expect(&from_us(Opcode::Close, b"\x03\xe8"));
-            });
+        let (ended, code, _) = serving(PATIENCE, child(), Recorder::echo, |wire, outbox, _| {
+            for n in 0..20 {
+                wire.frame(Opcode::Binary, &[n]);
+                wire.expect(&from_us(Opcode::Binary, &[n]));
+                // Another thread's message wakes it.
+                outbox.send_message(Kind::Text, b"hello").unwrap();
+                wire.expect(&from_us(Opcode::Text, b"hello"));
+            }
+            wire.frame(Opcode::Close, b"\x03\xe8");
+            wire.expect(&from_us(Opcode::Close, b"\x03\xe8"));
+        });
         assert_eq!((ended.received, ended.lost, code), (20 * 7 + 8, false, CloseCode::NORMAL));
     }
 
@@ -303,7 +342,7 @@ mod tests {
         for (end, lost) in [(Read::End, false), (Read::Reset, true), (Read::Panic, true)] {
             let panics = matches!(end, Read::Panic);
             let (ended, code, log) =
-                serving(PATIENCE, &Stop::new(), Recorder::echo, |wire, _, _| wire.says(end));
+                serving(PATIENCE, child(), Recorder::echo, |wire, _, _| wire.says(end));
             assert_eq!((ended.lost, code), (lost, CloseCode::ABNORMAL));
             assert_eq!((log.has("WS0302"), log.has("WS0306")), (lost, panics));
         }
@@ -312,11 +351,11 @@ mod tests {
     #[test]
     fn a_stop_closes_a_connection_that_waits_and_one_that_comes() {
         for late in [false, true] {
-            let stop = Stop::new();
+            let stop = child();
             if late {
                 stop.end(Ending::Stop);
             }
-            let (ended, code, _) = serving(PATIENCE, &stop, Recorder::echo, |wire, _, _| {
+            let (ended, code, _) = serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
                 if !late {
                     wire.frame(Opcode::Ping, b"");
                     wire.expect(&from_us(Opcode::Pong, b""));
@@ -331,16 +370,16 @@ mod tests {
 
     #[test]
     fn a_drain_closes_a_connection_at_its_moment_and_a_stop_before() {
-        let stop = Stop::new();
-        serving(PATIENCE, &stop, Recorder::echo, |wire, _, _| {
+        let stop = child();
+        serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
             stop.end(Ending::Drain);
             wire.expect(&going_away());
             wire.frame(Opcode::Close, b"");
         });
-        let stop = Stop::new();
+        let stop = child();
         // Its moment is hours away, whatever the number of this process.
         stop.reset(Duration::from_millis(u32::MAX.into()));
-        serving(PATIENCE, &stop, Recorder::echo, |wire, outbox, _| {
+        serving(PATIENCE, stop, Recorder::echo, |wire, outbox, _| {
             stop.end(Ending::Drain);
             wire.frame(Opcode::Ping, b"");
             wire.expect(&from_us(Opcode::Pong, b""));
@@ -354,8 +393,8 @@ mod tests {
 
     #[test]
     fn a_stop_does_not_wait_long_for_an_answer() {
-        let stop = Stop::new();
-        let (ended, code, log) = serving(PATIENCE, &stop, Recorder::echo, |wire, _, _| {
+        let stop = child();
+        let (ended, code, log) = serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
             stop.end(Ending::Stop);
             wire.expect(&going_away());
         });
@@ -366,7 +405,7 @@ mod tests {
     #[test]
     fn a_silent_client_is_pinged_and_then_given_up() {
         let patience = Patience { ping: Some(Duration::from_millis(10)), ..PATIENCE };
-        let (ended, _, log) = serving(patience, &Stop::new(), Recorder::echo, |wire, _, _| {
+        let (ended, _, log) = serving(patience, child(), Recorder::echo, |wire, _, _| {
             wire.wait_for(|script| script.sent.starts_with(b"\x89\0").then_some(()));
         });
         assert!(ended.lost && log.has("the client does not answer our Ping"));
@@ -375,12 +414,12 @@ mod tests {
     #[test]
     fn a_client_that_does_not_read_is_given_up_and_who_waits_is_released() {
         let patience = Patience { stall: Duration::from_millis(10), ..PATIENCE };
-        let (ended, _, log) = serving(patience, &Stop::new(), Recorder::echo, |wire, outbox, _| {
+        let (ended, _, log) = serving(patience, child(), Recorder::echo, |wire, outbox, _| {
             wire.takes(0);
             assert_eq!(outbox.send_message(Kind::Binary, &[0; 98]), Ok(()));
             assert_eq!(outbox.send_message(Kind::Binary, b"1"), Err(Refused::Closing));
         });
-        assert!(ended.lost && log.has("the client does not read"));
+        assert!(ended.lost && log.has("WS0301: closing with 1008: the client reads too slowly"));
     }
 
     #[test]
@@ -393,7 +432,7 @@ mod tests {
                 }
             })
         };
-        serving(PATIENCE, &Stop::new(), make, |wire, _, _| {
+        serving(PATIENCE, child(), make, |wire, _, _| {
             wire.frame(Opcode::Binary, b"1");
             let expected: Vec<u8> =
                 (0..10).flat_map(|n| from_us(Opcode::Binary, &[n; 50])).collect();

@@ -11,7 +11,11 @@ use crate::{
     config::Patience,
     outbox::{State, Summary},
     proto::close::CloseCode,
+    waiting::Pace,
 };
+
+/// What is said of a client that takes less.
+const SLOW: &str = "the client reads too slowly";
 
 /// What a connection looks like when its clocks are asked.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +43,8 @@ pub enum Verdict {
     Ping,
     /// Send a Close with this code, for this reason, and ask again.
     Close(CloseCode, &'static str),
+    /// Read what there is, and ask again: the client is about to be given up for its silence.
+    Listen,
     /// The connection is lost, for this reason.
     GiveUp(&'static str),
 }
@@ -56,6 +62,10 @@ pub struct Clocks {
     closing: Option<Duration>,
     /// The client has been pinged since it was heard.
     pinged: bool,
+    /// What there is is to be read before the client is given up.
+    listening: bool,
+    /// How fast it takes what waits for it.
+    pace: Pace,
     /// It has been given up, which is said once.
     gave_up: bool,
     messages_out: u64,
@@ -71,6 +81,8 @@ impl Clocks {
             wrote: now,
             closing: None,
             pinged: false,
+            listening: false,
+            pace: Pace::default(),
             gave_up: false,
             messages_out: 0,
             bytes_out: 0,
@@ -87,11 +99,16 @@ impl Clocks {
         verdict
     }
 
+    /// The client has shown that it is there.
+    fn hear(&mut self, now: Duration) {
+        self.heard = now;
+        self.pinged = false;
+    }
+
     fn judge(&mut self, sight: &Sight, patience: &Patience) -> Verdict {
         let Sight { now, state, heard, summary, unsent, hurry } = *sight;
         if heard.bytes {
-            self.heard = now;
-            self.pinged = false;
+            self.hear(now);
         }
         if heard.message || summary.messages_out != self.messages_out {
             self.messages_out = summary.messages_out;
@@ -99,41 +116,65 @@ impl Clocks {
         }
         if unsent && summary.bytes_out != self.bytes_out {
             // Who takes what waits is there, though its Pong may be long in coming: our Ping waits too.
-            self.heard = now;
-            self.pinged = false;
+            self.hear(now);
         }
-        if !unsent || summary.bytes_out != self.bytes_out {
+        if !unsent {
+            self.pace.rest();
+        }
+        // What begins to wait now has not waited before.
+        let begins = self.pace.due(Duration::ZERO).is_none();
+        if begins || summary.bytes_out != self.bytes_out {
             self.bytes_out = summary.bytes_out;
             self.wrote = now;
         }
         let stall = unsent.then_some(self.wrote + patience.stall);
-        if stall.is_some_and(|end| end <= now) {
-            return Verdict::GiveUp("the client does not read");
-        }
-        if state > State::Open {
+        let is_slow = unsent && self.pace.is_slow(now, summary.bytes_out, patience.stall)
+            || stall.is_some_and(|end| end <= now);
+        let slow = self.pace.due(patience.stall);
+        let is_due = |moment: Option<Duration>| moment.is_some_and(|moment| moment <= now);
+        let (next, end) = if state > State::Open {
+            if is_slow {
+                return Verdict::GiveUp(SLOW);
+            }
             // The client cannot answer a Close that it has not got yet.
             if !unsent || hurry {
                 self.closing.get_or_insert(now);
             }
             let close = self.closing.zip(patience.close).map(|(since, patience)| since + patience);
-            if close.is_some_and(|end| end <= now) {
-                return Verdict::GiveUp("the client does not answer our Close");
+            let end = Verdict::GiveUp("the client does not answer our Close");
+            ([stall, slow, close], is_due(close).then_some(end))
+        } else {
+            if is_slow {
+                // It may never get there: it has no more time than others have for their answer.
+                (self.closing, self.wrote) = (Some(now), now);
+                return Verdict::Close(CloseCode::POLICY, SLOW);
             }
-            return Verdict::Wait([stall, close].into_iter().flatten().min());
+            let idle = patience.idle.map(|patience| self.message + patience);
+            let ping = patience.ping.map(|p| self.heard + if self.pinged { p * 2 } else { p });
+            let end = if is_due(idle) {
+                let why = "no message for WebSocketIdleTimeout";
+                Some(Verdict::Close(CloseCode::GOING_AWAY, why))
+            } else if is_due(ping) && !self.pinged {
+                self.pinged = true;
+                return Verdict::Ping;
+            } else {
+                let why = "the client does not answer our Ping";
+                is_due(ping).then_some(Verdict::GiveUp(why))
+            };
+            ([stall, slow, idle.into_iter().chain(ping).min()], end)
+        };
+        let Some(end) = end else {
+            self.listening = false;
+            return Verdict::Wait(next.into_iter().flatten().min());
+        };
+        // What is missing may be there, if nobody had the time to read it.
+        if hurry || self.listening && heard.all {
+            return end;
         }
-        let idle = patience.idle.map(|patience| self.message + patience);
-        if idle.is_some_and(|end| end <= now) {
-            return Verdict::Close(CloseCode::GOING_AWAY, "no message for WebSocketIdleTimeout");
+        if !core::mem::replace(&mut self.listening, true) {
+            return Verdict::Listen;
         }
-        let ping = patience.ping.map(|p| self.heard + if self.pinged { p * 2 } else { p });
-        if ping.is_some_and(|end| end <= now) {
-            if self.pinged {
-                return Verdict::GiveUp("the client does not answer our Ping");
-            }
-            self.pinged = true;
-            return Verdict::Ping;
-        }
-        Verdict::Wait([stall, idle, ping].into_iter().flatten().min())
+        Verdict::Wait(stall.into_iter().chain(slow).min())
     }
 }
 
@@ -155,6 +196,12 @@ mod tests {
         Sight { now, state, heard, summary, unsent: false, hurry: false }
     }
 
+    /// All there is has been read.
+    fn all_read(seconds: u64) -> Sight {
+        let heard = Heard { all: true, ..Heard::default() };
+        Sight { heard, ..sight(seconds) }
+    }
+
     fn wait(seconds: u64) -> Verdict {
         Verdict::Wait(Some(Duration::from_secs(seconds)))
     }
@@ -165,34 +212,67 @@ mod tests {
         assert_eq!(clocks.check(&sight(10), &PATIENCE), wait(30));
         assert_eq!(clocks.check(&sight(30), &PATIENCE), Verdict::Ping);
         assert_eq!(clocks.check(&sight(30), &PATIENCE), wait(60));
-        let verdict = clocks.check(&sight(60), &PATIENCE);
+        assert_eq!(clocks.check(&sight(60), &PATIENCE), Verdict::Listen);
+        let verdict = clocks.check(&all_read(61), &PATIENCE);
         assert_eq!(verdict, Verdict::GiveUp("the client does not answer our Ping"));
+    }
+
+    #[test]
+    fn nobody_is_given_up_for_silence_before_what_there_is_was_read() {
+        let mut clocks = Clocks::new(Duration::ZERO);
+        assert_eq!(clocks.check(&all_read(30), &PATIENCE), Verdict::Ping);
+        // What was read before the deadline does not count.
+        assert_eq!(clocks.check(&all_read(60), &PATIENCE), Verdict::Listen);
+        for seconds in [61, 90, 110] {
+            assert_eq!(clocks.check(&sight(seconds), &PATIENCE), Verdict::Wait(None));
+        }
+        let heard = Heard { bytes: true, message: true, all: true };
+        assert_eq!(clocks.check(&Sight { heard, ..sight(110) }, &PATIENCE), wait(140));
+        // Then all begins anew.
+        assert_eq!(clocks.check(&sight(140), &PATIENCE), Verdict::Ping);
+        assert_eq!(clocks.check(&all_read(170), &PATIENCE), Verdict::Listen);
+    }
+
+    #[test]
+    fn what_has_just_begun_to_wait_has_not_waited() {
+        let mut clocks = Clocks::new(Duration::ZERO);
+        let patience = Patience { ping: None, idle: None, ..PATIENCE };
+        clocks.check(&sight(0), &patience);
+        assert_eq!(clocks.check(&Sight { unsent: true, ..sight(500) }, &patience), wait(560));
     }
 
     #[test]
     fn any_byte_answers_a_ping_but_only_messages_prevent_idleness() {
         let mut clocks = Clocks::new(Duration::ZERO);
         assert_eq!(clocks.check(&sight(31), &PATIENCE), Verdict::Ping);
-        let heard = Heard { bytes: true, message: false };
+        let heard = Heard { bytes: true, message: false, all: true };
         assert_eq!(clocks.check(&Sight { heard, ..sight(32) }, &PATIENCE), wait(62));
         assert_eq!(clocks.check(&Sight { heard, ..sight(99) }, &PATIENCE), wait(100));
-        let verdict = clocks.check(&Sight { heard, ..sight(100) }, &PATIENCE);
+        assert_eq!(clocks.check(&Sight { heard, ..sight(100) }, &PATIENCE), Verdict::Listen);
+        let verdict = clocks.check(&Sight { heard, ..sight(101) }, &PATIENCE);
         assert!(matches!(verdict, Verdict::Close(CloseCode::GOING_AWAY, _)));
-        let heard = Heard { bytes: true, message: true };
-        assert_eq!(clocks.check(&Sight { heard, ..sight(100) }, &PATIENCE), wait(130));
+        let heard = Heard { bytes: true, message: true, all: true };
+        assert_eq!(clocks.check(&Sight { heard, ..sight(102) }, &PATIENCE), wait(132));
     }
 
     #[test]
     fn a_client_that_takes_nothing_is_given_up() {
         let mut clocks = Clocks::new(Duration::ZERO);
-        let heard = Heard { bytes: true, message: true };
+        let heard = Heard { bytes: true, message: true, all: true };
         let mut now = Sight { heard, unsent: true, ..sight(50) };
-        assert_eq!(clocks.check(&now, &PATIENCE), wait(60));
+        assert_eq!(clocks.check(&now, &PATIENCE), wait(80));
         now.summary.bytes_out = 1;
         assert_eq!(clocks.check(&now, &PATIENCE), wait(80));
         now.heard = Heard::default();
-        let later = Sight { now: Duration::from_secs(110), ..now };
-        assert_eq!(clocks.check(&later, &PATIENCE), Verdict::GiveUp("the client does not read"));
+        now.now = Duration::from_secs(110);
+        assert_eq!(clocks.check(&now, &PATIENCE), Verdict::Close(CloseCode::POLICY, SLOW));
+        // It has as long as others for the end.
+        now.state = State::Closing;
+        assert_eq!(clocks.check(&now, &PATIENCE), wait(115));
+        now.now = Duration::from_secs(115);
+        assert_eq!(clocks.check(&now, &PATIENCE), Verdict::Listen);
+        now.heard = all_read(116).heard;
+        assert!(matches!(clocks.check(&now, &PATIENCE), Verdict::GiveUp(_)));
     }
 
     #[test]
@@ -209,8 +289,8 @@ mod tests {
     fn what_waits_delays_the_close_timeout_but_not_for_ever() {
         let mut clocks = Clocks::new(Duration::ZERO);
         let closing = |seconds| Sight { state: State::Closing, unsent: true, ..sight(seconds) };
-        assert_eq!(clocks.check(&closing(10), &PATIENCE), wait(60));
-        assert_eq!(clocks.check(&closing(20), &PATIENCE), wait(60));
+        assert_eq!(clocks.check(&closing(10), &PATIENCE), wait(70));
+        assert_eq!(clocks.check(&closing(20), &PATIENCE), wait(70));
         let hurried = Sight { hurry: true, ..closing(21) };
         assert_eq!(clocks.check(&hurried, &PATIENCE), wait(26));
     }
@@ -221,7 +301,8 @@ mod tests {
         let closing = |seconds| Sight { state: State::Closing, ..sight(seconds) };
         assert_eq!(clocks.check(&closing(70), &PATIENCE), wait(75));
         assert_eq!(clocks.check(&closing(74), &PATIENCE), wait(75));
-        let verdict = clocks.check(&closing(75), &PATIENCE);
+        assert_eq!(clocks.check(&closing(75), &PATIENCE), Verdict::Listen);
+        let verdict = clocks.check(&Sight { heard: all_read(76).heard, ..closing(76) }, &PATIENCE);
         assert_eq!(verdict, Verdict::GiveUp("the client does not answer our Close"));
     }
 }

@@ -17,6 +17,9 @@ pub struct Epoll(OwnedFd);
 pub struct Flags(u32);
 
 impl Flags {
+    /// There is something to read.
+    pub const READABLE: Self = Self(libc::EPOLLIN as u32);
+
     /// The flags of a number that [`bits`](Self::bits) gave.
     pub fn from_bits(bits: u32) -> Self {
         Self(bits)

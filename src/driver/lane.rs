@@ -137,10 +137,14 @@ impl Lane {
         self.descriptor
     }
 
-    /// How many of `bytes_out` have reached the client. The kernel takes more from us only after the client has taken a good
-    /// part of what it holds, so what has left us says little of one that reads slowly.
-    pub(super) fn arrived(&self, bytes_out: u64) -> u64 {
-        bytes_out.saturating_sub(unacknowledged(self.descriptor))
+    /// How many of `bytes_out` have reached the client, while something is unsent. The kernel takes more from us only after the
+    /// client has taken a good part of what it holds, so what has left us says little of one that reads slowly. `None` if the
+    /// kernel holds nothing: then it is our turn to write, and the client is not to blame.
+    pub(super) fn arrived(&self, bytes_out: u64) -> Option<u64> {
+        match unacknowledged(self.descriptor) {
+            Some(0) => None,
+            held => Some(bytes_out.saturating_sub(held.unwrap_or(0))),
+        }
     }
 
     /// The thread at work locks it, around a single call that does not block, and who looks at the counts while none is at
@@ -166,6 +170,11 @@ impl Lane {
     /// How many bytes were received, of which `read` were read.
     pub(super) fn received(&self, read: u64) -> u64 {
         self.io().transport.on_the_wire().map_or(read, |(received, _)| received)
+    }
+
+    /// Whether something has to be written before there is more to read.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.io().transport.is_held_up()
     }
 
     /// Ends our direction of the stream.

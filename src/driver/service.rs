@@ -24,7 +24,7 @@ use std::{
 
 use super::{
     blocking::{act, peer_patience},
-    clocks::{Clocks, Sight},
+    clocks::{Clocks, Sight, Verdict},
     epoll::{Epoll, Events, Flags},
     lane::Lane,
     run_word::RunWord,
@@ -40,6 +40,7 @@ use crate::{
     outbox::{Carrier, Socket, State, Summary},
     proto::close::{self, CloseCode},
     session::Session,
+    waiting::{Waits, begin_callback},
 };
 
 /// The token of the descriptor that wakes a waiting thread.
@@ -97,6 +98,36 @@ pub struct Totals {
     pub bytes_in: u64,
     /// Bytes sent.
     pub bytes_out: u64,
+    /// How often all threads there may be were in callbacks, for a second at least.
+    pub threads_exhausted: u64,
+    /// Connections that were closed because too many threads waited for clients already.
+    pub refused_waits: u64,
+}
+
+impl Totals {
+    /// What server-status calls them, in the order of [`numbers`](Self::numbers).
+    pub const NAMES: [&str; 7] = [
+        "Connections",
+        "MessagesIn",
+        "MessagesOut",
+        "BytesIn",
+        "BytesOut",
+        "ThreadsExhausted",
+        "RefusedWaits",
+    ];
+
+    /// All of them.
+    pub fn numbers(&self) -> [u64; Self::NAMES.len()] {
+        [
+            self.connections,
+            self.messages_in,
+            self.messages_out,
+            self.bytes_in,
+            self.bytes_out,
+            self.threads_exhausted,
+            self.refused_waits,
+        ]
+    }
 }
 
 /// Who wants to know, about once a second while there are connections: the number of threads, and the totals.
@@ -137,6 +168,8 @@ pub struct Service {
     /// Connections that have more to do, but let others have their turn first.
     again: Mutex<VecDeque<Arc<Seated>>>,
     threads: Threads,
+    /// Threads that wait, in callbacks, for clients that read slowly.
+    waits: Waits,
     /// Turns that ended, for the clock to see whether anything moves: a mere count.
     turns: AtomicU64,
     /// How the child ends, if it does.
@@ -161,6 +194,10 @@ struct Clock {
     next_round: Duration,
     draining_since: Option<Duration>,
     complained: Option<Duration>,
+    /// All threads are in callbacks, which has been counted.
+    exhausted: bool,
+    /// How many waits had been refused when that was said last, and when.
+    refused: (u64, Option<Duration>),
 }
 
 impl Clock {
@@ -172,6 +209,8 @@ impl Clock {
             next_round: now + ROUND,
             draining_since: None,
             complained: None,
+            exhausted: false,
+            refused: (0, None),
         }
     }
 }
@@ -215,7 +254,8 @@ struct Seated {
     /// Readiness that no turn has seen, as [`Flags`] in bits; that of the peer is in the upper half. It is stored before
     /// `word` is asked to run, which orders it.
     flags: AtomicU32,
-    /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages. One word, which nothing else hangs on.
+    /// What came since the clocks were asked last: bit 0 bytes, bit 1 messages; bit 2: all there was has been read. One
+    /// word, which nothing else hangs on.
     heard: AtomicU8,
     lane: Lane,
     endpoint: Box<dyn Endpoint>,
@@ -278,6 +318,7 @@ impl Service {
             ready: Mutex::default(),
             again: Mutex::default(),
             threads: Threads::default(),
+            waits: Waits::new(bound),
             turns: AtomicU64::new(0),
             ending,
             peak: AtomicU64::new(0),
@@ -464,6 +505,7 @@ impl Service {
 
     /// What a serving thread does.
     fn work(&'static self) {
+        self.waits.join();
         let mut buffers = Buffers::default();
         let mut events = Events::default();
         while !self.threads.is_over() {
@@ -611,13 +653,19 @@ impl Service {
         clock.last_turns = turns;
         let stuck = now - clock.last_moved >= CALM;
         let complaint = self.staff(moved, clock.cores).filter(|why| stuck || why.is_at_once());
+        let is_exhausted = matches!(complaint, Some(Complaint::Bound));
         let complains =
             |_: &Complaint| clock.complained.is_none_or(|then| now - then >= COMPLAINTS);
         if let Some(complaint) = complaint.filter(complains) {
             clock.complained = Some(now);
             self.complain(&complaint);
         }
+        if is_exhausted && !core::mem::replace(&mut clock.exhausted, true) {
+            self.past().threads_exhausted += 1;
+        }
+        self.tell_refused_waits(clock, now);
         if moved {
+            clock.exhausted = false;
             clock.last_moved = now;
         } else if !calm && now - clock.last_moved > CALM {
             self.threads.calm_down(|| self.ready().is_empty());
@@ -631,6 +679,7 @@ impl Service {
         if now >= clock.next_round || ending != Ending::None {
             clock.next_round = now + ROUND;
             let mut totals = *self.past();
+            totals.refused_waits = self.waits.refused();
             for guest in self.all() {
                 let stopping = self.has_come_to(&guest, ending, since);
                 if stopping {
@@ -671,6 +720,25 @@ impl Service {
             }
         }
         (!moved && threads >= self.bound).then_some(Complaint::Bound)
+    }
+
+    /// Says, once in a while, that clients were closed because too many threads wait for others.
+    fn tell_refused_waits(&self, clock: &mut Clock, now: Duration) {
+        let refused = self.waits.refused();
+        let (before, told) = clock.refused;
+        if refused == before || told.is_some_and(|then| now - then < COMPLAINTS) {
+            return;
+        }
+        clock.refused = (refused, Some(now));
+        self.journal.write(
+            Level::Warn,
+            format_args!(
+                "WS0310: as many threads as may ({}, half of WebSocketThreads) wait for clients that read slowly, in callbacks that \
+                 send more than WebSocketSendQueueLimit; {} more clients were closed with 1008",
+                self.waits.most(),
+                refused - before
+            ),
+        );
     }
 
     /// Says that connections wait for threads.
@@ -758,7 +826,9 @@ impl Seated {
                 let outcome = turn.run(&self.lane, &*self.endpoint, ready, buffers);
                 outbox.disown(&mut buffers.output);
                 let heard = turn.heard();
-                let bits = u8::from(heard.bytes) | (u8::from(heard.message) << 1);
+                let bits = u8::from(heard.bytes)
+                    | (u8::from(heard.message) << 1)
+                    | (u8::from(heard.all) << 2);
                 if self.heard.load(Ordering::Relaxed) | bits != self.heard.load(Ordering::Relaxed) {
                     self.heard.fetch_or(bits, Ordering::Relaxed);
                 }
@@ -833,6 +903,7 @@ impl Seated {
         let ended = self.ended.lock().unwrap_or_else(|e| e.into_inner()).take();
         let Some(ended) = ended else { return };
         // If one of them panics the others hear of it all the same.
+        begin_callback();
         let closed = catch_unwind(AssertUnwindSafe(|| self.endpoint.closed()));
         let farewell = Farewell { summary: self.lane.outbox.summary(), received };
         self.service.add_to_past(&farewell);
@@ -919,7 +990,8 @@ impl Seated {
         }
         let outbox = &*self.lane.outbox;
         let bits = self.heard.swap(0, Ordering::Relaxed);
-        let mut heard = Heard { bytes: bits & 1 != 0, message: bits & 2 != 0 };
+        let (bytes, message, all) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        let mut heard = Heard { bytes, message, all };
         let (state, mut summary, unsent) = outbox.look();
         if let Some(peer) = self.endpoint.peer() {
             if peer.check(now, peer_patience(&self.patience, stopping)) {
@@ -932,16 +1004,20 @@ impl Seated {
             // Who is not read from cannot be blamed for its silence.
             heard.bytes |= state <= State::Open && peer.is_crowded();
         }
-        if unsent {
-            summary.bytes_out = self.lane.arrived(summary.bytes_out);
-        }
+        let arrived = if unsent { self.lane.arrived(summary.bytes_out) } else { None };
+        summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
         let mut patience = self.patience;
         if stopping {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
         }
-        let sight = Sight { now, state, heard, summary, unsent, hurry: stopping };
+        let sight =
+            Sight { now, state, heard, summary, unsent: arrived.is_some(), hurry: stopping };
         let verdict =
             self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
+        if verdict == Verdict::Listen {
+            self.flags.fetch_or(Flags::READABLE.bits(), Ordering::Relaxed);
+            self.wake();
+        }
         if let Err(error) = act(verdict, outbox) {
             outbox
                 .journal()
@@ -1320,8 +1396,14 @@ mod tests {
         gone.assert_ended(&alone, CloseCode::ABNORMAL);
         assert!(alone.reports.change(|reports| reports.is_empty()));
         alone.pass(ROUND);
-        let totals =
-            Totals { connections: 1, messages_in: 2, messages_out: 2, bytes_in: 14, bytes_out: 6 };
+        let totals = Totals {
+            connections: 1,
+            messages_in: 2,
+            messages_out: 2,
+            bytes_in: 14,
+            bytes_out: 6,
+            ..Totals::default()
+        };
         assert_eq!(alone.reports.change(core::mem::take), [(1, totals)]);
         here.wire.says(Read::End);
         alone.work();

@@ -9,9 +9,10 @@ use crate::{
     buffer::Buffer,
     endpoint::{Endpoint, Peer, Relayed},
     journal::Level,
-    outbox::{Outbox, State},
-    proto::{Violation, close, frame::Opcode},
+    outbox::{Outbox, Reception, State},
+    proto::{Kind, Violation, close, frame::Opcode},
     session::{Event, Limits, Session},
+    waiting::begin_callback,
 };
 
 /// How much is read at a time.
@@ -73,6 +74,8 @@ impl Buffers {
 pub struct Turn {
     session: Session,
     input: Input,
+    /// A message that waits to be delivered; meanwhile nothing is read.
+    held: Option<Held>,
     /// Bytes that were read but not looked at when reading was paused.
     unread: Vec<u8>,
     /// The end of the stream, or an error, has been announced; it is so once only.
@@ -83,6 +86,14 @@ pub struct Turn {
     heard: Heard,
 }
 
+/// A message that waits to be delivered.
+enum Held {
+    /// One that lay whole in the input.
+    Copied(Kind, Vec<u8>),
+    /// One that is still in the session's buffer.
+    Assembled(Kind),
+}
+
 /// What the client has sent in a turn.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Heard {
@@ -90,6 +101,8 @@ pub struct Heard {
     pub bytes: bool,
     /// A data message.
     pub message: bool,
+    /// All there was has been read.
+    pub all: bool,
 }
 
 /// What is known of the client's next bytes.
@@ -122,11 +135,9 @@ pub enum Outcome {
 /// What the turn of a peer that is not there comes to.
 const NO_PEER: Relayed = Relayed { again: false, paused: false, settled: true };
 
-/// Whether reading from the client should pause: too much waits for it, or for the peer. When the conversation is over
-/// nothing goes to the peer any more.
+/// Whether too much waits for the peer. When the conversation is over nothing goes to it any more.
 fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
-    let peer = || peer.is_some_and(|peer| peer.is_crowded());
-    outbox.is_crowded() || peer() && outbox.state() <= State::Open
+    peer.is_some_and(|peer| peer.is_crowded()) && outbox.state() <= State::Open
 }
 
 impl Turn {
@@ -135,6 +146,7 @@ impl Turn {
         Self {
             session,
             input: Input::Paused,
+            held: None,
             unread: Vec::new(),
             to_the_end: false,
             received: 0,
@@ -168,7 +180,7 @@ impl Turn {
         loop {
             let read = match self.input {
                 Input::Waiting => readable,
-                Input::Paused => !is_crowded(outbox, peer),
+                Input::Paused => !Self::has_to_pause(outbox, peer),
                 Input::Over => false,
             };
             if read {
@@ -201,14 +213,21 @@ impl Turn {
             if flushed == Flushed::More || paused || relayed.again {
                 return Ok(Outcome::Again);
             }
-            if !relay && (self.input != Input::Paused || is_crowded(outbox, peer)) {
-                if let Some(buffer) = self.session.trim() {
+            if !relay && (self.input != Input::Paused || Self::has_to_pause(outbox, peer)) {
+                // A message that is held may be there.
+                let spare = if self.held.is_none() { self.session.trim() } else { None };
+                if let Some(buffer) = spare {
                     buffers.keep(buffer);
                 }
                 let read = self.input == Input::Waiting;
                 return Ok(Outcome::Rest { read, write: flushed == Flushed::Blocked });
             }
         }
+    }
+
+    /// Whether reading from the client has to pause: too much waits for it, or for the peer.
+    fn has_to_pause(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
+        outbox.has_to_wait() || is_crowded(outbox, peer)
     }
 
     /// Reads and handles what has arrived.
@@ -219,6 +238,22 @@ impl Turn {
         reads: &mut u32,
         buffers: &mut Buffers,
     ) -> io::Result<Input> {
+        let is_relay = endpoint.peer().is_some();
+        if let Some(mut held) = self.held.take() {
+            let (kind, data) = match &mut held {
+                Held::Copied(kind, data) => (*kind, &mut data[..]),
+                Held::Assembled(kind) => (*kind, self.session.lent()),
+            };
+            if !deliver(kind, data, &lane.outbox, endpoint, is_relay) {
+                self.held = Some(held);
+                return Ok(Input::Paused);
+            }
+            // Who is always short of room must not keep others from their turn.
+            *reads = reads.saturating_sub(1);
+            if *reads == 0 {
+                return Ok(Input::Paused);
+            }
+        }
         if !self.unread.is_empty() {
             let mut unread = core::mem::take(&mut self.unread);
             if !self.handle(&lane.outbox, endpoint, &mut unread) {
@@ -234,7 +269,10 @@ impl Turn {
             let buffer = room.unwrap_or(&mut buffers.input);
             let size = buffer.len();
             let (n, more) = match lane.read(buffer) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Input::Waiting),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.heard.all |= !lane.is_held_up();
+                    return Ok(Input::Waiting);
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {
                     *reads = reads.saturating_sub(FRUITLESS);
                     if *reads == 0 {
@@ -253,7 +291,13 @@ impl Turn {
             let full = n == size;
             if straight {
                 match self.session.filled(n) {
-                    Ok(Some(event)) => self.heard.message |= deliver(event, &lane.outbox, endpoint),
+                    Ok(Some((kind, data))) => {
+                        self.heard.message = true;
+                        if !deliver(kind, data, &lane.outbox, endpoint, is_relay) {
+                            self.held = Some(Held::Assembled(kind));
+                            return Ok(Input::Paused);
+                        }
+                    }
                     Ok(None) => {}
                     Err(violation) => complain(violation, self.session.limits(), &lane.outbox),
                 }
@@ -268,7 +312,12 @@ impl Turn {
             if self.session.is_finished() {
                 return Ok(Input::Over);
             }
+            let unfinished = self.session.unfinished();
+            if unfinished > 0 && !is_relay && lane.outbox.has_to_pause(unfinished) {
+                return Ok(Input::Paused);
+            }
             if !(more || full || self.to_the_end) {
+                self.heard.all = true;
                 return Ok(Input::Waiting);
             }
             // Reading on before answering would let a client fill our memory with answers.
@@ -280,10 +329,11 @@ impl Turn {
         }
     }
 
-    /// Lets the session make events of `input`, and handles them. `false` if too much waits for the client: then the
-    /// rest of the input is kept for later.
+    /// Lets the session make events of `input`, and handles them. `false` if reading has to pause: then the rest of the
+    /// input is kept for later.
     fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) -> bool {
         let (peer, mut at) = (endpoint.peer(), 0);
+        let here = input.as_ptr_range();
         loop {
             let progress = match self.session.feed(&mut input[at..]) {
                 Ok(progress) => progress,
@@ -294,7 +344,26 @@ impl Turn {
             };
             at += progress.consumed;
             let Some(event) = progress.event else { return true };
-            self.heard.message |= deliver(event, outbox, endpoint);
+            match event {
+                Event::Message { kind, data } => {
+                    self.heard.message = true;
+                    if !deliver(kind, data, outbox, endpoint, peer.is_some()) {
+                        self.held = Some(if here.contains(&data.as_ptr()) {
+                            Held::Copied(kind, data.to_vec())
+                        } else {
+                            Held::Assembled(kind)
+                        });
+                        self.unread = input[at..].to_vec();
+                        return false;
+                    }
+                }
+                Event::Ping(payload) => {
+                    // A client that does not read its Pongs can do without them.
+                    let _ = outbox.send_control(Opcode::Pong, payload);
+                }
+                Event::Pong(_) => {}
+                Event::Close(reason) => outbox.receive_close(&reason),
+            }
             if at == input.len() {
                 return true;
             }
@@ -306,23 +375,25 @@ impl Turn {
     }
 }
 
-/// Has an event take effect; `true` for a data message.
-fn deliver(event: Event<'_>, outbox: &Outbox, endpoint: &dyn Endpoint) -> bool {
-    match event {
-        Event::Message { kind, data } => {
-            if outbox.receive_message() {
-                endpoint.message(kind, data);
-            }
-            return true;
+/// Delivers a message; `false` if it has to wait until the client has taken more of what is queued for it. An endpoint with a
+/// peer (`is_relay`) does not answer by itself, and the relay sees to it that what comes from there fits.
+#[inline]
+fn deliver(
+    kind: Kind,
+    data: &mut [u8],
+    outbox: &Outbox,
+    endpoint: &dyn Endpoint,
+    is_relay: bool,
+) -> bool {
+    match outbox.receive_message((!is_relay).then_some(data.len())) {
+        Reception::Deliver => {
+            begin_callback();
+            endpoint.message(kind, data);
         }
-        Event::Ping(payload) => {
-            // A client that does not read its Pongs can do without them.
-            let _ = outbox.send_control(Opcode::Pong, payload);
-        }
-        Event::Pong(_) => {}
-        Event::Close(reason) => outbox.receive_close(&reason),
+        Reception::Ignore => {}
+        Reception::Later => return false,
     }
-    false
+    true
 }
 
 /// Closes a connection whose client has broken the protocol.
@@ -412,7 +483,7 @@ mod tests {
         assert_eq!(talk.wire.sent(), answers.concat());
         // Each thing that was said, and that nothing more is there.
         assert_eq!(talk.wire.change(|script| script.calls.0), calls.0 + 6);
-        assert_eq!(talk.turn.heard(), Heard { bytes: true, message: true });
+        assert_eq!(talk.turn.heard(), Heard { bytes: true, message: true, all: true });
         assert_eq!(talk.turn.heard(), Heard::default());
         assert_eq!(talk.turn.received(), 3 * 7 + 7);
     }
@@ -534,9 +605,9 @@ mod tests {
     }
 
     #[test]
-    fn reading_pauses_while_answers_wait_and_loses_nothing() {
+    fn messages_wait_while_their_answers_would_not_fit_and_none_is_lost() {
         for at_once in [true, false] {
-            let mut talk = Talk::new(400);
+            let mut talk = Talk::new(300);
             let echo = Recorder::echo(&talk.outbox);
             talk.wire.takes(0);
             let frames = (0..10).map(|n| from_client(Opcode::Binary, &[n; 80]));
@@ -547,14 +618,17 @@ mod tests {
             }
             let paused = Outcome::Rest { read: false, write: true };
             assert_eq!(talk.run(&echo).unwrap(), paused);
-            // More than half of 400 bytes wait.
+            // 246 bytes wait.
             assert_eq!(echo.payloads().len(), 3);
             assert_eq!(talk.run(&echo).unwrap(), paused);
             assert_eq!(echo.payloads().len(), 3);
-            // A part is not enough.
-            talk.wire.takes(100);
+            // Room for one more, and not quite.
+            talk.wire.takes(25);
             assert_eq!(talk.run(&echo).unwrap(), paused);
             assert_eq!(echo.payloads().len(), 3);
+            talk.wire.takes(1);
+            assert_eq!(talk.run(&echo).unwrap(), paused);
+            assert_eq!(echo.payloads().len(), 4);
             talk.wire.takes(usize::MAX);
             assert_eq!(talk.run(&echo).unwrap(), REST);
             let all: Vec<_> = (0..10).map(|n| vec![n; 80]).collect();

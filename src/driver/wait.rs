@@ -56,12 +56,12 @@ pub fn discard(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
-/// How many bytes the kernel holds that the other side has not acknowledged; 0 if it cannot tell.
-pub fn unacknowledged(socket: RawFd) -> u64 {
+/// How many bytes the kernel holds that the other side has not acknowledged, if it can tell.
+pub fn unacknowledged(socket: RawFd) -> Option<u64> {
     let mut bytes: c_int = 0;
     // SAFETY: the result is a live integer; a descriptor that is none only gives an error.
     let status = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
-    if status < 0 { 0 } else { u64::try_from(bytes).unwrap_or(0) }
+    if status < 0 { None } else { u64::try_from(bytes).ok() }
 }
 
 /// How many bytes the next datagram of a socket has, without taking it.
@@ -167,15 +167,12 @@ impl Signals {
         Ok(Self { pending, before })
     }
 
-    /// What the pending ones ask for. A graceful one, once seen, does not show any more, so that the others still do.
-    fn pending(&self) -> Ending {
-        let mut pending = set([]);
-        // SAFETY: the call fills in the live set.
-        unsafe { libc::sigpending(&raw mut pending) };
-        // SAFETY: the set was just filled in.
-        let is_pending = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
-        if STOPS.into_iter().any(is_pending) {
-            return Ending::Stop;
+    /// What the pending ones ask for. A graceful one, once seen, does not make the descriptor readable any more, so that the
+    /// others still do.
+    fn look(&self) -> Ending {
+        let ending = pending();
+        if ending != Ending::Drain {
+            return ending;
         }
         let stops = set(STOPS);
         // SAFETY: the set is live; the call changes what our descriptor shows, and a failure leaves that as it was.
@@ -186,7 +183,23 @@ impl Signals {
                 libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
             )
         };
+        ending
+    }
+}
+
+/// What the signals ask for that are pending on this thread, where a [`Signals`] lives.
+pub fn pending() -> Ending {
+    let mut pending = set([]);
+    // SAFETY: the call fills in the live set.
+    unsafe { libc::sigpending(&raw mut pending) };
+    // SAFETY: the set was just filled in.
+    let is_pending = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
+    if STOPS.into_iter().any(is_pending) {
+        Ending::Stop
+    } else if GRACEFUL.into_iter().any(is_pending) {
         Ending::Drain
+    } else {
+        Ending::None
     }
 }
 
@@ -301,6 +314,6 @@ pub fn wait_for_two(
     };
     let Readiness { read, write, .. } = readiness(&fds[1], first.1);
     let second = second.map(|(_, interest)| readiness(&fds[3], interest)).unwrap_or_default();
-    let ending = signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Signals::pending);
+    let ending = signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Signals::look);
     Ok(Ready { read, write, second, ending })
 }

@@ -19,7 +19,7 @@ use super::sys;
 use crate::{driver::service::Totals, limits, presence};
 
 /// The key under which the address is kept. A change of the layout changes it.
-const KEY: &CStr = c"mod_websocket shared memory 2";
+const KEY: &CStr = c"mod_websocket shared memory 3";
 /// The most children that server-status shows.
 const CHILDREN: usize = 512;
 
@@ -39,8 +39,8 @@ pub(super) struct Child {
     /// 0 if the line is free. Whoever changes it in one operation has the line.
     pid: AtomicU32,
     threads: AtomicU32,
-    /// Connections, messages in and out, bytes in and out: mere counts, each read by itself.
-    numbers: [AtomicU64; 5],
+    /// Those of [`Totals`]: mere counts, each read by itself.
+    numbers: [AtomicU64; Totals::NAMES.len()],
 }
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
@@ -119,16 +119,14 @@ pub(super) fn child() -> Option<&'static Child> {
     })
 }
 
-/// The lines of the children that are there.
-pub(super) fn children() -> impl Iterator<Item = (u32, u32, Totals)> {
+/// The lines of the children that are there: process, threads, and the numbers of its [`Totals`].
+pub(super) fn children() -> impl Iterator<Item = (u32, u32, [u64; Totals::NAMES.len()])> {
     let children = shared().map_or(&[][..], |shared| &shared.children[..]);
     children.iter().filter_map(|child| {
         let pid = child.pid.load(Ordering::Acquire);
         let threads = child.threads.load(Ordering::Relaxed);
-        let [connections, messages_in, messages_out, bytes_in, bytes_out] =
-            child.numbers.each_ref().map(|number| number.load(Ordering::Relaxed));
-        let totals = Totals { connections, messages_in, messages_out, bytes_in, bytes_out };
-        (pid != 0 && is_alive(pid)).then_some((pid, threads, totals))
+        let numbers = child.numbers.each_ref().map(|number| number.load(Ordering::Relaxed));
+        (pid != 0 && is_alive(pid)).then_some((pid, threads, numbers))
     })
 }
 
@@ -143,9 +141,7 @@ impl Child {
     /// Tells what there is now.
     pub(super) fn tell(&self, threads: usize, totals: &Totals) {
         self.threads.store(threads as u32, Ordering::Relaxed);
-        let Totals { connections, messages_in, messages_out, bytes_in, bytes_out } = *totals;
-        let numbers = [connections, messages_in, messages_out, bytes_in, bytes_out];
-        for (place, number) in self.numbers.iter().zip(numbers) {
+        for (place, number) in self.numbers.iter().zip(totals.numbers()) {
             place.store(number, Ordering::Relaxed);
         }
     }

@@ -4,6 +4,7 @@ use core::{ffi::c_int, mem, ptr};
 use std::fmt::Write as _;
 
 use super::{boundary, shared, sys};
+use crate::driver::service::Totals;
 
 /// mod_status's flag for a page that programs read (`?auto`).
 const SHORT: c_int = 0x1;
@@ -34,7 +35,7 @@ fn page(short: bool) -> String {
     let mut write = |line: core::fmt::Arguments<'_>| {
         let _ = page.write_fmt(line);
     };
-    let names = ["Connections", "MessagesIn", "MessagesOut", "BytesIn", "BytesOut"];
+    let names = Totals::NAMES;
     if !short {
         write(format_args!("<hr />\n<h2>WebSockets served by threads of their own</h2>\n"));
         write(format_args!("<table border=\"0\"><tr><th>PID</th><th>Threads</th>"));
@@ -43,15 +44,8 @@ fn page(short: bool) -> String {
         }
         write(format_args!("</tr>\n"));
     }
-    let mut sums = [0; 5];
-    for (pid, threads, totals) in shared::children() {
-        let numbers = [
-            totals.connections,
-            totals.messages_in,
-            totals.messages_out,
-            totals.bytes_in,
-            totals.bytes_out,
-        ];
+    let mut sums = [0; Totals::NAMES.len()];
+    for (pid, threads, numbers) in shared::children() {
         for (sum, number) in sums.iter_mut().zip(numbers) {
             *sum += number;
         }
