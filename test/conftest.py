@@ -122,6 +122,19 @@ def ws(request, httpd, lives_in):
 
 
 @pytest.fixture
+def over(httpd, connect):
+    """Opens WebSocket connections in clear text or over TLS: `over("wss", path, headers, …)`."""
+
+    def opened(kind, path="/echo", headers=(), rcvbuf=None):
+        tls = {"port": httpd.tls_port, "tls": httpd.tls_context()} if kind == "wss" else {}
+        client = connect(rcvbuf=rcvbuf, **tls)
+        client.upgrade(path, headers)
+        return client
+
+    return opened
+
+
+@pytest.fixture
 def listen():
     """Makes stream peers, and closes what a test leaves open."""
     with contextlib.ExitStack() as stack:

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from httpd import DETACHED, ENDS, PREFORK, debug, echo, location, sized, wait_until
+from httpd import DETACHED, ENDS, PREFORK, TLS, debug, echo, location, sized, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 SITE = (
@@ -99,6 +99,35 @@ class TestServerEnds:
             while (got := counter.read_frame()).opcode == TEXT:
                 pass
             assert got.code == 1001
+
+    @pytest.mark.timing
+    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("detach", ["Auto", "Off"])
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_with_a_callback_that_waits_for_its_client(self, httpd, over, kind, detach, end):
+        """The client does not read, and the callback sends more than the queue holds: no reason to stay."""
+        httpd.stop()
+        httpd.start(
+            "Timeout 60\nWebSocketDrainTime 1s\n" + TLS
+            + debug("/debug", "WebSocketSendQueueLimit 64k", f"WebSocketDetach {detach}")
+        )
+        trail = httpd.trail(f"waits-{kind}-{detach}-{end}")
+        client = over(kind, "/debug", [("X-Debug-Trail", str(trail))], rcvbuf=4096)
+        client.send(frame(TEXT, "flood 100000 60000"))
+        client.read_frame()
+        child = httpd.child_of(client)
+        time.sleep(0.3)
+        begun = time.monotonic()
+        httpd.tell(ENDS[end])
+        # A drain may take a second, and 1.5 more; so long may the end take by itself.
+        wait_until(lambda: child not in httpd.children(), 8, "the end of the child")
+        took = time.monotonic() - begun
+        assert took < (1 + 1.5 + 0.5 if "graceful" in end else 2), took
+        assert httpd.trail_lines(trail)[-1] == "disconnect"
+        if "restart" in end:
+            httpd.renewed()
+        else:
+            httpd.stop(ENDS[end])
 
     def test_graceful_restart_again_and_again(self, httpd, ws):
         for _ in range(5):

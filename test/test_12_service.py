@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, debug, echo, needs_open_files, sized, wait_until
+from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, STATUS, TLS, debug, echo, needs_open_files, sized, wait_until
 from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, Client, Refused, close_frame, frame, silent, works
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="all about detached connections")
@@ -186,7 +186,7 @@ class TestEveryThreadBlocked:
     """An administrator learns that there are too few threads."""
 
     def test_it_is_said(self, httpd, server, ws):
-        server("WebSocketThreads 2\n" + ONE_CHILD + debug())
+        server("WebSocketThreads 2\n" + ONE_CHILD + debug() + STATUS)
         httpd.expect_log(r"WS0309: all threads \(2, ")
         sleepers = [ws("/debug") for _ in range(3)]
         for client in sleepers:
@@ -194,6 +194,34 @@ class TestEveryThreadBlocked:
         for client in sleepers:
             client.expect(TEXT, "ok")
         assert httpd.new_log().count("WS0309") == 1
+        wait_until(lambda: httpd.sums()["ThreadsExhausted"] == 1, 3, "the count")
+
+
+@pytest.mark.timing
+class TestFairClocks:
+    """Who answers its Pings is not given up because nobody had the time to read that."""
+
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_while_all_threads_are_busy(self, httpd, server, ws, over, kind):
+        httpd.expect_log(r"WS0309: all threads \(2, ")
+        server("WebSocketThreads 2\n" + ONE_CHILD + TLS + debug() + echo("/pinged", "WebSocketPingInterval 1s"))
+        client = over(kind, "/pinged")
+        client.expect(PING, "")
+        client.send(frame(PONG))
+        sleepers = [ws("/debug") for _ in range(2)]
+        for sleeper in sleepers:
+            sleeper.send(frame(TEXT, "sleep 6000"))
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                client.expect(PING, "", timeout=0.2)
+                client.send(frame(PONG))
+        for sleeper in sleepers:
+            sleeper.expect(TEXT, "ok")
+        client.send(frame(TEXT, "here"))
+        while (got := client.read_frame()).opcode == PING:
+            client.send(frame(PONG))
+        assert (got.opcode, got.payload) == (TEXT, b"here")
 
 
 @pytest.mark.timing

@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -130,41 +128,33 @@ class TestLimits:
 class TestStatus:
     CONF = DETACH + SITE
 
-    def page(self, httpd, query=""):
-        with urllib.request.urlopen(f"http://127.0.0.1:{httpd.port}/status{query}") as response:
-            return response.read().decode()
-
-    def sums(self, httpd):
-        found = re.findall(r"^WebSocket(\w+): (\d+)$", self.page(httpd, "?auto"), re.M)
-        return {name: int(number) for name, number in found}
-
     def test_numbers(self, httpd, ws):
-        before = self.sums(httpd)
+        before = httpd.sums()
         clients = [ws("/echo") for _ in range(4)]
         for client in clients:
             works(client)
         now = wait_until(
-            lambda: (s := self.sums(httpd))["MessagesOut"] >= before["MessagesOut"] + 4 and s, 5,
+            lambda: (s := httpd.sums())["MessagesOut"] >= before["MessagesOut"] + 4 and s, 5,
             "the messages",
         )
         assert now["Connections"] == before["Connections"] + 4
         assert now["MessagesIn"] == before["MessagesIn"] + 4
         assert now["BytesIn"] == before["BytesIn"] + 4 * len(frame(TEXT, "works"))
         assert now["BytesOut"] == before["BytesOut"] + 4 * (2 + len("works"))
-        page = self.page(httpd)
+        page = httpd.status()
         children = {httpd.child_of(client) for client in clients}
         for child in children:
             assert f"<tr><td>{child}</td>" in page
         for client in clients:
             client.close()
         wait_until(
-            lambda: self.sums(httpd)["Connections"] == before["Connections"], 5, "the end of them"
+            lambda: httpd.sums()["Connections"] == before["Connections"], 5, "the end of them"
         )
-        assert self.sums(httpd)["MessagesIn"] == before["MessagesIn"] + 4
+        assert httpd.sums()["MessagesIn"] == before["MessagesIn"] + 4
 
     def test_a_killed_child_is_not_shown_when_its_number_is_given_again(self, httpd, ws):
-        before = self.sums(httpd)["Connections"]
+        before = httpd.sums()["Connections"]
         clients = [ws("/echo") for _ in range(4)]
-        wait_until(lambda: self.sums(httpd)["Connections"] == before + 4, 5, "the connections")
+        wait_until(lambda: httpd.sums()["Connections"] == before + 4, 5, "the connections")
         with killed({httpd.child_of(client) for client in clients}):
-            wait_until(lambda: self.sums(httpd)["Connections"] == before, 5, "the end of them")
+            wait_until(lambda: httpd.sums()["Connections"] == before, 5, "the end of them")

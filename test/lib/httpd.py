@@ -22,6 +22,7 @@ import subprocess
 import tempfile
 import textwrap
 import time
+import urllib.request
 import zlib
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
@@ -110,6 +111,9 @@ class MissingLog(AssertionError):
 
 
 GIVEN = set()  # ports that somebody has, or will have
+
+
+STATUS = "<Location /status>\n    SetHandler server-status\n</Location>\n"
 
 
 def free_port(kind=socket.SOCK_STREAM):
@@ -536,6 +540,16 @@ class Httpd:
                 answer += data
         assert answer, "no answer to a plain GET"
         return int(answer.split(None, 2)[1]), time.monotonic() - start
+
+    def status(self, query=""):
+        """The page of server-status, for which STATUS has to be in the configuration."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/status{query}", timeout=10) as response:
+            return response.read().decode()
+
+    def sums(self):
+        """What it says of all children's WebSockets."""
+        found = re.findall(r"^WebSocket(\w+): (\d+)$", self.status("?auto"), re.MULTILINE)
+        return {name: int(number) for name, number in found}
 
     # --- processes -----------------------------------------------------------------------------
 
