@@ -4,15 +4,34 @@
 //! for the next large message costs neither the kernel's fresh pages nor zeroes.
 #![deny(unsafe_code)]
 
+use crate::memory::{Budget, Claim, Exhausted};
+
 /// Bytes that are appended to; memory grows geometrically, with the bytes there are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Buffer {
     /// The first `filled` are content, the others spare.
     bytes: Vec<u8>,
     filled: usize,
+    /// What the memory counts for.
+    claim: Claim,
 }
 
 impl Buffer {
+    /// An empty one, whose memory is taken from `budget`.
+    pub fn new(budget: &'static Budget) -> Self {
+        Self { bytes: Vec::new(), filled: 0, claim: budget.claim() }
+    }
+
+    /// An empty one of the same budget.
+    pub fn another(&self) -> Self {
+        Self::new(self.budget())
+    }
+
+    /// Where its memory is taken from.
+    pub fn budget(&self) -> &'static Budget {
+        self.claim.budget()
+    }
+
     /// How many bytes it holds.
     #[inline]
     pub fn len(&self) -> usize {
@@ -42,12 +61,12 @@ impl Buffer {
         self.filled = 0;
     }
 
-    /// Appends `data`.
+    /// Appends `data`, behind which at most `more` bytes will come.
     #[inline]
-    pub fn extend(&mut self, data: &[u8]) {
+    pub fn extend(&mut self, data: &[u8], more: usize) -> Result<(), Exhausted> {
         let end = self.filled + data.len();
         if end > self.bytes.len() {
-            self.grow(end);
+            self.grow(end, end.saturating_add(more))?;
         }
         let room = &mut self.bytes[self.filled..end];
         match (&mut *room, data) {
@@ -56,16 +75,17 @@ impl Buffer {
             _ => room.copy_from_slice(data),
         }
         self.filled = end;
+        Ok(())
     }
 
     /// Room for up to `most` more bytes, at least some; not more than there are, unless that is little or the memory is
-    /// there anyway. [`advance`](Self::advance) makes content of it.
-    pub fn room(&mut self, most: usize) -> &mut [u8] {
+    /// there anyway. [`advance`](Self::advance) makes content of it. At most `more` bytes will come.
+    pub fn room(&mut self, most: usize, more: usize) -> Result<&mut [u8], Exhausted> {
         if self.filled == self.bytes.len() {
-            self.grow(self.filled + 1);
+            self.grow(self.filled + 1, self.filled.saturating_add(more))?;
         }
         let end = self.bytes.len().min(self.filled + most);
-        &mut self.bytes[self.filled..end]
+        Ok(&mut self.bytes[self.filled..end])
     }
 
     /// The first `len` bytes of the room are content now.
@@ -74,18 +94,14 @@ impl Buffer {
         debug_assert!(self.filled <= self.bytes.len());
     }
 
-    /// Has `f` append to the content as a vector.
-    pub fn append_with<R>(&mut self, f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-        self.bytes.truncate(self.filled);
-        let result = f(&mut self.bytes);
-        self.filled = self.bytes.len();
-        result
-    }
-
     #[cold]
-    fn grow(&mut self, least: usize) {
+    fn grow(&mut self, least: usize, enough: usize) -> Result<(), Exhausted> {
         const FIRST: usize = 512;
         let double = (2 * self.bytes.len()).max(self.bytes.capacity());
-        self.bytes.resize(least.max(double).max(FIRST), 0);
+        let size = double.max(FIRST).min(enough).max(least);
+        self.claim.cover(size)?;
+        self.bytes.reserve_exact(size - self.bytes.len());
+        self.bytes.resize(size, 0);
+        Ok(())
     }
 }

@@ -17,12 +17,15 @@ pub const MAX_MESSAGE: usize = 32 << 20;
 pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The default of `WebSocketCloseTimeout`.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The default of `WebSocketMessageTimeout`.
+pub const MESSAGE_TIMEOUT: MessageTimeout =
+    MessageTimeout { time: Duration::from_secs(60), rate: Some(500) };
 /// The default of `WebSocketDrainTime`.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// The default of `WebSocketThreads`.
 pub const THREADS: u16 = 32;
-/// The default of `WebSocketCompressionMemory`: 64 MiB.
-pub const COMPRESSION_MEMORY: usize = 64 << 20;
+/// The default of `WebSocketMemoryLimit`: 256 MiB.
+pub const MEMORY_LIMIT: usize = 256 << 20;
 
 /// What the directives of one section set.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +52,8 @@ pub struct Settings {
     pub idle_timeout: Option<Option<Duration>>,
     /// `WebSocketCloseTimeout`; `Some(None)` is Off.
     pub close_timeout: Option<Option<Duration>>,
+    /// `WebSocketMessageTimeout`; `Some(None)` is Off.
+    pub message_timeout: Option<Option<MessageTimeout>>,
     /// What the `WebSocketCompression…` directives set.
     pub compression: Compression,
     /// `SupportDraft75`.
@@ -96,6 +101,39 @@ impl Detach {
     }
 }
 
+/// How long a message may take to arrive.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MessageTimeout {
+    /// The time it has at first.
+    pub time: Duration,
+    /// For each so many bytes it has a second more.
+    pub rate: Option<u32>,
+}
+
+impl MessageTimeout {
+    /// Reads `60` or `60s,MinRate=500`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (time, rate) = text.split_once(',').map_or((text, None), |(t, r)| (t, Some(r)));
+        let rate = rate.map(|rate| {
+            let (name, number) = rate.split_once('=')?;
+            let digits = number.bytes().all(|b| b.is_ascii_digit());
+            let number = number.parse().ok().filter(|&number| digits && number > 0);
+            number.filter(|_| name.eq_ignore_ascii_case("MinRate"))
+        });
+        let time = duration(time).filter(|time| !time.is_zero())?;
+        match rate {
+            Some(None) => None,
+            rate => Some(Self { time, rate: rate.flatten() }),
+        }
+    }
+
+    /// How long a message may take of which `len` bytes have come.
+    pub fn of(&self, len: u64) -> Duration {
+        let more = self.rate.map_or(0, |rate| len / u64::from(rate));
+        self.time.saturating_add(Duration::from_secs(more))
+    }
+}
+
 /// How long to wait for what; `None` is for ever.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -105,6 +143,8 @@ pub struct Patience {
     pub idle: Option<Duration>,
     /// `WebSocketCloseTimeout`: how long a client has to answer our Close.
     pub close: Option<Duration>,
+    /// `WebSocketMessageTimeout`: how long a message may take once it has begun to arrive.
+    pub message: Option<MessageTimeout>,
     /// httpd's `Timeout`: the time in which a client has to take enough of what waits for it.
     pub stall: Duration,
 }
@@ -152,6 +192,7 @@ impl Settings {
             ping_interval: inner.ping_interval.or(self.ping_interval),
             idle_timeout: inner.idle_timeout.or(self.idle_timeout),
             close_timeout: inner.close_timeout.or(self.close_timeout),
+            message_timeout: inner.message_timeout.or(self.message_timeout),
             compression: Compression {
                 enabled: inner_c.enabled.or(outer_c.enabled),
                 level: inner_c.level.or(outer_c.level),
@@ -205,6 +246,7 @@ impl Settings {
             ping: self.ping_interval.unwrap_or(Some(PING_INTERVAL)),
             idle: self.idle_timeout.unwrap_or(None),
             close: self.close_timeout.unwrap_or(Some(CLOSE_TIMEOUT)),
+            message: self.message_timeout.unwrap_or(Some(MESSAGE_TIMEOUT)),
             stall,
         }
     }
@@ -298,6 +340,29 @@ pub fn duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn message_timeouts() {
+        let timeout = |seconds, rate| MessageTimeout { time: Duration::from_secs(seconds), rate };
+        for (text, expected) in [
+            ("60", Some(timeout(60, None))),
+            ("2min,MinRate=500", Some(timeout(120, Some(500)))),
+            ("1s,minrate=1", Some(timeout(1, Some(1)))),
+            ("0", None),
+            ("60,", None),
+            ("60,MinRate", None),
+            ("60,MinRate=", None),
+            ("60,MinRate=0", None),
+            ("60,MinRate=+5", None),
+            ("60,MaxRate=5", None),
+            ("60,MinRate=5,MinRate=5", None),
+            (",MinRate=5", None),
+        ] {
+            assert_eq!(MessageTimeout::parse(text), expected, "{text}");
+        }
+        assert_eq!(timeout(60, Some(500)).of(1499), Duration::from_secs(62));
+        assert_eq!(timeout(60, None).of(1 << 40), Duration::from_secs(60));
+    }
 
     #[test]
     fn durations() {

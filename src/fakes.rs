@@ -18,6 +18,7 @@ use crate::{
     driver::{Transport, lane::Lane, socket, wait::Waker},
     endpoint::{Endpoint, Peer},
     journal::{Journal, Level},
+    memory::{self, Budget},
     outbox::{Bounds, Carrier, Outbox, Socket},
     proto::{Kind, Version, frame::Opcode},
     session::{Limits, Session},
@@ -103,18 +104,34 @@ impl Journal for Log {
 
 /// Bounds of which none is reached but that of the queue.
 pub(crate) fn bounds(queue: usize) -> Bounds {
-    Bounds { queue, timeout: 3 * PATIENCE, compress_from: usize::MAX }
+    Bounds { queue, timeout: 3 * PATIENCE, compress_from: usize::MAX, memory: &memory::UNLIMITED }
+}
+
+/// Memory of so many bytes for connections.
+pub(crate) fn budget(bytes: usize) -> &'static Budget {
+    Box::leak(Box::new(Budget::new(bytes)))
 }
 
 /// An outbox that the calling thread owns, as it is before the 101.
 pub(crate) fn outbox(queue: usize) -> (Arc<Outbox>, Log) {
+    outbox_of(bounds(queue))
+}
+
+/// The same with other bounds.
+pub(crate) fn outbox_of(bounds: Bounds) -> (Arc<Outbox>, Log) {
     let log = Log::default();
-    (Arc::new(Outbox::new(bounds(queue), None, Box::new(log.clone()))), log)
+    (Arc::new(Outbox::new(bounds, None, Box::new(log.clone()))), log)
 }
 
 /// A session without extensions.
 pub(crate) fn session() -> Session {
-    let limits = Limits { version: Version::V13, max_message: 1 << 20, allow_reserved: false };
+    session_of(&memory::UNLIMITED)
+}
+
+/// One that takes its memory from `memory`.
+pub(crate) fn session_of(memory: &'static Budget) -> Session {
+    let limits =
+        Limits { version: Version::V13, max_message: 1 << 20, allow_reserved: false, memory };
     Session::new(limits, None)
 }
 
@@ -226,7 +243,12 @@ impl Wire {
 
     /// A lane over it, whose outbox has a queue of `queue` bytes.
     pub(crate) fn lane(&self, queue: usize) -> (Lane, Arc<Outbox>, Log) {
-        let (outbox, log) = outbox(queue);
+        self.lane_of(bounds(queue))
+    }
+
+    /// A lane over it, whose outbox has these bounds.
+    pub(crate) fn lane_of(&self, bounds: Bounds) -> (Lane, Arc<Outbox>, Log) {
+        let (outbox, log) = outbox_of(bounds);
         (Lane::new(self.transport(), outbox.clone()), outbox, log)
     }
 

@@ -40,6 +40,7 @@ mod fakes;
 pub mod journal;
 pub mod library;
 pub mod limits;
+pub mod memory;
 pub mod outbox;
 pub mod plugin;
 pub mod presence;

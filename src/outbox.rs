@@ -18,8 +18,9 @@ use std::{
 
 use crate::{
     journal::{Journal, Level},
+    memory::{Budget, Claim},
     proto::{
-        Kind, Version,
+        Kind, Version, Violation,
         close::{self, CloseCode, CloseReason},
         deflate::Deflater,
         draft::Draft,
@@ -99,6 +100,8 @@ pub struct Bounds {
     pub timeout: Duration,
     /// Messages shorter than this are not worth compressing.
     pub compress_from: usize,
+    /// Where the memory of what waits is taken from.
+    pub memory: &'static Budget,
 }
 
 /// What is to be done with a message that was received.
@@ -176,6 +179,8 @@ struct Queue {
     messages_in: u64,
     messages_out: u64,
     bytes_out: u64,
+    /// What the memory of unsent bytes counts for.
+    claim: Claim,
 }
 
 impl Queue {
@@ -197,6 +202,12 @@ impl Queue {
     fn fits(&self, len: usize, bound: usize) -> bool {
         let unsent = self.unsent();
         unsent == 0 || unsent + len <= bound
+    }
+
+    /// Whether the child has memory for `len` more bytes.
+    #[inline]
+    fn has_memory(&mut self, len: usize) -> bool {
+        self.claim.cover(self.unsent() + len).is_ok()
     }
 
     /// Queues a frame.
@@ -250,6 +261,7 @@ impl Queue {
         } else {
             self.bytes.clear()
         }
+        self.claim.release();
         Ok(true)
     }
 
@@ -279,6 +291,7 @@ impl Queue {
         if self.written == self.bytes.len() {
             self.written = 0;
             self.bytes.clear();
+            self.claim.release();
         }
         Ok(())
     }
@@ -303,6 +316,7 @@ impl Outbox {
                 messages_in: 0,
                 messages_out: 0,
                 bytes_out: 0,
+                claim: bounds.memory.claim(),
             }),
             room: Condvar::new(),
             deflater: deflater.map(|deflater| Box::new(Mutex::new(Some(deflater)))),
@@ -380,7 +394,12 @@ impl Outbox {
         let Some(deflater) = &mut *deflater else { return Err(Refused::Closing) };
         let mut packed = Vec::new();
         let compressed = deflater.compress(payload, &mut packed);
-        self.push(opcode, compressed, if compressed { &packed } else { payload })
+        let queue = self.lock();
+        if queue.state > State::Open {
+            return Err(Refused::Closing);
+        }
+        self.queue_frame(queue, opcode, compressed, if compressed { &packed } else { payload });
+        Ok(())
     }
 
     /// Whether a message of `len` bytes can be sent without waiting, and with at most `bound` bytes waiting then. A
@@ -397,20 +416,48 @@ impl Outbox {
         if self.draft.is_some() {
             return if self.state() > State::Open { Err(Refused::Closing) } else { Ok(()) };
         }
+        let queue = self.lock();
         // A little beyond the bound, so that senders who fill the queue do not keep a client without its Pong.
-        if self.lock().unsent() >= self.bounds.queue.saturating_add(KEEP) {
+        if queue.unsent() >= self.bounds.queue.saturating_add(KEEP) {
             return Err(Refused::Full);
         }
-        self.push(opcode, false, payload)
-    }
-
-    fn push(&self, opcode: Opcode, compressed: bool, payload: &[u8]) -> Result<(), Refused> {
-        let queue = self.lock();
         if queue.state > State::Open {
             return Err(Refused::Closing);
         }
-        self.queue_frame(queue, opcode, compressed, payload);
+        let queue = self.admit(queue, payload.len())?;
+        self.queue_frame(queue, opcode, false, payload);
         Ok(())
+    }
+
+    /// Goes on if the child has memory for `len` more bytes on their way to the client, and closes with 1013 otherwise.
+    #[inline]
+    fn admit<'q>(
+        &'q self,
+        mut queue: MutexGuard<'q, Queue>,
+        len: usize,
+    ) -> Result<MutexGuard<'q, Queue>, Refused> {
+        if queue.has_memory(len + HEADER) {
+            return Ok(queue);
+        }
+        drop(queue);
+        self.refuse_memory();
+        Err(Refused::Closing)
+    }
+
+    /// Closes with 1013 because the child's connections hold as much as they may.
+    #[cold]
+    pub fn refuse_memory(&self) {
+        let code = CloseCode::TRY_AGAIN_LATER;
+        if self.close(&close::payload(code), "no memory is left") {
+            self.bounds.memory.refuse();
+            let why = Violation::Memory;
+            self.journal.write(Level::Info, format_args!("WS0311: closing with 1013: {why}"));
+        }
+    }
+
+    /// Where the memory of what the connection makes us keep is taken from.
+    pub fn memory(&self) -> &'static Budget {
+        self.bounds.memory
     }
 
     /// Queues a frame and has it written: at once where that is possible and nobody else is about to.
@@ -479,7 +526,7 @@ impl Outbox {
             return Err(Refused::Closing);
         }
         if queue.fits(len + queue.awaited.unwrap_or(0), self.bounds.queue) {
-            return Ok(queue);
+            return self.admit(queue, len);
         }
         self.wait(queue, len)
     }
@@ -515,7 +562,7 @@ impl Outbox {
                 return Err(Refused::Closing);
             }
             if queue.fits(len + queue.awaited.unwrap_or(0), self.bounds.queue) {
-                return Ok(queue);
+                return self.admit(queue, len);
             }
             let left = queue.bytes_out;
             if carrier.as_deref().is_some_and(Carrier::is_ending) {
@@ -533,9 +580,9 @@ impl Outbox {
         }
     }
 
-    /// Closes with 1008 because the client does not take what it is sent.
+    /// Closes with 1008 because the client does not take what it is sent, or does not send what it has begun.
     pub fn give_up(&self, why: fmt::Arguments<'_>) {
-        if self.close(&close::payload(CloseCode::POLICY), "the client reads too slowly") {
+        if self.close(&close::payload(CloseCode::POLICY), "the client is too slow") {
             self.journal.write(Level::Info, format_args!("WS0301: closing with 1008: {why}"));
         }
     }
@@ -678,6 +725,7 @@ impl Outbox {
         let mut queue = self.lock();
         queue.bytes = Vec::new();
         queue.written = 0;
+        queue.claim.release();
     }
 
     /// Moves the queued bytes into `taken`, which has to be empty, for the driver to write; what it was told before that
@@ -702,6 +750,9 @@ impl Outbox {
         let mut queue = self.lock();
         change(&mut queue);
         queue.bytes_out += left;
+        if queue.unsent() == 0 {
+            queue.claim.release();
+        }
         let waiting = queue.waiting > 0 && left > 0;
         drop(queue);
         if waiting {
@@ -844,7 +895,12 @@ mod loom_tests {
     }
 
     fn open(queue: usize, room: Option<usize>) -> (Arc<Outbox>, Arc<Driver>) {
-        let bounds = Bounds { queue, timeout: Duration::from_secs(3600), compress_from: 0 };
+        let bounds = Bounds {
+            queue,
+            timeout: Duration::from_secs(3600),
+            compress_from: 0,
+            memory: &crate::memory::UNLIMITED,
+        };
         let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
         let driver = Arc::new(Driver { room: room.map(Mutex::new), ..Driver::default() });
         let carrier: Weak<dyn Carrier> = Arc::downgrade(&driver) as Weak<dyn Carrier>;
@@ -995,7 +1051,33 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::fakes::{Driver, Log, Wire, bounds, from_us, outbox, wait_until};
+    use crate::fakes::{Driver, Log, Wire, bounds, budget, from_us, outbox, outbox_of, wait_until};
+
+    #[test]
+    fn what_does_not_fit_the_childs_memory_is_not_queued() {
+        let memory = budget(96 << 10);
+        let (outbox, log) = outbox_of(Bounds { memory, ..bounds(1 << 20) });
+        let wire = Wire::new();
+        let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        wire.takes(0);
+        assert_eq!(binary(&outbox, &[1; 60_000]), Ok(()));
+        assert_eq!(memory.used(), 64 << 10);
+        // Pongs count, too.
+        while memory.used() == 64 << 10 {
+            outbox.send_control(Opcode::Pong, &[0; 125]).unwrap();
+        }
+        assert_eq!(binary(&outbox, &[1; 60_000]), Err(Refused::Closing));
+        assert_eq!((outbox.state(), memory.refused()), (State::Closing, 1));
+        assert!(log.has("WS0311: closing with 1013"));
+        // What was accepted before leaves all the same.
+        wire.takes(usize::MAX);
+        outbox.flush(&wire).unwrap();
+        let sent = wire.sent();
+        assert_eq!(sent[..60_004], [&b"\x82\x7e\xea\x60"[..], &[1; 60_000]].concat());
+        assert!(sent.ends_with(&from_us(Opcode::Close, b"\x03\xf5")));
+        assert_eq!(memory.used(), 0);
+    }
 
     fn binary(outbox: &Outbox, payload: &[u8]) -> Result<(), Refused> {
         outbox.send_message(Kind::Binary, payload)

@@ -13,10 +13,11 @@ use core::ops::Range;
 
 use crate::{
     buffer::Buffer,
+    memory::{self, Budget},
     proto::{
         Kind, Version, Violation,
         close::CloseReason,
-        deflate::{Inflater, Params},
+        deflate::{Inflater, Params, most_compressed},
         draft,
         frame::{Deframer, Opcode, Piece, Rules},
         mask::Mask,
@@ -40,6 +41,8 @@ pub struct Limits {
     pub max_message: usize,
     /// Let a client close with a code of 1000–2999 that is reserved for future use.
     pub allow_reserved: bool,
+    /// Where the memory of unfinished messages is taken from.
+    pub memory: &'static Budget,
 }
 
 /// What a client said.
@@ -118,9 +121,9 @@ impl Session {
             deframer: Deframer::default(),
             phase: if draft.is_some() { Phase::Draft } else { Phase::Frames },
             draft,
-            inflater: deflate.map(|params| Box::new(Inflater::new(params))),
+            inflater: deflate.map(|params| Box::new(Inflater::new(params, limits.memory))),
             message: None,
-            buffer: Buffer::default(),
+            buffer: Buffer::new(limits.memory),
             control: Vec::new(),
         }
     }
@@ -135,6 +138,14 @@ impl Session {
         self.phase == Phase::Finished
     }
 
+    /// Nothing more is expected of the client, nor kept.
+    #[cold]
+    pub fn finish(&mut self) {
+        (self.phase, self.message) = (Phase::Finished, None);
+        self.buffer = self.buffer.another();
+        self.inflater = None;
+    }
+
     /// Takes bytes until they amount to an event or are used up.
     ///
     /// Call it again with the rest of the input until no event comes back. After an error or a Close everything is
@@ -145,11 +156,11 @@ impl Session {
         while self.phase == Phase::Frames {
             if self.message.is_some() {
                 let middle = self.take_middle(&mut input[consumed..]);
-                consumed += middle.inspect_err(|_| self.phase = Phase::Finished)?;
+                consumed += middle.inspect_err(|_| self.finish())?;
             }
             let rules = self.rules();
             let step = self.deframer.next(&mut input[consumed..], rules);
-            let (used, piece) = step.inspect_err(|_| self.phase = Phase::Finished)?;
+            let (used, piece) = step.inspect_err(|_| self.finish())?;
             let base = consumed;
             consumed += used;
             let Some(piece) = piece else { return Ok(Progress { consumed, event: None }) };
@@ -159,7 +170,7 @@ impl Session {
             } else {
                 self.take_data(&piece, data)
             };
-            let event = match taken.inspect_err(|_| self.phase = Phase::Finished)? {
+            let event = match taken.inspect_err(|_| self.finish())? {
                 Taken::Nothing => continue,
                 Taken::Whole(kind) => {
                     Event::Message { kind, data: &mut input[base..][piece.range] }
@@ -175,7 +186,8 @@ impl Session {
                         Opcode::Ping => Event::Ping(payload),
                         Opcode::Pong => Event::Pong(payload),
                         _ => {
-                            self.phase = Phase::Finished;
+                            (self.phase, self.message) = (Phase::Finished, None);
+                            self.buffer = self.buffer.another();
                             let reason = CloseReason::parse(payload, self.limits.allow_reserved)?;
                             Event::Close(reason)
                         }
@@ -202,19 +214,19 @@ impl Session {
         let mut consumed = 0;
         while let Some(deframer) = &mut self.draft {
             let step = deframer.next(&input[consumed..], self.limits.max_message as u64);
-            let (used, piece) = step.inspect_err(|_| self.phase = Phase::Finished)?;
+            let (used, piece) = step.inspect_err(|_| self.finish())?;
             let base = consumed;
             consumed += used;
             let found = match piece {
                 None => break,
                 Some(draft::Piece::Close) => {
-                    self.phase = Phase::Finished;
+                    self.finish();
                     Found::Close
                 }
                 Some(draft::Piece::Data { kind, starts, ends, range }) => {
                     let range = base + range.start..base + range.end;
                     let taken = self.take_draft(kind, starts, ends, &input[range.clone()]);
-                    match taken.inspect_err(|_| self.phase = Phase::Finished)? {
+                    match taken.inspect_err(|_| self.finish())? {
                         Taken::Whole(kind) => Found::Here(kind, range),
                         Taken::Assembled(kind) => Found::Assembled(kind),
                         Taken::Nothing | Taken::Control => continue,
@@ -246,7 +258,7 @@ impl Session {
             self.message = Some(Assembly { kind, compressed: false, utf8: Validator::default() });
         }
         let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
-        self.buffer.extend(data);
+        self.buffer.extend(data, if ends { 0 } else { usize::MAX })?;
         if kind == Kind::Text {
             let valid = message.utf8.push(data);
             if !valid || ends && !message.utf8.is_complete() {
@@ -276,7 +288,7 @@ impl Session {
             let Some(data) = rest.get_mut(..len).filter(|_| len <= room) else { break };
             let ascii = mask.apply(data);
             message.check(data, ascii, false)?;
-            self.buffer.extend(data);
+            self.buffer.extend(data, usize::MAX)?;
             consumed += 6 + len;
         }
         Ok(consumed)
@@ -288,8 +300,9 @@ impl Session {
         let most = self.limits.max_message;
         let max_data = match &self.message {
             None => most as u64,
-            // How large it is shows when it is inflated.
-            Some(Assembly { compressed: true, .. }) => u64::MAX,
+            Some(Assembly { compressed: true, .. }) => {
+                most_compressed((most - self.buffer.len()) as u64)
+            }
             Some(_) => (most - self.buffer.len()) as u64,
         };
         let (deflate, open) = (self.inflater.is_some(), self.message.is_some());
@@ -331,15 +344,15 @@ impl Session {
         match &mut self.inflater {
             Some(inflater) if message.compressed => {
                 let before = self.buffer.len();
-                self.buffer.append_with(|out| {
-                    inflater.push(data, out, self.limits.max_message)?;
-                    if last { inflater.finish(out, self.limits.max_message) } else { Ok(()) }
-                })?;
+                inflater.push(data, &mut self.buffer, self.limits.max_message)?;
+                if last {
+                    inflater.finish(&mut self.buffer, self.limits.max_message)?;
+                }
                 message.check(&self.buffer.content()[before..], false, last)?;
             }
             _ => {
                 message.check(data, piece.ascii, last)?;
-                self.buffer.extend(data);
+                self.buffer.extend(data, if last { 0 } else { self.deframer.missing_message() })?;
             }
         }
         if !last {
@@ -359,31 +372,41 @@ impl Session {
         if missing < DIRECT || message.compressed || self.phase != Phase::Frames {
             return None;
         }
-        Some(self.buffer.room(missing.min(DIRECT_MOST) as usize))
+        // Without memory the bytes come as others do, and are refused.
+        self.buffer.room(missing.min(DIRECT_MOST) as usize, self.deframer.missing_message()).ok()
     }
 
     /// `len` bytes were read into the [`room`](Self::room). They may complete a message.
     pub fn filled(&mut self, len: usize) -> Result<Option<(Kind, &mut [u8])>, Violation> {
         let rules = self.rules();
-        let data = &mut self.buffer.room(len)[..len];
-        let (_, piece) =
-            self.deframer.next(data, rules).inspect_err(|_| self.phase = Phase::Finished)?;
+        let filled = self.take_filled(len, rules).inspect_err(|_| self.finish())?;
+        Ok(filled.map(|kind| (kind, self.buffer.content())))
+    }
+
+    fn take_filled(&mut self, len: usize, rules: Rules) -> Result<Option<Kind>, Violation> {
+        let data = &mut self.buffer.room(len, len)?[..len];
+        let (_, piece) = self.deframer.next(data, rules)?;
         let (Some(piece), Some(message)) = (piece, &mut self.message) else { return Ok(None) };
         let last = piece.header.fin && piece.ends;
-        let checked = message.check(data, piece.ascii, last);
-        checked.inspect_err(|_| self.phase = Phase::Finished)?;
+        message.check(data, piece.ascii, last)?;
         self.buffer.advance(len);
         if !last {
             return Ok(None);
         }
         let kind = message.kind;
         self.message = None;
-        Ok(Some((kind, self.buffer.content())))
+        Ok(Some(kind))
     }
 
     /// The message that came last, if it was assembled, until more is [fed](Self::feed).
     pub fn lent(&mut self) -> &mut [u8] {
         self.buffer.content()
+    }
+
+    /// Whether neither a message nor a frame has begun that has not ended.
+    #[inline]
+    pub fn is_between_frames(&self) -> bool {
+        self.message.is_none() && self.deframer.is_idle()
     }
 
     /// How many bytes of an unfinished message there are.
@@ -413,13 +436,13 @@ impl Session {
         if self.buffer.capacity() <= KEEP {
             return None;
         }
-        let mut rest = Buffer::default();
+        let mut rest = self.buffer.another();
         if self.message.is_some() {
             let len = self.buffer.len();
             if len as u64 >= DIRECT || self.buffer.capacity() <= 2 * DIRECT as usize {
                 return None;
             }
-            rest.extend(self.buffer.content());
+            rest.extend(self.buffer.content(), usize::MAX).ok()?;
         }
         Some(core::mem::replace(&mut self.buffer, rest))
     }
@@ -477,6 +500,7 @@ pub fn fuzz_session_chunked(data: &[u8]) {
         },
         max_message: [1 << 20, 100_000, 4096, 1000, 125, 64, 1, 0][usize::from(flags >> 5)],
         allow_reserved: flags & 1 != 0,
+        memory: &memory::UNLIMITED,
     };
     let compressed = flags & 2 != 0 && limits.version == Version::V13;
     let params = compressed.then_some(Params {
@@ -569,6 +593,13 @@ fn owned(event: Event<'_>, limits: &Limits) -> (u8, Vec<u8>) {
 mod tests {
     use super::*;
 
+    const LIMITS: Limits = Limits {
+        version: Version::V13,
+        max_message: 1000,
+        allow_reserved: false,
+        memory: &memory::UNLIMITED,
+    };
+
     /// Messages of the drafts, in any cuts; `fuzz_session_chunked` compares them.
     #[test]
     fn the_messages_of_the_drafts_are_the_same_however_the_bytes_are_cut() {
@@ -589,7 +620,7 @@ mod tests {
 
     #[test]
     fn only_a_data_frame_is_read_straight_into_its_message() {
-        let limits = Limits { version: Version::V13, max_message: 1000, allow_reserved: false };
+        let limits = LIMITS;
         let mut session = Session::new(limits, None);
         // The first fragment of a text, then the header of a Ping and half of its payload.
         let mut bytes = [&b"\x01\x82\0\0\0\0\xce\xba\x89\xfd\0\0\0\0"[..], &[0xff; 60]].concat();
@@ -612,7 +643,7 @@ mod tests {
     #[test]
     fn a_draft_has_the_limit_and_the_utf8_of_rfc_6455() {
         let version = Version::Draft(draft::Draft::Hixie76);
-        let limits = Limits { version, max_message: 3, allow_reserved: false };
+        let limits = Limits { version, max_message: 3, ..LIMITS };
         for (bytes, expected) in [
             (&b"\0abcd"[..], Violation::TooBig),
             (b"\x80\x04", Violation::TooBig),

@@ -159,8 +159,12 @@ impl Stream {
 
     /// Feeds the stream in the pieces between `cuts` and compares.
     fn check(&self, cuts: &[usize]) {
-        let limits =
-            Limits { version: Version::V13, max_message: self.limit, allow_reserved: false };
+        let limits = Limits {
+            version: Version::V13,
+            max_message: self.limit,
+            allow_reserved: false,
+            memory: &mod_websocket::memory::UNLIMITED,
+        };
         let mut session = Session::new(limits, self.params.as_ref());
         let (mut events, mut violation, mut from) = (self.events.iter(), None, 0);
         for &to in cuts.iter().chain([&self.bytes.len()]) {
@@ -506,7 +510,12 @@ fn growth(work: impl FnOnce()) -> usize {
 
 #[test]
 fn a_claimed_length_takes_no_memory() {
-    let limits = Limits { version: Version::V13, max_message: 64 << 20, allow_reserved: false };
+    let limits = Limits {
+        version: Version::V13,
+        max_message: 64 << 20,
+        allow_reserved: false,
+        memory: &mod_websocket::memory::UNLIMITED,
+    };
     let claim =
         |first: u8| [&[first, 0xff][..], &(32u64 << 20).to_be_bytes(), &[0; 4], b"x"].concat();
     for (first, params) in
@@ -529,7 +538,12 @@ fn a_bomb_takes_no_more_memory_than_the_limit() {
     assert!(bomb.len() < BOUND / 4);
     let mut stream =
         Stream::deflate("a bomb", NO_TAKEOVER).limit(BOUND).frame(FIN | RSV1 | BINARY, &bomb);
-    let limits = Limits { version: Version::V13, max_message: BOUND, allow_reserved: false };
+    let limits = Limits {
+        version: Version::V13,
+        max_message: BOUND,
+        allow_reserved: false,
+        memory: &mod_websocket::memory::UNLIMITED,
+    };
     let mut session = Session::new(limits, stream.params.as_ref());
     let grown = growth(|| {
         assert_eq!(session.feed(&mut stream.bytes), Err(Violation::TooBig));

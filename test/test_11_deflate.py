@@ -279,21 +279,21 @@ class TestDirectives:
 
     @pytest.mark.parametrize("size", ["1", "64k", "64M", "1G"])
     def test_memory_bound(self, httpd, size):
-        checked = httpd.check(f"WebSocketCompressionMemory {size}")
+        checked = httpd.check(f"WebSocketMemoryLimit {size}")
         assert checked.ok, checked.output
 
     @pytest.mark.parametrize("value", ["-1", "64X", "x", "", "1k 2k"])
     def test_memory_bound_refused(self, httpd, value):
-        line = f"WebSocketCompressionMemory {value}"
-        httpd.check(line).refused("WebSocketCompressionMemory", at=line)
+        line = f"WebSocketMemoryLimit {value}"
+        httpd.check(line).refused("WebSocketMemoryLimit", at=line)
 
     @pytest.mark.parametrize(
         "section", ["Location /x", 'Directory "${ROOT}/htdocs"', "VirtualHost *:${PORT}"]
     )
     def test_memory_belongs_to_the_process(self, httpd, section):
-        line = "WebSocketCompressionMemory 1M"
+        line = "WebSocketMemoryLimit 1M"
         conf = f"<{section}>\n{line}\n</{section.split()[0]}>"
-        httpd.check(conf).refused("WebSocketCompressionMemory", at=line)
+        httpd.check(conf).refused("WebSocketMemoryLimit", at=line)
 
 
 @pytest.mark.once
@@ -303,7 +303,7 @@ class TestHtaccess:
     @pytest.mark.parametrize(
         "line",
         ["WebSocketCompression On", "WebSocketCompressionLevel 1", "WebSocketCompressionMinSize 1k", f"{TAKEOVER} Both",
-         "WebSocketCompressionWindowBits 10", "WebSocketCompressionMemory 1G"],
+         "WebSocketCompressionWindowBits 10", "WebSocketMemoryLimit 1G"],
     )
     def test_for_the_administrator_only(self, httpd, connect, line):
         folder = httpd.root / "htdocs/override"
@@ -764,12 +764,27 @@ class TestSamples:
         client.send(frame(TEXT, packed[:-4], rsv=RSV1))
         client.expect_message("".join(f"part {n};" for n in range(15)))
 
-    def test_empty_blocks_without_end(self, peer):
-        """Several times the limit on the wire, and nothing in it."""
+    def test_empty_blocks(self, peer):
+        """More than the limit on the wire, in frames that are not, and nothing in it."""
         client = peer("/small")
-        client.send(frame(TEXT, b"\x00\x00\x00\xff\xff" * 80_000 + b"\x00", rsv=RSV1))
+        blocks = b"\x00\x00\x00\xff\xff" * 16_000
+        client.send(frame(TEXT, blocks, fin=False, rsv=RSV1), *[frame(CONTINUATION, blocks, fin=False)] * 4)
+        client.send(frame(CONTINUATION, b"\x00"))
         client.expect_message("")
         client.echo(sentences(1000))
+
+    @pytest.mark.parametrize("fin", [True, False])
+    def test_a_frame_that_no_compressor_makes_is_judged_at_its_header(self, peer, fin):
+        """100 KiB may come to so much, and hardly to more."""
+        most = 102_400 + 102_400 // 8 + 102_400 // 64 + 64
+        for length, code in ((most, None), (most + 1, 1009), (1 << 40, 1009)):
+            client = peer("/small")
+            client.send(frame(TEXT, b"", fin=fin, rsv=RSV1, length=length))
+            if code:
+                client.expect_close(code)
+            else:
+                client.send(frame(PING, b"in its middle")[:0])
+                client.expect_silence(0.3)
 
 
 # --- what must not be ------------------------------------------------------------------------------
@@ -1110,7 +1125,7 @@ class TestThreads:
 
 
 class TestMemoryBound:
-    CONF = DETACH + "WebSocketCompressionMemory 2M\n" + takeovers()
+    CONF = DETACH + "WebSocketMemoryLimit 4M\n" + takeovers()
 
     def test_beyond_it_no_context_is_kept(self, peer, httpd):
         """New connections compress all the same; when others have gone, contexts are kept again."""
@@ -1139,7 +1154,7 @@ class TestMemoryBound:
 
 
 class TestNoMemory:
-    CONF = "WebSocketCompressionMemory 1k\n" + takeovers()
+    CONF = "WebSocketMemoryLimit 1k\n" + takeovers()
 
     @pytest.mark.parametrize("path", PATHS)
     def test_too_little_for_any_context(self, peer, path):

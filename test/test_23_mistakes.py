@@ -34,6 +34,10 @@ def trusting(*origins):
 
 # name: the configuration, the level, the words of the line, what stands on the line that it names.
 MISTAKES = {
+    "messages larger than the memory": (
+        "WebSocketMemoryLimit 64M\n" + echo("/x", "WebSocketMaxMessageSize 65M"), "warn",
+        ["WS0414", "WebSocketMaxMessageSize 65M", "set WebSocketMemoryLimit higher"], "WebSocketMaxMessageSize",
+    ),
     # --- an endpoint that no request gets to ---
     "no SetHandler": (here("/x", PLUGIN), "warn", ["WS0420", "<Location /x>", "add that line beside it"], PLUGIN),
     "no SetHandler for a bridge": (here("/x", BRIDGE), "warn", ["WS0420", "WebSocketBridge on", HANDLER], BRIDGE),
@@ -228,6 +232,7 @@ IN_ORDER = {
     "origins in .htaccess": (
         echo("/x", "WebSocketOriginCheck Trusted") + section('Directory "${ROOT}/htdocs"', "AllowOverride AuthConfig")
     ),
+    "messages as large as the memory": echo("/x", "WebSocketMaxMessageSize 256M"),
     "Same without origins": echo("/x", "WebSocketOriginCheck Same"),
     "origins of all kinds": echo(
         "/x", "WebSocketOriginCheck Trusted", "WebSocketTrustedOrigin https://example.com http://localhost:8080 http://[::1]",

@@ -686,5 +686,5 @@ class TestMistakes:
         text = (TOP / "docs/directives.md").read_text()
         assert old in text
         page = parse("docs/directives.md", text.replace(old, new, 1))
-        main_only = {"WebSocketThreads", "WebSocketDrainTime", "WebSocketCompressionMemory"}
+        main_only = {"WebSocketThreads", "WebSocketDrainTime", "WebSocketMemoryLimit"}
         assert wrong_directives(page, table, main_only) != []

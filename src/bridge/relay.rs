@@ -25,6 +25,7 @@ use super::{
 use crate::{
     endpoint::{Endpoint, Peer, Readiness, Relayed},
     journal::Level,
+    memory::Claim,
     outbox::{self, Outbox},
     proto::{
         Kind,
@@ -72,6 +73,8 @@ struct Inbound {
     held: Option<(Kind, usize)>,
     /// The framing has not seen all of it, for want of room.
     interrupted: bool,
+    /// What the memory of `rest` counts for.
+    claim: Claim,
     /// The socket may have something to read.
     readable: bool,
     /// The end of the stream, or an error, has been announced; it is so once only.
@@ -87,6 +90,8 @@ struct Outbound {
     /// What waits for the peer; the first `written` bytes have left.
     bytes: Vec<u8>,
     written: usize,
+    /// What the memory of all that waits counts for.
+    claim: Claim,
     /// The lengths of the datagrams of which `bytes` consists, if it does.
     datagrams: VecDeque<usize>,
     /// The socket takes nothing at present.
@@ -128,6 +133,7 @@ impl Relay {
             fresh: 0,
             held: None,
             interrupted: false,
+            claim: outbox.memory().claim(),
             readable: false,
             to_the_end: false,
             end: None,
@@ -136,6 +142,7 @@ impl Relay {
         let outbound = Outbound {
             bytes: first,
             written: 0,
+            claim: outbox.memory().claim(),
             datagrams: VecDeque::new(),
             blocked: false,
             broken: false,
@@ -395,11 +402,16 @@ impl Relay {
     }
 
     fn note_waiting(&self, outbound: &Outbound) {
-        self.waiting.store(outbound.bytes.len() - outbound.written, Ordering::Relaxed);
+        self.waiting.store(outbound.held(0), Ordering::Relaxed);
     }
 }
 
 impl Outbound {
+    /// How much it holds, with `len` more bytes. Datagrams may be empty, and are held all the same.
+    fn held(&self, len: usize) -> usize {
+        self.bytes.len() - self.written + self.datagrams.len() * size_of::<usize>() + len
+    }
+
     fn waits(&self) -> bool {
         !self.broken && (self.written < self.bytes.len() || !self.datagrams.is_empty())
     }
@@ -431,6 +443,7 @@ impl Outbound {
         self.bytes = Vec::new();
         self.written = 0;
         self.datagrams = VecDeque::new();
+        self.claim.release();
     }
 
     /// What has left must not pile up before what has not.
@@ -446,8 +459,12 @@ impl Outbound {
 
     /// Gives back what nothing is in.
     fn trim(&mut self) {
-        if self.bytes.is_empty() && self.bytes.capacity() > REST {
-            self.bytes = Vec::new();
+        if !self.bytes.is_empty() || !self.datagrams.is_empty() {
+            return;
+        }
+        self.claim.release();
+        if self.bytes.capacity() + self.datagrams.capacity() > REST {
+            (self.bytes, self.datagrams) = (Vec::new(), VecDeque::new());
         }
     }
 }
@@ -458,6 +475,10 @@ impl Endpoint for Relay {
         let outbound = &mut state.outbound;
         if outbound.broken {
             return;
+        }
+        // Before any of it leaves, since the peer shall not get the half of a message.
+        if outbound.claim.cover(outbound.held(data.len() + size_of::<usize>())).is_err() {
+            return self.outbox.refuse_memory();
         }
         if !self.is_stream() {
             outbound.bytes.extend_from_slice(data);
@@ -513,8 +534,14 @@ impl Peer for Relay {
             inbound.over = true;
         }
         outbound.trim();
-        if inbound.rest.is_empty() && inbound.rest.capacity() > REST {
-            inbound.rest = Vec::new();
+        if inbound.rest.is_empty() {
+            inbound.claim.release();
+            if inbound.rest.capacity() > REST {
+                inbound.rest = Vec::new();
+            }
+        } else if inbound.claim.cover(inbound.rest.len()).is_err() {
+            self.outbox.refuse_memory();
+            (inbound.over, inbound.rest) = (true, Vec::new());
         }
         Relayed {
             again: reading == Reading::Again,
@@ -702,6 +729,19 @@ mod tests {
         assert!(got == sent && bridged.relay() == SETTLED);
         assert!(!bridged.relay.is_crowded());
         assert_eq!(bridged.relay.interest(), (true, false));
+    }
+
+    #[test]
+    fn what_waits_for_a_peer_is_counted_also_if_it_is_empty() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let address = Address::UnixDatagram("/p".into());
+        let bridged = bridged(known("binary"), ours.into(), address, theirs);
+        while !bridged.relay.is_crowded() {
+            bridged.relay.message(Kind::Binary, &mut []);
+            assert!(bridged.relay.lock().outbound.datagrams.len() < 100_000);
+        }
+        bridged.relay();
+        assert!(bridged.relay.is_crowded());
     }
 
     #[test]

@@ -200,8 +200,15 @@ fn turns(
         // Its clock has to be asked again if something waits for the peer.
         let relaying = peer.is_some_and(|peer| peer.interest().1);
         let judged = relaying.then(|| now + Duration::from_secs(1));
-        let sight =
-            Sight { now, state, heard, summary, unsent: arrived.is_some(), hurry: stopping };
+        let sight = Sight {
+            now,
+            state,
+            heard,
+            summary,
+            unsent: arrived.is_some(),
+            unfinished: turn.unfinished(),
+            hurry: stopping,
+        };
         let deadline = match clocks.check(&sight, &patience) {
             Verdict::Wait(deadline) => deadline,
             // Nothing is expected of the client while the peer gets the rest.
@@ -284,8 +291,13 @@ mod tests {
         proto::Kind,
     };
 
-    const PATIENCE: Patience =
-        Patience { ping: None, idle: None, close: None, stall: Duration::from_secs(60) };
+    const PATIENCE: Patience = Patience {
+        ping: None,
+        idle: None,
+        close: None,
+        message: None,
+        stall: Duration::from_secs(60),
+    };
 
     fn child() -> &'static Stop {
         Box::leak(Box::new(Stop::new()))

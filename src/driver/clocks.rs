@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use super::turn::Heard;
+use super::turn::{Heard, Unfinished};
 use crate::{
-    config::Patience,
+    config::{MessageTimeout, Patience},
     outbox::{State, Summary},
     proto::close::CloseCode,
     waiting::Pace,
@@ -30,6 +30,8 @@ pub struct Sight {
     pub summary: Summary,
     /// Something waits for the client.
     pub unsent: bool,
+    /// A message that is arriving.
+    pub unfinished: Option<Unfinished>,
     /// The child goes down: what waits does not delay the end.
     pub hurry: bool,
 }
@@ -66,6 +68,8 @@ pub struct Clocks {
     listening: bool,
     /// How fast it takes what waits for it.
     pace: Pace,
+    /// Which message is arriving, and since when.
+    arriving: Option<(u64, Duration)>,
     /// It has been given up, which is said once.
     gave_up: bool,
     messages_out: u64,
@@ -83,6 +87,7 @@ impl Clocks {
             pinged: false,
             listening: false,
             pace: Pace::default(),
+            arriving: None,
             gave_up: false,
             messages_out: 0,
             bytes_out: 0,
@@ -105,8 +110,17 @@ impl Clocks {
         self.pinged = false;
     }
 
+    /// When the message that is arriving has to be there.
+    fn message_end(&mut self, sight: &Sight, timeout: Option<MessageTimeout>) -> Option<Duration> {
+        let same =
+            |unfinished: Unfinished| self.arriving.filter(|(begun, _)| *begun == unfinished.begun);
+        let arriving = sight.unfinished.map(|u| same(u).unwrap_or((u.begun, sight.now)));
+        self.arriving = arriving;
+        Some(arriving?.1 + timeout?.of(sight.unfinished?.len))
+    }
+
     fn judge(&mut self, sight: &Sight, patience: &Patience) -> Verdict {
-        let Sight { now, state, heard, summary, unsent, hurry } = *sight;
+        let Sight { now, state, heard, summary, unsent, hurry, .. } = *sight;
         if heard.bytes {
             self.hear(now);
         }
@@ -150,10 +164,16 @@ impl Clocks {
                 return Verdict::Close(CloseCode::POLICY, SLOW);
             }
             let idle = patience.idle.map(|patience| self.message + patience);
+            let message = self.message_end(sight, patience.message);
             let ping = patience.ping.map(|p| self.heard + if self.pinged { p * 2 } else { p });
             let end = if is_due(idle) {
                 let why = "no message for WebSocketIdleTimeout";
                 Some(Verdict::Close(CloseCode::GOING_AWAY, why))
+            } else if is_due(message) {
+                Some(Verdict::Close(
+                    CloseCode::POLICY,
+                    "a message takes longer than WebSocketMessageTimeout",
+                ))
             } else if is_due(ping) && !self.pinged {
                 self.pinged = true;
                 return Verdict::Ping;
@@ -161,7 +181,7 @@ impl Clocks {
                 let why = "the client does not answer our Ping";
                 is_due(ping).then_some(Verdict::GiveUp(why))
             };
-            ([stall, slow, idle.into_iter().chain(ping).min()], end)
+            ([stall, slow, idle.into_iter().chain(ping).chain(message).min()], end)
         };
         let Some(end) = end else {
             self.listening = false;
@@ -186,6 +206,7 @@ mod tests {
         ping: Some(Duration::from_secs(30)),
         idle: Some(Duration::from_secs(100)),
         close: Some(Duration::from_secs(5)),
+        message: Some(MessageTimeout { time: Duration::from_secs(20), rate: Some(10) }),
         stall: Duration::from_secs(60),
     };
 
@@ -193,7 +214,7 @@ mod tests {
         let (messages_in, messages_out, bytes_out) = (0, 0, 0);
         let summary = Summary { code: CloseCode::ABNORMAL, messages_in, messages_out, bytes_out };
         let (now, state, heard) = (Duration::from_secs(seconds), State::Open, Heard::default());
-        Sight { now, state, heard, summary, unsent: false, hurry: false }
+        Sight { now, state, heard, summary, unsent: false, unfinished: None, hurry: false }
     }
 
     /// All there is has been read.
@@ -231,6 +252,35 @@ mod tests {
         // Then all begins anew.
         assert_eq!(clocks.check(&sight(140), &PATIENCE), Verdict::Ping);
         assert_eq!(clocks.check(&all_read(170), &PATIENCE), Verdict::Listen);
+    }
+
+    #[test]
+    fn a_message_has_to_arrive_in_time_or_fast_enough() {
+        let patience = Patience { ping: None, idle: None, ..PATIENCE };
+        let mut clocks = Clocks::new(Duration::ZERO);
+        let arriving = |seconds, begun, len| {
+            let heard = Heard { bytes: true, message: false, all: true };
+            let unfinished = Some(Unfinished { begun, len });
+            Sight { heard, unfinished, ..sight(seconds) }
+        };
+        assert_eq!(clocks.check(&arriving(100, 5, 0), &patience), wait(120));
+        // Ten bytes a second are enough.
+        for seconds in 101..300 {
+            let end = 100 + 20 + (seconds - 100);
+            assert_eq!(
+                clocks.check(&arriving(seconds, 5, 10 * (seconds - 100)), &patience),
+                wait(end)
+            );
+        }
+        // Another message has its own time.
+        assert_eq!(clocks.check(&arriving(300, 6, 1), &patience), wait(320));
+        assert_eq!(clocks.check(&arriving(319, 6, 9), &patience), wait(320));
+        // Who is not read from may begin anew.
+        assert_eq!(clocks.check(&sight(320), &patience), Verdict::Wait(None));
+        assert_eq!(clocks.check(&arriving(330, 6, 9), &patience), wait(350));
+        assert_eq!(clocks.check(&arriving(350, 6, 9), &patience), Verdict::Listen);
+        let verdict = clocks.check(&arriving(350, 6, 9), &patience);
+        assert!(matches!(verdict, Verdict::Close(CloseCode::POLICY, _)), "{verdict:?}");
     }
 
     #[test]

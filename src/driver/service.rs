@@ -37,6 +37,7 @@ use crate::{
     config::Patience,
     endpoint::{Endpoint, Readiness},
     journal::{Journal, Level},
+    memory::Budget,
     outbox::{Carrier, Socket, State, Summary},
     proto::close::{self, CloseCode},
     session::Session,
@@ -102,11 +103,15 @@ pub struct Totals {
     pub threads_exhausted: u64,
     /// Connections that were closed because too many threads waited for clients already.
     pub refused_waits: u64,
+    /// Connections that were closed for want of memory.
+    pub refused_memory: u64,
+    /// How much memory of the budget is held, in bytes.
+    pub memory: u64,
 }
 
 impl Totals {
     /// What server-status calls them, in the order of [`numbers`](Self::numbers).
-    pub const NAMES: [&str; 7] = [
+    pub const NAMES: [&str; 9] = [
         "Connections",
         "MessagesIn",
         "MessagesOut",
@@ -114,6 +119,8 @@ impl Totals {
         "BytesOut",
         "ThreadsExhausted",
         "RefusedWaits",
+        "RefusedMemory",
+        "Memory",
     ];
 
     /// All of them.
@@ -126,6 +133,8 @@ impl Totals {
             self.bytes_out,
             self.threads_exhausted,
             self.refused_waits,
+            self.refused_memory,
+            self.memory,
         ]
     }
 }
@@ -170,6 +179,8 @@ pub struct Service {
     threads: Threads,
     /// Threads that wait, in callbacks, for clients that read slowly.
     waits: Waits,
+    /// The memory of this process's connections.
+    memory: &'static Budget,
     /// Turns that ended, for the clock to see whether anything moves: a mere count.
     turns: AtomicU64,
     /// How the child ends, if it does.
@@ -196,12 +207,32 @@ struct Clock {
     complained: Option<Duration>,
     /// All threads are in callbacks, which has been counted.
     exhausted: bool,
-    /// How many waits had been refused when that was said last, and when.
-    refused: (u64, Option<Duration>),
+    /// What has been said of clients that were closed because too many threads waited.
+    refused_waits: Told,
+    /// And of those for which there was no memory.
+    refused_memory: Told,
+}
+
+/// A count that is told of once in a while.
+#[derive(Default)]
+struct Told {
+    count: u64,
+    at: Option<Duration>,
+}
+
+impl Told {
+    /// How many more there are than was told last, if it is time to tell.
+    fn more(&mut self, count: u64, now: Duration) -> Option<u64> {
+        if count == self.count || self.at.is_some_and(|then| now - then < COMPLAINTS) {
+            return None;
+        }
+        self.at = Some(now);
+        Some(count - core::mem::replace(&mut self.count, count))
+    }
 }
 
 impl Clock {
-    fn new(now: Duration) -> Self {
+    fn new(now: Duration, memory: &Budget) -> Self {
         Self {
             cores: thread::available_parallelism().map_or(1, usize::from),
             last_turns: 0,
@@ -210,7 +241,8 @@ impl Clock {
             draining_since: None,
             complained: None,
             exhausted: false,
-            refused: (0, None),
+            refused_waits: Told::default(),
+            refused_memory: Told { count: memory.refused(), at: None },
         }
     }
 }
@@ -280,14 +312,15 @@ enum Phase {
 
 impl Service {
     /// Starts a service with its first thread and its clock; `bound` is the most threads it may grow to, `drain` how
-    /// long a drain may take, and `journal` where it complains.
+    /// long a drain may take, `memory` is the connections' budget, and `journal` where it complains.
     pub fn start(
         bound: usize,
         drain: Duration,
+        memory: &'static Budget,
         report: Report,
         journal: Box<dyn Journal>,
     ) -> io::Result<&'static Self> {
-        let service = Self::without_threads(bound, drain, report, journal)?;
+        let service = Self::without_threads(bound, drain, memory, report, journal)?;
         // Signals are for httpd's threads; ours inherit that they are blocked.
         let _blocked = AllSignals::block();
         service.hire()?;
@@ -301,6 +334,7 @@ impl Service {
     fn without_threads(
         bound: usize,
         drain: Duration,
+        memory: &'static Budget,
         report: Report,
         journal: Box<dyn Journal>,
     ) -> io::Result<&'static Self> {
@@ -319,6 +353,7 @@ impl Service {
             again: Mutex::default(),
             threads: Threads::default(),
             waits: Waits::new(bound),
+            memory,
             turns: AtomicU64::new(0),
             ending,
             peak: AtomicU64::new(0),
@@ -621,7 +656,7 @@ impl Service {
 
     /// What the clock does.
     fn keep_time(&'static self) {
-        let mut clock = Clock::new(self.now());
+        let mut clock = Clock::new(self.now(), self.memory);
         loop {
             let calm = self.threads.is_calm();
             let until_round = clock.next_round.saturating_sub(self.now());
@@ -663,7 +698,7 @@ impl Service {
         if is_exhausted && !core::mem::replace(&mut clock.exhausted, true) {
             self.past().threads_exhausted += 1;
         }
-        self.tell_refused_waits(clock, now);
+        self.tell_refused(clock, now);
         if moved {
             clock.exhausted = false;
             clock.last_moved = now;
@@ -680,6 +715,8 @@ impl Service {
             clock.next_round = now + ROUND;
             let mut totals = *self.past();
             totals.refused_waits = self.waits.refused();
+            totals.refused_memory = self.memory.refused();
+            totals.memory = self.memory.used() as u64;
             for guest in self.all() {
                 let stopping = self.has_come_to(&guest, ending, since);
                 if stopping {
@@ -722,23 +759,28 @@ impl Service {
         (!moved && threads >= self.bound).then_some(Complaint::Bound)
     }
 
-    /// Says, once in a while, that clients were closed because too many threads wait for others.
-    fn tell_refused_waits(&self, clock: &mut Clock, now: Duration) {
-        let refused = self.waits.refused();
-        let (before, told) = clock.refused;
-        if refused == before || told.is_some_and(|then| now - then < COMPLAINTS) {
-            return;
+    /// Says, once in a while, that clients were closed for the sake of others.
+    fn tell_refused(&self, clock: &mut Clock, now: Duration) {
+        if let Some(more) = clock.refused_waits.more(self.waits.refused(), now) {
+            let most = self.waits.most();
+            self.journal.write(
+                Level::Warn,
+                format_args!(
+                    "WS0310: as many threads as may ({most}, half of WebSocketThreads) wait for clients that read slowly, in \
+                     callbacks that send more than WebSocketSendQueueLimit; {more} more clients were closed with 1008"
+                ),
+            );
         }
-        clock.refused = (refused, Some(now));
-        self.journal.write(
-            Level::Warn,
-            format_args!(
-                "WS0310: as many threads as may ({}, half of WebSocketThreads) wait for clients that read slowly, in callbacks that \
-                 send more than WebSocketSendQueueLimit; {} more clients were closed with 1008",
-                self.waits.most(),
-                refused - before
-            ),
-        );
+        if let Some(more) = clock.refused_memory.more(self.memory.refused(), now) {
+            let most = self.memory.bound();
+            self.journal.write(
+                Level::Warn,
+                format_args!(
+                    "WS0312: the connections of this child hold as much as WebSocketMemoryLimit allows ({most} bytes); \
+                     {more} that needed more were closed with 1013"
+                ),
+            );
+        }
     }
 
     /// Says that connections wait for threads.
@@ -971,9 +1013,13 @@ impl Seated {
     /// Asks the clocks. Called by the clock thread, which must not be held up by a callback. `stopping`: the child's end has
     /// come to this connection.
     fn check(&self, now: Duration, ending: Ending, stopping: bool) {
+        let mut unfinished = None;
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
             Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
-            Phase::Talking(_) => None,
+            Phase::Talking(turn) => {
+                unfinished = turn.unfinished();
+                None
+            }
             Phase::Running => {
                 // Nobody reads while a callback runs, so the client cannot be blamed for its silence.
                 self.heard.fetch_or(0b11, Ordering::Relaxed);
@@ -1010,8 +1056,8 @@ impl Seated {
         if stopping {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
         }
-        let sight =
-            Sight { now, state, heard, summary, unsent: arrived.is_some(), hurry: stopping };
+        let (unsent, hurry) = (arrived.is_some(), stopping);
+        let sight = Sight { now, state, heard, summary, unsent, unfinished, hurry };
         let verdict =
             self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
         if verdict == Verdict::Listen {
@@ -1042,6 +1088,7 @@ mod tests {
     use crate::{
         driver::socket::{self, Plain},
         fakes::{Log, Read, Recorder, Watched, Wire, from_client, from_us, outbox, session},
+        memory,
         outbox::Outbox,
         proto::{Kind, frame::Opcode},
     };
@@ -1052,6 +1099,7 @@ mod tests {
         ping: None,
         idle: None,
         close: Some(Duration::from_secs(5)),
+        message: None,
         stall: Duration::from_secs(60),
     };
 
@@ -1079,11 +1127,17 @@ mod tests {
             let kept: Arc<Watched<Vec<_>>> = reports.clone();
             let report =
                 Box::new(move |n, totals: &Totals| kept.change(|kept| kept.push((n, *totals))));
-            let service = Service::without_threads(1, drain, report, Box::new(log.clone()));
+            let service = Service::without_threads(
+                1,
+                drain,
+                &memory::UNLIMITED,
+                report,
+                Box::new(log.clone()),
+            );
             let service = service.unwrap();
             // One thread, which waits whenever the clock looks.
             service.threads.join();
-            Self { service, clock: Clock::new(service.now()), log, reports }
+            Self { service, clock: Clock::new(service.now(), service.memory), log, reports }
         }
 
         /// Does what there is to do.
@@ -1511,7 +1565,13 @@ mod tests {
     #[test]
     fn a_callback_that_blocks_holds_up_nobody_and_the_end_waits_for_it() {
         let log = Log::default();
-        let service = Service::start(4, Duration::ZERO, Box::new(|_, _| ()), Box::new(log));
+        let service = Service::start(
+            4,
+            Duration::ZERO,
+            &memory::UNLIMITED,
+            Box::new(|_, _| ()),
+            Box::new(log),
+        );
         let mut alone = Alone::new(Duration::ZERO);
         alone.service = service.unwrap();
         let adopt = |make: &dyn Fn(&Arc<Outbox>) -> Recorder| {

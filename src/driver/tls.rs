@@ -26,7 +26,7 @@ use super::{
     openssl::{self, Bio, BioMethod, OpenSsl, Ssl},
     socket::{Socket, take_front},
 };
-use crate::outbox::Socket as _;
+use crate::{memory::Claim, outbox::Socket as _, proto::Violation};
 
 /// How much is received at a time.
 const RECEIVE: usize = 64 * 1024;
@@ -79,6 +79,8 @@ struct Records {
     input_len: usize,
     /// What was left over when a read ended.
     rest: Vec<u8>,
+    /// What its memory counts for.
+    claim: Claim,
     /// Records to send; the first `sent` bytes have left.
     output: Vec<u8>,
     sent: usize,
@@ -119,7 +121,8 @@ enum Done {
 }
 
 impl Tls {
-    /// Takes over a connection whose handshake is done; `early` is data that was read from it before.
+    /// Takes over a connection whose handshake is done; `early` is data that was read from it before. What is received and
+    /// cannot be decrypted yet counts for `claim`.
     ///
     /// # Safety
     /// - `ssl` is live, this is a reference of the caller's own, which is handed over, and nobody else uses the
@@ -131,11 +134,13 @@ impl Tls {
         ssl: NonNull<Ssl>,
         socket: Arc<Socket>,
         early: Vec<u8>,
+        claim: Claim,
     ) -> io::Result<Self> {
         let records = Box::new(Records {
             input: ptr::null(),
             input_len: 0,
             rest: Vec::new(),
+            claim,
             output: Vec::new(),
             sent: 0,
         });
@@ -293,6 +298,12 @@ impl Tls {
         let records = unsafe { self.records.as_mut() };
         if records.input_len == 0 {
             records.rest = Vec::new();
+            records.claim.release();
+        } else if records.claim.cover(records.input_len).is_err() {
+            records.claim.budget().refuse();
+            records.rest = Vec::new();
+            let why = io::Error::new(io::ErrorKind::OutOfMemory, Violation::Memory);
+            self.failed.get_or_insert(why);
         } else {
             // SAFETY: `input` leads to so many bytes of the thread's buffer, or of `rest`, both of which still live.
             let rest = unsafe { slice::from_raw_parts(records.input, records.input_len) };
@@ -688,7 +699,13 @@ mod tests {
         theirs.set_nonblocking(true).unwrap();
         let socket = Arc::new(Socket::new(ours.into()).unwrap());
         let ssl = NonNull::from(Box::leak(Box::<FakeSsl>::default())).cast();
-        (unsafe { Tls::new(openssl, method, ssl, socket, Vec::new()) }.unwrap(), theirs)
+        (
+            unsafe {
+                Tls::new(openssl, method, ssl, socket, Vec::new(), crate::memory::UNLIMITED.claim())
+            }
+            .unwrap(),
+            theirs,
+        )
     }
 
     fn records(count: usize, len: u8) -> Vec<u8> {

@@ -9,6 +9,7 @@ use crate::{
     buffer::Buffer,
     endpoint::{Endpoint, Peer, Relayed},
     journal::Level,
+    memory::Claim,
     outbox::{Outbox, Reception, State},
     proto::{Kind, Violation, close, frame::Opcode},
     session::{Event, Limits, Session},
@@ -63,7 +64,7 @@ impl Buffers {
     }
 
     fn keep(&mut self, buffer: Buffer) {
-        if self.held + buffer.capacity() <= SPARE {
+        if self.held + buffer.capacity() <= SPARE && buffer.budget().is_at_ease() {
             self.held += buffer.capacity();
             self.spare.push(buffer);
         }
@@ -78,12 +79,25 @@ pub struct Turn {
     held: Option<Held>,
     /// Bytes that were read but not looked at when reading was paused.
     unread: Vec<u8>,
+    /// What the memory of both counts for.
+    claim: Claim,
     /// The end of the stream, or an error, has been announced; it is so once only.
     to_the_end: bool,
     /// How many bytes have been read.
     received: u64,
     /// What has come since this was asked last.
     heard: Heard,
+    /// How many bytes had been read when a message was first seen to have begun that has not ended.
+    begun: Option<u64>,
+}
+
+/// A message of which more is to come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Unfinished {
+    /// How many bytes the connection had received when it began.
+    pub begun: u64,
+    /// How many more have come.
+    pub len: u64,
 }
 
 /// A message that waits to be delivered.
@@ -143,20 +157,29 @@ fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
 impl Turn {
     /// A connection whose handshake is answered; bytes may have come with it.
     pub fn new(session: Session) -> Self {
+        let claim = session.limits().memory.claim();
         Self {
             session,
+            claim,
             input: Input::Paused,
             held: None,
             unread: Vec::new(),
             to_the_end: false,
             received: 0,
             heard: Heard::default(),
+            begun: None,
         }
     }
 
     /// How many bytes have been read.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// The message that is arriving, unless its client is not read from.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let begun = self.begun.filter(|_| self.input == Input::Waiting)?;
+        Some(Unfinished { begun, len: self.received - begun })
     }
 
     /// What has come since this was asked last.
@@ -215,9 +238,18 @@ impl Turn {
             }
             if !relay && (self.input != Input::Paused || Self::has_to_pause(outbox, peer)) {
                 // A message that is held may be there.
-                let spare = if self.held.is_none() { self.session.trim() } else { None };
-                if let Some(buffer) = spare {
-                    buffers.keep(buffer);
+                if self.held.is_none() {
+                    if let Some(buffer) = self.session.trim() {
+                        buffers.keep(buffer);
+                    }
+                    if self.unread.is_empty() {
+                        self.claim.release();
+                    }
+                }
+                if self.session.is_between_frames() {
+                    self.begun = None;
+                } else if self.heard.message || self.begun.is_none() {
+                    self.begun = Some(self.received);
                 }
                 let read = self.input == Input::Waiting;
                 return Ok(Outcome::Rest { read, write: flushed == Flushed::Blocked });
@@ -348,13 +380,12 @@ impl Turn {
                 Event::Message { kind, data } => {
                     self.heard.message = true;
                     if !deliver(kind, data, outbox, endpoint, peer.is_some()) {
-                        self.held = Some(if here.contains(&data.as_ptr()) {
+                        let held = if here.contains(&data.as_ptr()) {
                             Held::Copied(kind, data.to_vec())
                         } else {
                             Held::Assembled(kind)
-                        });
-                        self.unread = input[at..].to_vec();
-                        return false;
+                        };
+                        return self.set_aside(Some(held), &input[at..], outbox);
                     }
                 }
                 Event::Ping(payload) => {
@@ -368,10 +399,21 @@ impl Turn {
                 return true;
             }
             if is_crowded(outbox, peer) {
-                self.unread = input[at..].to_vec();
-                return false;
+                return self.set_aside(None, &input[at..], outbox);
             }
         }
+    }
+
+    /// Keeps what cannot be handled now. `true` if there is no memory for that, and so no later.
+    fn set_aside(&mut self, held: Option<Held>, rest: &[u8], outbox: &Outbox) -> bool {
+        let copied = if let Some(Held::Copied(_, data)) = &held { data.len() } else { 0 };
+        if self.claim.cover(copied + rest.len()).is_err() {
+            self.session.finish();
+            outbox.refuse_memory();
+            return true;
+        }
+        (self.held, self.unread) = (held, rest.to_vec());
+        false
     }
 }
 
@@ -398,6 +440,9 @@ fn deliver(
 
 /// Closes a connection whose client has broken the protocol.
 fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
+    if violation == Violation::Memory {
+        return outbox.refuse_memory();
+    }
     let code = violation.close_code(limits.version);
     if outbox.close(&close::payload(code), "the client broke the protocol") {
         outbox
@@ -422,8 +467,11 @@ mod tests {
         driver::{Transport, socket::Socket},
         endpoint::Readiness,
         fakes::{
-            Driver, Log, Read, Recorder, Watched, Wire, from_client, from_us, outbox, session,
+            Driver, Log, Read, Recorder, Watched, Wire, bounds, budget, from_client, from_us,
+            outbox, session, session_of,
         },
+        memory::{self, Budget},
+        outbox::Bounds,
         proto::close::CloseCode,
     };
 
@@ -439,11 +487,15 @@ mod tests {
 
     impl Talk {
         fn new(queue: usize) -> Self {
+            Self::with_memory(queue, &memory::UNLIMITED)
+        }
+
+        fn with_memory(queue: usize, memory: &'static Budget) -> Self {
             let wire = Wire::new();
-            let (lane, outbox, log) = wire.lane(queue);
+            let (lane, outbox, log) = wire.lane_of(Bounds { memory, ..bounds(queue) });
             let driver = Driver::new(None, || panic!("nobody has to wait"));
             driver.rest(&outbox);
-            Self { wire, lane, outbox, log, turn: Turn::new(session()), _driver: driver }
+            Self { wire, lane, outbox, log, turn: Turn::new(session_of(memory)), _driver: driver }
         }
 
         /// A turn of a connection whose descriptor shows something.
@@ -635,6 +687,81 @@ mod tests {
             assert_eq!(echo.payloads(), all);
             assert_eq!(talk.wire.sent().len(), 820);
         }
+    }
+
+    #[test]
+    fn what_waits_in_either_direction_is_counted_and_given_back() {
+        let memory = budget(1 << 20);
+        let mut talk = Talk::with_memory(40_000, memory);
+        let echo = Recorder::echo(&talk.outbox);
+        talk.wire.takes(0);
+        // The answer to the first message waits, the second one is held, and the third one is not looked at.
+        let frames: Vec<u8> =
+            (0..3).flat_map(|n| from_client(Opcode::Binary, &[n; 20_000])).collect();
+        talk.wire.says(Read::Bytes(frames));
+        assert_eq!(talk.run(&echo).unwrap(), Outcome::Rest { read: false, write: true });
+        assert_eq!(echo.payloads().len(), 1);
+        // In steps of 16 KiB: 20,010 bytes of the answer, 40,000 and some of what was read.
+        assert_eq!(memory.used(), (2 + 3) << 14);
+        talk.wire.takes(usize::MAX);
+        assert_eq!(talk.run(&echo).unwrap(), REST);
+        assert_eq!((echo.payloads().len(), memory.used()), (3, 0));
+    }
+
+    #[test]
+    fn without_memory_a_client_is_closed_with_1013_and_others_go_on() {
+        // A message that comes in parts; one that has to wait, and the rest that waits behind it.
+        let part = [&b"\x02\xff\0\0\0\0\0\x0f\0\0\0\0\0\0"[..], &[0; 50_000]].concat();
+        let whole = from_client(Opcode::Binary, &[0; 20_000]);
+        for (bytes, answers) in [(part, 0), (whole.repeat(3), 1)] {
+            let memory = budget(80 << 10);
+            let mut others = memory.claim();
+            others.cover(32 << 10).unwrap();
+            let mut talk = Talk::with_memory(30_000, memory);
+            let echo = Recorder::echo(&talk.outbox);
+            talk.wire.takes(0);
+            talk.wire.says(Read::Bytes(bytes));
+            talk.run(&echo).unwrap();
+            assert_eq!(talk.outbox.state(), State::Closing);
+            assert!(talk.log.has("WS0311: closing with 1013"));
+            assert_eq!((memory.refused(), echo.payloads().len()), (1, answers));
+            talk.wire.takes(usize::MAX);
+            assert_eq!(talk.run(&echo).unwrap(), Outcome::Over);
+            assert!(talk.wire.sent().ends_with(&from_us(Opcode::Close, b"\x03\xf5")));
+            assert_eq!(memory.used(), 32 << 10);
+            // Who needs little is served on.
+            let mut other = Talk::with_memory(1000, memory);
+            others.cover(80 << 10).unwrap();
+            let echo = Recorder::echo(&other.outbox);
+            other.wire.frame(Opcode::Binary, &[1; 1000]);
+            assert_eq!(other.run(&echo).unwrap(), REST);
+            assert_eq!(echo.payloads().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_arriving_is_told_from_the_next_one() {
+        let mut talk = Talk::new(1000);
+        let recorder = Recorder::default();
+        let frame = from_client(Opcode::Binary, b"1234");
+        let says = |talk: &mut Talk, bytes: &[u8]| {
+            talk.wire.says(Read::Bytes(bytes.to_vec()));
+            talk.run(&recorder).unwrap();
+            talk.turn.heard();
+            talk.turn.unfinished()
+        };
+        assert_eq!(says(&mut talk, &frame), None);
+        assert_eq!(says(&mut talk, &frame[..1]), Some(Unfinished { begun: 11, len: 0 }));
+        assert_eq!(says(&mut talk, &frame[1..8]), Some(Unfinished { begun: 11, len: 7 }));
+        // Its end, and the beginning of another one.
+        let bytes = [&frame[8..], &frame[..2]].concat();
+        assert_eq!(says(&mut talk, &bytes), Some(Unfinished { begun: 22, len: 0 }));
+        assert_eq!(says(&mut talk, &frame[2..]), None);
+        // A Ping between fragments changes nothing.
+        let first = [&[0x02][..], &frame[1..]].concat();
+        assert_eq!(says(&mut talk, &first), Some(Unfinished { begun: 40, len: 0 }));
+        let ping = from_client(Opcode::Ping, b"");
+        assert_eq!(says(&mut talk, &ping), Some(Unfinished { begun: 40, len: 6 }));
     }
 
     /// A peer that does as it is told.

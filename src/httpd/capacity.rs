@@ -28,12 +28,17 @@ pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
     };
 }
 
-/// Warns of settings under which WebSockets are ended or starve, if the configuration has any WebSockets; `tls` is what
+/// Says what the settings of memory add up to, and warns of those under which WebSockets are ended or starve, if the
+/// configuration has any WebSockets; `memory` is the bound for a child's connections, and `tls` what
 /// [`tls::find`](super::tls::find) came to.
 ///
 /// # Safety
 /// - `server` is the main server, and the configuration has been read.
-pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(), String>>) {
+pub(super) unsafe fn warn(
+    server: *const sys::server_rec,
+    memory: usize,
+    tls: Option<Result<(), String>>,
+) {
     let bridges = ["WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
     if !has(&["WebSocketHandler"]) && !has(&bridges) {
         return;
@@ -57,6 +62,19 @@ pub(super) unsafe fn warn(server: *const sys::server_rec, tls: Option<Result<(),
             2 * children
         ));
     }
+    // SAFETY: the caller's word.
+    unsafe {
+        log::server(
+            server,
+            Level::Notice,
+            format_args!(
+                "WS0413: messages, queues and compression of WebSockets may take {} MiB in each of up to {children} \
+                 children, {} MiB in all (WebSocketMemoryLimit)",
+                memory.div_ceil(1 << 20),
+                (memory as u64).saturating_mul(children).div_ceil(1 << 20)
+            ),
+        )
+    };
     // A process that serves one connection is busy as long as that lasts.
     let detaches = is_threaded() || has(&bridges) || has(&["WebSocketDetach On"]);
     if detaches && spare < most {

@@ -150,8 +150,10 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
         None => Ok(Box::new(Plain::new(socket, early))),
         // SAFETY: the caller's word. The handler has emptied the filters, and left a connection that is not to be kept alive:
         // httpd reads no further request from that (ap_check_pipeline), nor a request's body (ap_discard_request_body).
-        Some(takeover) => unsafe { takeover.take(connection, socket, early) }
-            .map(|tls| Box::new(tls) as Box<dyn Transport>),
+        Some(takeover) => {
+            unsafe { takeover.take(connection, socket, early, leaving.outbox.memory().claim()) }
+                .map(|tls| Box::new(tls) as Box<dyn Transport>)
+        }
     };
     // SAFETY: the caller's word.
     unsafe { (*connection).aborted = 1 };

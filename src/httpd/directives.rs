@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
-    config::{self, Detach, Limit, Settings},
+    config::{self, Detach, Limit, MessageTimeout, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::{self, OriginCheck},
@@ -36,7 +36,7 @@ const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
 /// Legal in the main server's configuration only.
 const GLOBAL: u32 = sys::RSRC_CONF;
 
-pub(super) static COMMANDS: Commands<32> = Commands([
+pub(super) static COMMANDS: Commands<33> = Commands([
     take2(
         c"WebSocketHandler",
         &(handler as Setter),
@@ -116,6 +116,12 @@ pub(super) static COMMANDS: Commands<32> = Commands([
         c"the time a client has to answer a Close; or Off",
     ),
     take1(
+        c"WebSocketMessageTimeout",
+        &(message_timeout as Setter),
+        ADMIN,
+        c"the time a message may take to arrive, and at what rate it gets more, such as 60s,MinRate=500; or Off",
+    ),
+    take1(
         c"WebSocketDrainTime",
         &(drain_time as Setter),
         GLOBAL,
@@ -158,10 +164,10 @@ pub(super) static COMMANDS: Commands<32> = Commands([
         c"the server's compression window in bits, and the one asked of clients; 9 to 15",
     ),
     take1(
-        c"WebSocketCompressionMemory",
-        &(compression_memory as Setter),
+        c"WebSocketMemoryLimit",
+        &(memory_limit as Setter),
         GLOBAL,
-        c"how much memory a child may spend on kept compression contexts, in bytes",
+        c"how much memory the messages, queues and compression of a child may take, in bytes",
     ),
     take1(
         c"WebSocketBridge",
@@ -396,8 +402,8 @@ fn compression_window_bits(
     Ok(())
 }
 
-fn compression_memory(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
-    parms.main_server()?.compression_memory = Some(size(words)?);
+fn memory_limit(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
+    parms.main_server()?.memory_limit = Some(size(words)?);
     Ok(())
 }
 
@@ -559,6 +565,25 @@ fn size(words: &[&str]) -> Result<usize, String> {
     config::size(word).ok_or_else(|| format!("'{word}' is not {}", config::SIZE))
 }
 
+fn message_timeout(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let timeout = if word.eq_ignore_ascii_case("Off") {
+        None
+    } else {
+        let (time, _) = word.split_once(',').unwrap_or((word, ""));
+        let wrong = || {
+            format!(
+                "'{word}' is neither {} above 0, with a number of bytes a second if need be, as 60s,MinRate=500, nor Off",
+                config::DURATION
+            )
+        };
+        let advice = || config::duration_advice(time).unwrap_or_else(wrong);
+        Some(MessageTimeout::parse(word).ok_or_else(advice)?)
+    };
+    section.settings.message_timeout = Some(timeout);
+    Ok(())
+}
+
 /// A time above 0, or Off.
 fn duration_or_off(words: &[&str]) -> Result<Option<Duration>, String> {
     let word = words.first().ok_or(ARGUMENTS)?;
@@ -620,8 +645,8 @@ impl Section {
 /// What the main server's configuration sets for each child process.
 #[derive(Clone, Default)]
 pub(super) struct Server {
-    /// `WebSocketCompressionMemory`, in bytes.
-    pub(super) compression_memory: Option<usize>,
+    /// `WebSocketMemoryLimit`, in bytes.
+    memory_limit: Option<usize>,
     /// `WebSocketDrainTime`.
     pub(super) drain_time: Option<Duration>,
     /// `WebSocketThreads`.
@@ -630,6 +655,13 @@ pub(super) struct Server {
     expressions: Vec<(*const Section, String)>,
     /// The backends, and where each is named.
     discoveries: Vec<(Arc<Discovery>, String)>,
+}
+
+impl Server {
+    /// How many bytes the connections of a child may hold.
+    pub(super) fn memory_limit(&self) -> usize {
+        self.memory_limit.unwrap_or(config::MEMORY_LIMIT)
+    }
 }
 
 /// A directive's own part: takes its words and changes the section, or says what is wrong with them.

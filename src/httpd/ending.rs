@@ -11,7 +11,9 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use super::{STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys, tls};
+use super::{
+    MEMORY, STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys, tls,
+};
 use crate::{
     config,
     driver::{
@@ -68,7 +70,7 @@ pub(super) unsafe fn begin(
     let bound = settings.threads.unwrap_or(config::THREADS).into();
     // SAFETY: the caller's word.
     let journal = Box::new(unsafe { log::ServerJournal::new(server) });
-    match Service::start(bound, drain, report, journal) {
+    match Service::start(bound, drain, &MEMORY, report, journal) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
             // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    CONTEXTS, STOP,
+    MEMORY, STOP,
     bridge::Bridge,
     detach::{self, Leaving},
     directives, draft, ending,
@@ -33,6 +33,7 @@ use crate::{
     endpoint::Endpoint,
     journal::Level,
     limits::Counted,
+    memory::Claim,
     outbox::{Bounds, Outbox, Summary},
     plugin::{
         Plugin,
@@ -41,7 +42,7 @@ use crate::{
     },
     proto::{
         Version,
-        deflate::{self, Deflater, Params, Reserved},
+        deflate::{self, Deflater, Params},
         handshake::{self, Opening, Refusal},
     },
     session::{Limits, Session},
@@ -201,7 +202,7 @@ struct Upgrade {
     /// The same bytes as httpd sees them.
     filters: Filters,
     patience: Patience,
-    deflate: Option<(Params, Reserved<'static>)>,
+    deflate: Option<(Params, Claim)>,
     /// The connection's places under the limits.
     counted: Vec<Counted>,
     /// prefork handles signals on this thread; neither its callbacks nor a hand-over must be interrupted.
@@ -252,11 +253,12 @@ impl Upgrade {
         let compression = &settings.compression;
         let deflate = compression
             .policy()
-            .and_then(|policy| deflate::negotiate_within(opening.extensions, &policy, &CONTEXTS));
+            .and_then(|policy| deflate::negotiate_within(opening.extensions, &policy, &MEMORY));
         let params = deflate.as_ref().map(|(params, _)| params);
         let timeout = timeout(r);
         let queue = settings.send_queue();
-        let bounds = Bounds { queue, timeout, compress_from: compression.min_size() };
+        let bounds =
+            Bounds { queue, timeout, compress_from: compression.min_size(), memory: &MEMORY };
         let deflater = params.map(|params| Deflater::new(params, compression.level()));
         let journal = Box::new(log::ConnectionJournal::new(r));
         let outbox = Outbox::new(bounds, deflater, journal).speaking(opening.version);
@@ -269,6 +271,7 @@ impl Upgrade {
             version: opening.version,
             max_message: settings.max_message(),
             allow_reserved: settings.allow_reserved(),
+            memory: &MEMORY,
         };
         // SAFETY: the connection is the request's own (wrap::R1), and a lane with it does not outlive the handler.
         let filters = unsafe { Filters::new(r.connection()) }?;
@@ -414,7 +417,7 @@ impl Upgrade {
 
 /// What a connection holds until its conversation is over.
 struct Reserve {
-    _deflate: Option<(Params, Reserved<'static>)>,
+    _deflate: Option<(Params, Claim)>,
     _counted: Vec<Counted>,
 }
 

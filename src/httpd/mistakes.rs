@@ -12,7 +12,12 @@ use super::{
     tree::Directive,
     wrap::{Request, Table},
 };
-use crate::{config::Settings, journal::Level, proto::handshake::OriginCheck, scope::Scope};
+use crate::{
+    config::{self, Settings},
+    journal::Level,
+    proto::handshake::OriginCheck,
+    scope::Scope,
+};
 
 /// What names an endpoint.
 const ENDPOINTS: [&str; 4] =
@@ -26,6 +31,8 @@ pub(super) unsafe fn warn(main: *const sys::server_rec) {
     let mut lines = missing_handlers();
     lines.extend(missing_endpoints());
     lines.extend(missing_origins());
+    // SAFETY: the main server is live, and so are its settings.
+    lines.extend(too_large_messages(unsafe { (*directives::server(main)).memory_limit() }));
     // SAFETY: `main` is what `doubts` demands, too.
     lines.extend(unsafe { directives::doubts(main) });
     lines.extend(foreign_draft76());
@@ -33,6 +40,23 @@ pub(super) unsafe fn warn(main: *const sys::server_rec) {
         // SAFETY: the main server is live.
         unsafe { log::server(main, Level::Warn, format_args!("{line}")) };
     }
+}
+
+/// Message sizes that exceed the memory of a child.
+fn too_large_messages(memory: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    tree::each(&mut |directive| {
+        let is_one = ["WebSocketMaxMessageSize", "MaxMessageSize"].iter().any(|n| directive.is(n));
+        let size = config::size(directive.args().trim().trim_matches('"'));
+        if lines.len() < MOST && is_one && size.is_some_and(|size| size > memory) {
+            let (name, args, place) = (directive.name(), directive.args(), directive.place());
+            lines.push(format!(
+                "WS0414: {name} {args} on {place} lets in messages for which the memory of a child's connections has no \
+                 room: set WebSocketMemoryLimit higher, or the size lower"
+            ));
+        }
+    });
+    lines
 }
 
 /// How many endpoints without requests are named; they have one cause, as a rule.

@@ -34,7 +34,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::{config, driver::stop::Stop, journal::Level, proto::deflate::Budget};
+use crate::{config, driver::stop::Stop, journal::Level, memory::Budget};
 
 mod bridge;
 mod capacity;
@@ -58,8 +58,8 @@ mod wrap;
 /// The end of this child process, as its connections see it.
 static STOP: Stop = Stop::new();
 
-/// The memory that kept compression contexts may take in this child process.
-static CONTEXTS: Budget = Budget::new(config::COMPRESSION_MEMORY);
+/// The memory that this child's connections may hold.
+static MEMORY: Budget = Budget::new(config::MEMORY_LIMIT);
 
 /// The module's name and version, which httpd puts behind its own: in the log when it starts, in server-status, and in
 /// the field Server if `ServerTokens` allows. C wants the NUL.
@@ -191,7 +191,7 @@ unsafe extern "C" fn hook_post_config(
         if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG {
             // SAFETY: as above; httpd calls this hook when it has read the configuration.
             unsafe {
-                capacity::warn(server, found);
+                capacity::warn(server, (*directives::server(server)).memory_limit(), found);
                 mistakes::warn(server);
             }
         }
@@ -216,7 +216,7 @@ unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sy
         }
         // SAFETY: httpd passes the main server, whose settings were made when the configuration was read.
         let settings = unsafe { &*directives::server(server) };
-        CONTEXTS.set_bound(settings.compression_memory.unwrap_or(config::COMPRESSION_MEMORY));
+        MEMORY.set_bound(settings.memory_limit());
         // SAFETY: httpd passes the child's pool and the main server.
         unsafe { ending::begin(pool, server, settings) };
     });

@@ -19,7 +19,7 @@ use super::sys;
 use crate::{driver::service::Totals, limits, presence};
 
 /// The key under which the address is kept. A change of the layout changes it.
-const KEY: &CStr = c"mod_websocket shared memory 3";
+const KEY: &CStr = c"mod_websocket shared memory 4";
 /// The most children that server-status shows.
 const CHILDREN: usize = 512;
 

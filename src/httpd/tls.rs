@@ -23,10 +23,13 @@ use core::{
 use std::sync::Arc;
 
 use super::{boundary, detach, sys, wrap::Request};
-use crate::driver::{
-    openssl::{self, BioMethod, Context, OpenSsl, RemoveSession, Ssl},
-    socket::Socket,
-    tls::{self, Tls},
+use crate::{
+    driver::{
+        openssl::{self, BioMethod, Context, OpenSsl, RemoveSession, Ssl},
+        socket::Socket,
+        tls::{self, Tls},
+    },
+    memory::Claim,
 };
 
 /// `SSL_get_ex_data` gives mod_ssl's conn_rec at this index, which OpenSSL calls app data.
@@ -314,6 +317,7 @@ impl Takeover {
         connection: *mut sys::conn_rec,
         socket: Arc<Socket>,
         early: Vec<u8>,
+        claim: Claim,
     ) -> Result<Tls, &'static str> {
         unsafe extern "C" fn no_info(_: *const Ssl, _: c_int, _: c_int) {}
         unsafe extern "C" fn no_verify(_: c_int, _: *mut c_void) -> c_int {
@@ -347,7 +351,7 @@ impl Takeover {
             (openssl.SSL_set_info_callback)(raw, Some(no_info));
             (openssl.SSL_set_verify)(raw, openssl::VERIFY_NONE, Some(no_verify));
             (openssl.SSL_set_options)(raw, openssl::OP_NO_RENEGOTIATION);
-            let tls = Tls::new(openssl, method, ssl, socket, early);
+            let tls = Tls::new(openssl, method, ssl, socket, early, claim);
             tls.map_err(|_| "no memory for its BIO")
         }
     }

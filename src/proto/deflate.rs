@@ -6,14 +6,15 @@
 //! connection holds neither.
 
 use core::fmt;
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Mutex;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::Violation;
+use crate::{
+    buffer::Buffer,
+    memory::{self, Budget, Claim},
+};
 
 /// The extension's name.
 const NAME: &str = "permessage-deflate";
@@ -25,8 +26,8 @@ const WINDOW_MAX: u8 = 15;
 const WINDOW_MIN: u8 = 9;
 /// How many idle codecs of each direction the process keeps.
 const POOL: usize = 16;
-/// The first growth step of an inflated message.
-const STEP: usize = 4096;
+/// What a decompressor takes, to within a few KiB (measured); it always has the largest window.
+const INFLATER: usize = 47 << 10;
 
 /// What the configuration allows in a negotiation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -79,51 +80,10 @@ impl Params {
     pub fn kept_bytes(&self) -> usize {
         let bits = |bits: Option<u8>| u32::from(bits.unwrap_or(WINDOW_MAX));
         // Measured: the compressor's window and hash chains grow with its bits, its hash heads and pending
-        // output do not; the decompressor always has the largest window.
+        // output do not.
         let server = (1 << (bits(self.server_max_window_bits) + 2)) + (188 << 10);
-        let client = 47 << 10;
         usize::from(!self.server_no_context_takeover) * server
-            + usize::from(!self.client_no_context_takeover) * client
-    }
-}
-
-/// The memory that kept contexts may take in this process: a count that one operation checks and changes.
-#[derive(Debug)]
-pub struct Budget {
-    bound: AtomicUsize,
-    used: AtomicUsize,
-}
-
-impl Budget {
-    /// A budget of `bound` bytes.
-    pub const fn new(bound: usize) -> Self {
-        Self { bound: AtomicUsize::new(bound), used: AtomicUsize::new(0) }
-    }
-
-    /// Changes the bound; what is reserved stays so.
-    pub fn set_bound(&self, bound: usize) {
-        self.bound.store(bound, Ordering::Relaxed);
-    }
-
-    /// Reserves `bytes` until the returned value is dropped; `None` if that would exceed the bound.
-    pub fn reserve(&self, bytes: usize) -> Option<Reserved<'_>> {
-        let bound = self.bound.load(Ordering::Relaxed);
-        let fits = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= bound);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Reserved { budget: self, bytes })
-    }
-}
-
-/// Memory reserved in a [`Budget`].
-#[derive(Debug)]
-pub struct Reserved<'b> {
-    budget: &'b Budget,
-    bytes: usize,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+            + usize::from(!self.client_no_context_takeover) * INFLATER
     }
 }
 
@@ -207,18 +167,24 @@ pub fn negotiate(extensions: &str, policy: &Policy) -> Option<Params> {
     split_quoted(extensions, b',').find_map(|offer| Offer::parse(offer.trim())?.answer(policy))
 }
 
-/// As [`negotiate`], but without context takeover where `budget` has no room for kept contexts.
-pub fn negotiate_within<'b>(
+/// As [`negotiate`], but without context takeover where half of `budget` has no room for kept contexts.
+pub fn negotiate_within(
     extensions: &str,
     policy: &Policy,
-    budget: &'b Budget,
-) -> Option<(Params, Reserved<'b>)> {
+    budget: &'static Budget,
+) -> Option<(Params, Claim)> {
     let params = negotiate(extensions, policy)?;
     if let Some(reserved) = budget.reserve(params.kept_bytes()) {
         return Some((params, reserved));
     }
     let frugal = Policy { server_takeover: false, client_takeover: false, ..*policy };
-    Some((negotiate(extensions, &frugal)?, budget.reserve(0)?))
+    Some((negotiate(extensions, &frugal)?, budget.claim()))
+}
+
+/// The longest payload to which a compressor that means no harm makes `len` bytes: stored blocks of a small one, and the end
+/// of a sync flush.
+pub fn most_compressed(len: u64) -> u64 {
+    len.saturating_add(len / 8 + len / 64 + 64)
 }
 
 /// Splits at `separator` outside quoted strings (RFC 9110 §5.6.4).
@@ -353,38 +319,50 @@ pub struct Inflater {
     open: bool,
     /// Kept between messages with context takeover; else held while a message is arriving.
     codec: Option<Decompress>,
+    /// The memory of a codec that is not kept.
+    claim: Claim,
 }
 
 impl Inflater {
-    /// A decompressor for the client's direction.
-    pub fn new(params: &Params) -> Self {
+    /// A decompressor for the client's direction. What it holds is taken from `budget`, but for a kept context, which the
+    /// handshake has [reserved](negotiate_within).
+    pub fn new(params: &Params, budget: &'static Budget) -> Self {
         Self {
             takeover: !params.client_no_context_takeover,
             window: params.client_max_window_bits.unwrap_or(WINDOW_MAX),
             open: false,
             codec: None,
+            claim: budget.claim(),
         }
     }
 
-    /// Inflates the next piece of a message behind `out`, which never grows beyond `limit` + 1 bytes.
-    pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), Violation> {
-        let codec = self.codec.get_or_insert_with(|| {
-            DECOMPRESSORS
-                .take((self.window, 0))
-                .unwrap_or_else(|| Decompress::new_with_window_bits(false, self.window))
-        });
+    /// Inflates the next piece of a message behind `out`, which never holds more than `limit` + 1 bytes.
+    pub fn push(&mut self, piece: &[u8], out: &mut Buffer, limit: usize) -> Result<(), Violation> {
+        let codec = match &mut self.codec {
+            Some(codec) => codec,
+            none => {
+                if !self.takeover {
+                    self.claim.cover(INFLATER)?;
+                }
+                none.insert(
+                    DECOMPRESSORS
+                        .take((self.window, 0))
+                        .unwrap_or_else(|| Decompress::new_with_window_bits(false, self.window)),
+                )
+            }
+        };
         let mut rest = piece;
         self.open |= !piece.is_empty();
         loop {
-            if out.len() == out.capacity() {
-                let room = (limit + 1).saturating_sub(out.len());
-                out.reserve_exact(out.len().max(STEP).min(room));
-            }
-            let begun = codec.total_in();
+            let missing = limit + 1 - out.len();
+            let room = out.room(missing, missing)?;
+            let (size, taken, given) = (room.len(), codec.total_in(), codec.total_out());
             let status = codec
-                .decompress_vec(rest, out, FlushDecompress::Sync)
+                .decompress(rest, room, FlushDecompress::Sync)
                 .map_err(|_| Violation::Deflate)?;
-            rest = &rest[(codec.total_in() - begun) as usize..];
+            rest = &rest[(codec.total_in() - taken) as usize..];
+            let filled = (codec.total_out() - given) as usize;
+            out.advance(filled);
             if out.len() > limit {
                 return Err(Violation::TooBig);
             }
@@ -395,14 +373,14 @@ impl Inflater {
                     self.open = false;
                     return Ok(());
                 }
-            } else if out.len() < out.capacity() {
+            } else if filled < size {
                 return if rest.is_empty() { Ok(()) } else { Err(Violation::Deflate) };
             }
         }
     }
 
     /// Ends a message: what the sender cut off is put back (RFC 7692 §7.2.2).
-    pub fn finish(&mut self, out: &mut Vec<u8>, limit: usize) -> Result<(), Violation> {
+    pub fn finish(&mut self, out: &mut Buffer, limit: usize) -> Result<(), Violation> {
         if self.open {
             let before = out.len();
             self.push(&TAIL, out, limit)?;
@@ -424,6 +402,7 @@ impl Inflater {
             codec.reset(false);
             DECOMPRESSORS.put((self.window, 0), codec);
         }
+        self.claim.release();
     }
 }
 
@@ -464,16 +443,16 @@ pub fn fuzz_inflate_bounded(data: &[u8]) {
         server_max_window_bits: None,
         client_max_window_bits: Some(9 + cut % 7),
     };
-    let mut inflater = Inflater::new(&params);
+    let mut inflater = Inflater::new(&params, &memory::UNLIMITED);
     for message in bytes.chunks(97) {
-        let mut out = Vec::new();
+        let mut out = Buffer::new(&memory::UNLIMITED);
         for piece in message.chunks(usize::from(cut) % 13 + 1) {
             if inflater.push(piece, &mut out, limit).is_err() {
                 return;
             }
         }
         let result = inflater.finish(&mut out, limit);
-        assert!(out.capacity() <= limit + 1 + STEP);
+        assert!(out.capacity() <= limit + 1);
         if result.is_err() {
             return;
         }
@@ -491,6 +470,10 @@ mod tests {
         server_window: 15,
         client_window: 15,
     };
+
+    fn buffer() -> Buffer {
+        Buffer::new(&memory::UNLIMITED)
+    }
 
     fn answer(extensions: &str, policy: &Policy) -> Option<String> {
         negotiate(extensions, policy).map(|params| params.to_string())
@@ -562,13 +545,13 @@ mod tests {
 
     #[test]
     fn without_room_for_contexts_they_are_not_kept() {
-        let budget = Budget::new(500_000);
-        let first = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
+        let budget = Box::leak(Box::new(Budget::new(1_000_000)));
+        let first = negotiate_within("permessage-deflate", &OPEN, budget).unwrap();
         assert_eq!(first.0.to_string(), "permessage-deflate");
-        let second = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
+        let second = negotiate_within("permessage-deflate", &OPEN, budget).unwrap();
         assert!(second.0.server_no_context_takeover && second.0.client_no_context_takeover);
         drop(first);
-        let third = negotiate_within("permessage-deflate", &OPEN, &budget).unwrap();
+        let third = negotiate_within("permessage-deflate", &OPEN, budget).unwrap();
         assert_eq!(third.0.to_string(), "permessage-deflate");
         assert_eq!(second.0.kept_bytes(), 0);
     }
@@ -610,12 +593,12 @@ mod tests {
     #[test]
     fn the_samples_of_rfc_7692_section_7_2_3() {
         let inflate = |inflater: &mut Inflater, bytes: &[u8]| {
-            let mut out = Vec::new();
+            let mut out = buffer();
             inflater.push(bytes, &mut out, 100).unwrap();
             inflater.finish(&mut out, 100).unwrap();
-            out
+            out.content().to_vec()
         };
-        let mut inflater = Inflater::new(&params(true, 15));
+        let mut inflater = Inflater::new(&params(true, 15), &memory::UNLIMITED);
         let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
         assert_eq!(inflate(&mut inflater, &hello), b"Hello");
         // §7.2.3.2: the second Hello refers to the first.
@@ -640,7 +623,7 @@ mod tests {
             for takeover in [false, true] {
                 let params = params(takeover, bits);
                 let mut deflater = Deflater::new(&params, 6);
-                let mut inflater = Inflater::new(&params);
+                let mut inflater = Inflater::new(&params, &memory::UNLIMITED);
                 for len in [1, 2, 10, 125, 4096, 65_536, text.len()] {
                     let message = &text[..len];
                     let mut wire = vec![7];
@@ -649,12 +632,16 @@ mod tests {
                         assert_eq!(wire, [7]);
                         continue;
                     }
-                    let mut out = Vec::new();
+                    let mut out = buffer();
                     for piece in wire[1..].chunks(1000) {
                         inflater.push(piece, &mut out, len).unwrap();
                     }
                     inflater.finish(&mut out, len).unwrap();
-                    assert_eq!(out, message, "{bits} bits, takeover {takeover}, {len} bytes");
+                    assert_eq!(
+                        out.content(),
+                        message,
+                        "{bits} bits, takeover {takeover}, {len} bytes"
+                    );
                 }
             }
         }
@@ -665,16 +652,55 @@ mod tests {
         let params = params(false, 15);
         let mut bomb = Vec::new();
         assert!(Deflater::new(&params, 9).compress(&vec![0; 50_000_000], &mut bomb));
-        let mut out = Vec::new();
-        let result = Inflater::new(&params).push(&bomb, &mut out, 100_000);
+        let mut out = buffer();
+        let result = Inflater::new(&params, &memory::UNLIMITED).push(&bomb, &mut out, 100_000);
         assert_eq!(result, Err(Violation::TooBig));
-        assert!(out.capacity() <= 100_001 + STEP, "{}", out.capacity());
+        assert!(out.capacity() <= 100_001, "{}", out.capacity());
+    }
+
+    #[test]
+    fn what_is_inflated_is_counted_before_it_is_there() {
+        let budget = Box::leak(Box::new(Budget::new(256 << 10)));
+        let params = params(false, 15);
+        let mut bomb = Vec::new();
+        assert!(Deflater::new(&params, 9).compress(&vec![0; 50_000_000], &mut bomb));
+        let (mut inflater, mut out) = (Inflater::new(&params, budget), Buffer::new(budget));
+        assert_eq!(inflater.push(&bomb, &mut out, 1 << 30), Err(Violation::Memory));
+        assert!(out.capacity() <= 256 << 10);
+        assert_eq!(budget.used(), out.capacity() + (48 << 10));
+        drop((inflater, out));
+        assert_eq!(budget.used(), 0);
+        // Nor does a message that has only begun have a decompressor for nothing.
+        let mut begun = Vec::new();
+        for _ in 0..5 {
+            let mut inflater = Inflater::new(&params, budget);
+            let result = inflater.push(&[0xf2], &mut Buffer::new(budget), 100);
+            begun.push((inflater, result));
+        }
+        let results: Vec<_> = begun.iter().map(|(_, result)| result.is_ok()).collect();
+        assert_eq!(results, [true, true, true, true, true]);
+        assert!(
+            Inflater::new(&params, budget).push(&[0xf2], &mut Buffer::new(budget), 100).is_err()
+        );
+    }
+
+    #[test]
+    fn what_a_compressor_makes_is_not_longer_than_it_may_be() {
+        for len in [0_usize, 1, 10, 1000, 16_384, 65_536, 1 << 20] {
+            let noise: Vec<u8> =
+                (0..len as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let mut wire = Vec::new();
+            if len > 0 && Deflater::new(&params(true, 9), 1).compress(&noise, &mut wire) {
+                assert!(wire.len() as u64 <= most_compressed(len as u64), "{len}: {}", wire.len());
+            }
+        }
+        assert_eq!(most_compressed(u64::MAX), u64::MAX);
     }
 
     #[test]
     fn broken_data_is_a_violation() {
-        let mut inflater = Inflater::new(&params(true, 15));
-        let mut out = Vec::new();
+        let mut inflater = Inflater::new(&params(true, 15), &memory::UNLIMITED);
+        let mut out = buffer();
         assert_eq!(inflater.push(&[0xff; 20], &mut out, 1000), Err(Violation::Deflate));
     }
 }

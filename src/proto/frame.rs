@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use super::{Violation, mask::Mask};
+use super::{Violation, deflate::most_compressed, mask::Mask};
 
 /// FIN, the top bit of a frame's first byte.
 pub const FIN: u8 = 0x80;
@@ -113,7 +113,7 @@ pub struct Rules {
     pub open: bool,
     /// The longest payload of a control frame, besides [`CONTROL_MAX`].
     pub max_control: u64,
-    /// The longest payload of a data frame. One with RSV1 has no bound: its message is larger than what arrives.
+    /// The longest payload of a data frame; of one with RSV1, to which it may be inflated.
     pub max_data: u64,
 }
 
@@ -156,7 +156,7 @@ impl Header {
         let most = match compressed {
             _ if opcode.is_control() => rules.max_control,
             false => rules.max_data,
-            true => u64::MAX,
+            true => most_compressed(rules.max_data),
         };
         let (len, key_at) = match short {
             126 => match bytes.get(2..4) {
@@ -258,6 +258,12 @@ impl Deframer {
     pub fn missing_data(&self) -> u64 {
         let data = self.current.filter(|(header, _)| !header.opcode.is_control());
         data.map_or(0, |(_, missing)| missing)
+    }
+
+    /// How much more can come of the current message, which is known of its last frame.
+    pub fn missing_message(&self) -> usize {
+        let last = self.current.filter(|(header, _)| header.fin && !header.opcode.is_control());
+        last.map_or(usize::MAX, |(_, missing)| missing as usize)
     }
 
     /// Takes the next piece out of `input`: how many bytes it consumed, and the piece if there is one. A header that
@@ -464,7 +470,9 @@ mod tests {
             (&[0x82, 0xfe, 3, 0xe8], small, None),
             (&[0x82, 0xfe, 3, 0xe9], small, Some((4, Violation::TooBig))),
             (&[0x82, 0xfe, 4, 0], small, Some((3, Violation::TooBig))),
-            (&[0xc2, 0xfe, 4, 0], deflate, None),
+            // 1000 bytes may come to 1204, but hardly to more.
+            (&[0xc2, 0xfe, 4, 0xb4], deflate, None),
+            (&[0xc2, 0xfe, 4, 0xb5], deflate, Some((4, Violation::TooBig))),
             (&long(0x82, 0xffff), FIRST_OF_ALL, Some((8, Violation::LengthNotMinimal))),
             (&long(0x82, 0xffff), small, Some((8, Violation::LengthNotMinimal))),
             (&long(0x82, 1 << 63), FIRST_OF_ALL, Some((3, Violation::LengthTopBit))),
@@ -472,7 +480,7 @@ mod tests {
             (&long(0xc2, 1 << 63), deflate, Some((3, Violation::LengthTopBit))),
             (&long(0x82, (1 << 63) - 1), FIRST_OF_ALL, None),
             (&long(0x82, (1 << 63) - 1), small, Some((3, Violation::TooBig))),
-            (&long(0xc2, (1 << 63) - 1), deflate, None),
+            (&long(0xc2, (1 << 63) - 1), deflate, Some((3, Violation::TooBig))),
             (&long(0x82, 0x1_0000), FIRST_OF_ALL, None),
             (&long(0x82, 0x1_0000), small, Some((8, Violation::TooBig))),
         ] {

@@ -15,6 +15,8 @@ use core::fmt;
 
 use close::CloseCode;
 
+use crate::memory::Exhausted;
+
 pub mod close;
 pub mod deflate;
 pub mod draft;
@@ -82,6 +84,9 @@ pub enum Violation {
     Deflate,
     /// A message or control payload above the configured limit.
     TooBig,
+    /// Nothing is wrong with it, but the child's connections hold too much already (RFC 6455 §7.4.1 has no code for that;
+    /// 1013 is registered for it).
+    Memory,
 }
 
 impl Violation {
@@ -95,6 +100,7 @@ impl Violation {
                 CloseCode::FRAME_TOO_LARGE
             }
             Self::TooBig => CloseCode::TOO_BIG,
+            Self::Memory => CloseCode::TRY_AGAIN_LATER,
             _ => CloseCode::PROTOCOL_ERROR,
         }
     }
@@ -118,8 +124,17 @@ impl fmt::Display for Violation {
             Self::Text => "a text message is not UTF-8",
             Self::Deflate => "a compressed message cannot be inflated",
             Self::TooBig => "a message is larger than WebSocketMaxMessageSize",
+            Self::Memory => {
+                "the connections of this child hold as much as WebSocketMemoryLimit allows"
+            }
         })
     }
 }
 
 impl core::error::Error for Violation {}
+
+impl From<Exhausted> for Violation {
+    fn from(_: Exhausted) -> Self {
+        Self::Memory
+    }
+}

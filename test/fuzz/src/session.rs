@@ -113,7 +113,7 @@ fn cycle(cuts: [usize; 4], bytes: &[u8]) -> impl Iterator<Item = usize> + use<> 
 
 /// What our session makes of the bytes.
 fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]) -> Verdict {
-    let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false };
+    let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false, memory: &mod_websocket::memory::UNLIMITED };
     let mut session = Session::new(limits, params);
     let (mut heard, mut end) = (Vec::new(), End::Open);
     let mut rest = bytes.to_vec();

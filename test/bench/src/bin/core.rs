@@ -38,7 +38,7 @@ fn time(mut f: impl FnMut()) -> f64 {
 }
 
 fn session() -> Session {
-    let limits = Limits { version: Version::V13, max_message: 32 << 20, allow_reserved: false };
+    let limits = Limits { version: Version::V13, max_message: 32 << 20, allow_reserved: false, memory: &mod_websocket::memory::UNLIMITED };
     Session::new(limits, None)
 }
 
