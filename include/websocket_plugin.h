@@ -51,6 +51,8 @@
  * Life of a connection
  *     on_connect, then any number of on_message, then on_disconnect exactly once. A connection
  *     which on_connect refuses sees nothing after it. A plugin without on_connect accepts everyone.
+ *     on_disconnect may follow on_connect at once: the client has gone, or the connection would hold
+ *     a thread of httpd's, since request was called, when WebSockets hold as many as they may.
  *
  * Threads
  *     - The callbacks of one connection never overlap, but they may come from different threads:

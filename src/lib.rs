@@ -21,6 +21,7 @@
 //! | [`config`] | the settings of a Location | `proto`, the bridge's settings |
 //! | [`limits`] | how many connections there are, across processes | `sync` |
 //! | [`presence`] | which processes are there | nothing here |
+//! | [`share`] | how many of the server's workers WebSockets may hold | nothing here |
 //! | [`driver`] | sockets, waiting, the child's end | all of the above |
 //! | [`library`] | loading the libraries that the configuration names | nothing here |
 //! | [`scope`] | which requests a section of the configuration is for | nothing here |
@@ -47,6 +48,7 @@ pub mod presence;
 pub mod proto;
 pub mod scope;
 pub mod session;
+pub mod share;
 pub mod sync;
 pub mod waiting;
 

@@ -10,9 +10,9 @@ use sha1::{Digest as _, Sha1};
 use crate::sync::{AtomicU64, Ordering};
 
 /// How many words a key may be counted in: as many children, or a few keys with the same hash.
-const BUCKET: usize = if cfg!(loom) { 2 } else { 512 };
+const BUCKET: usize = if cfg!(loom) { 2 } else { 4096 };
 /// How many buckets there are.
-const BUCKETS: usize = if cfg!(loom) { 1 } else { 256 };
+const BUCKETS: usize = if cfg!(loom) { 1 } else { 32 };
 /// How many words the table takes: 1 MiB.
 pub const WORDS: usize = BUCKET * BUCKETS;
 
@@ -80,7 +80,7 @@ impl Table {
         let tag = (half(4) & TAG).max(1);
         let counted = self.add(bucket, tag)?;
         if self.total(bucket, tag) > limit {
-            self.bury(bucket);
+            self.bury(bucket, Some(tag));
             if self.total(bucket, tag) > limit {
                 return None;
             }
@@ -114,7 +114,7 @@ impl Table {
                 }
             }
             if attempt == 0 {
-                self.bury(bucket);
+                self.bury(bucket, None);
             }
         }
         None
@@ -140,12 +140,13 @@ impl Table {
         values.filter(|value| value & TAG == tag).map(|value| (value >> TAG_BITS) & COUNT).sum()
     }
 
-    /// Frees the words of processes that are gone.
-    fn bury(&self, bucket: usize) {
+    /// Frees the words of processes that are gone: those of one key, or all.
+    fn bury(&self, bucket: usize, tag: Option<u64>) {
         for word in self.bucket(bucket) {
             let value = word.load(Ordering::SeqCst);
             let pid = (value >> (COUNT_BITS + TAG_BITS)) as u32;
-            if value != 0 && pid != self.pid && !(self.is_alive)(pid) {
+            let concerned = value != 0 && tag.is_none_or(|tag| value & TAG == tag);
+            if concerned && pid != self.pid && !(self.is_alive)(pid) {
                 let _ = word.compare_exchange(value, 0, Ordering::SeqCst, Ordering::SeqCst);
             }
         }
@@ -243,6 +244,16 @@ mod tests {
         assert!(c.is_some());
         drop((a, c));
         assert!(words.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+    }
+
+    #[test]
+    fn thousands_of_processes_have_one_each() {
+        let words = words();
+        let process = |pid| Table::new(words, 7, pid, |_| true);
+        let counted = (1..=2000).map(|pid| process(pid).enter(&["workers"], 2000));
+        let counted = counted.collect::<Option<Vec<_>>>();
+        assert!(counted.is_some());
+        assert!(process(3000).enter(&["workers"], 2000).is_none());
     }
 
     #[test]

@@ -951,7 +951,7 @@ LIMIT = 8 << 20
 
 @pytest.mark.once
 class TestLimit:
-    CONF = homes("WebSocketMaxMessageSize 8M")
+    CONF = "WebSocketWorkerShare Off\n" + homes("WebSocketMaxMessageSize 8M")  # up to 60 of 64 threads
 
     @staticmethod
     def peak(pid):

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from httpd import DETACH, DETACHED, echo, wait_until
+from httpd import DETACH, DETACHED, PREFORK, debug, echo, wait_until
+from peers import bridge
 from ws_frame import TEXT, frame, works
 
 SITE = (
@@ -158,3 +159,255 @@ class TestStatus:
         wait_until(lambda: httpd.sums()["Connections"] == before + 4, 5, "the connections")
         with killed({httpd.child_of(client) for client in clients}):
             wait_until(lambda: httpd.sums()["Connections"] == before, 5, "the end of them")
+
+
+# Six workers of eight may be WebSockets': threads of one child, or processes of prefork's.
+EIGHT_WORKERS = """
+    <IfModule mpm_prefork_module>
+        ServerLimit 8
+        MaxRequestWorkers 8
+        StartServers 8
+        MinSpareServers 1
+        MaxSpareServers 8
+    </IfModule>
+    <IfModule !mpm_prefork_module>
+        ServerLimit 1
+        ThreadsPerChild 8
+        MaxRequestWorkers 8
+        StartServers 1
+        MinSpareThreads 1
+        MaxSpareThreads 8
+    </IfModule>
+"""
+SHARE = 6
+WORKERS = EIGHT_WORKERS + "WebSocketDetach Off\n" + echo() + debug("/debug")
+FULL = "WS0109: refused: WebSockets hold {} .*{} 8 and WebSocketWorkerShare allow: raise one of the two, or .*WebSocketDetach"
+FULL = FULL.format("{}", "MaxRequestWorkers" if PREFORK else "ThreadsPerChild")
+# Workers that are just done with their connections count as busy, when httpd looks.
+ALL_BUSY = "server reached MaxRequestWorkers|AH00288: scoreboard is full"
+
+
+class Visitors:
+    """Clients of a server whose workers are few."""
+
+    def __init__(self, httpd, connect):
+        self.httpd, self.connect = httpd, connect
+
+    def come(self, path="/echo", headers=()):
+        """A client, and the answer that it got."""
+        client = self.connect()
+        return client, client.ask(path, headers)
+
+    def served(self):
+        """A WebSocket, if there is room for one."""
+        client, response = self.come()
+        return client if response.status == 101 else None
+
+    def refused(self, path, headers):
+        """The status of an answer."""
+        client, response = self.come(path, headers)
+        client.sock.close()
+        return response.status
+
+    def fill(self, count=SHARE):
+        """As many WebSockets as there may be; those that have just ended may hold their workers for a moment."""
+        clients = [wait_until(self.served, 10, "a free worker") for _ in range(count)]
+        self.full()
+        return clients
+
+    def full(self):
+        client, response = self.come()
+        assert response.status == 503
+        assert int(response.headers["retry-after"]) > 0
+        client.sock.close()
+
+    def pages(self):
+        """Plain pages are there, and at once."""
+        for _ in range(5):
+            status, seconds = self.httpd.get()
+            assert status == 200
+            assert seconds < 1
+
+
+@pytest.fixture
+def visitors(httpd, connect):
+    httpd.allow_log(ALL_BUSY)
+    return Visitors(httpd, connect)
+
+
+class TestWorkerShare:
+    """WebSockets on httpd's own threads leave some to pages, with no directive that says so."""
+
+    CONF = WORKERS + echo("/detached", "WebSocketDetach On") + bridge(
+        "/bridge", "tcp://127.0.0.1:%{QUERY_STRING}", "WebSocketBridgeAllow tcp://127.0.0.1:*"
+    )
+
+    @pytest.fixture(autouse=True)
+    def _told(self, httpd):
+        httpd.allow_log("WS0109: refused")  # once a minute, perhaps in an earlier test
+
+    @pytest.mark.timing
+    def test_pages_are_reachable(self, visitors):
+        clients = visitors.fill()
+        visitors.pages()
+        for client in clients:
+            works(client)
+
+    def test_the_log_names_the_remedy(self, httpd, visitors):
+        httpd.expect_log(FULL.format(SHARE))
+        visitors.fill()
+
+    @pytest.mark.parametrize("how", ["close", "reset", "vanish"])
+    def test_room_again(self, visitors, how):
+        for _ in range(3):
+            clients = visitors.fill()
+            for client in clients:
+                client.sock.close() if how == "vanish" else getattr(client, how)()
+                client.sock.close()
+
+    def test_room_for_one_more(self, visitors):
+        clients = visitors.fill()
+        for _ in range(3):
+            clients.pop().reset()
+            clients.append(wait_until(visitors.served, 10, "a free worker"))
+            visitors.full()
+        for client in clients:
+            works(client)
+
+    def test_the_plugin_is_not_asked(self, httpd, visitors):
+        trail = httpd.trail("share-asked")
+        visitors.fill()
+        _, response = visitors.come("/debug", [("X-Debug-Trail", str(trail)), ("X-Debug-Name", "unwelcome")])
+        assert response.status == 503
+        assert not httpd.trail_lines(trail)
+
+    def test_the_peer_is_not_reached(self, visitors, listen):
+        visitors.fill()
+        with listen() as peer:
+            _, response = visitors.come(f"/bridge?{peer.port}")
+            assert response.status == 503
+            peer.sock.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                peer.accept()
+
+    def test_handshakes_that_fail(self, visitors):
+        for _ in range(2 * SHARE):
+            for path, headers, status in (("/debug", [("X-Debug-Refuse", "1")], 403), ("/nowhere", [], 404)):
+                wait_until(lambda p=path, h=headers, s=status: visitors.refused(p, h) == s, 10, f"a {status}")
+        visitors.fill()
+
+    def test_clients_that_reset_before_the_101(self, connect, visitors):
+        for _ in range(2 * SHARE):
+            client = connect()
+            client.send(client.request("/debug", [("X-Debug-Sleep", "20")]))
+            client.reset()
+        visitors.fill()
+
+    def test_a_killed_child(self, httpd, visitors):
+        clients = visitors.fill()
+        child = httpd.child_of(clients[0])
+        httpd.allow_log("exit signal Killed")
+        os.kill(child, signal.SIGKILL)
+        if not PREFORK:
+            visitors.fill()
+            return
+        clients[0] = wait_until(visitors.served, 10, "a free worker")
+        visitors.full()
+        for client in clients:
+            works(client)
+
+    def test_detached_ones_are_not_concerned(self, visitors):
+        visitors.fill()
+        others = [visitors.come("/detached") for _ in range(2 * SHARE)]
+        assert {response.status for _, response in others} == {101}
+        for client, _ in others:
+            works(client)
+        visitors.full()
+
+
+@pytest.mark.skipif(PREFORK, reason="on prefork no plugin's connections are detached, whatever it asks for")
+class TestWorkerShareOfPluginsThatKeepTheRequest:
+    """That they do is known when they have been asked, but still before the 101."""
+
+    CONF = EIGHT_WORKERS + "WebSocketDetach Auto\n" + debug("/debug")
+
+    def test_refused(self, httpd, visitors):
+        httpd.expect_log(FULL.format(SHARE))
+        trail, asks = httpd.trail("share-asks"), [("X-Debug-Request", "1")]
+        clients = []
+        for _ in range(SHARE):
+            client, response = visitors.come("/debug", asks)
+            assert response.status == 101
+            clients.append(client)
+        named = [("X-Debug-Trail", str(trail)), ("X-Debug-Name", "late")]
+        _, response = visitors.come("/debug", asks + named)
+        assert response.status == 503
+        assert int(response.headers["retry-after"]) > 0
+        assert httpd.trail_lines(trail) == ["connect late", "disconnect late"]
+        # One that does not ask is detached.
+        client, response = visitors.come("/debug")
+        assert response.status == 101
+        clients.append(client)
+        visitors.pages()
+        for client in clients:
+            client.send(frame(TEXT, "version"))
+            client.expect(TEXT, "1")
+
+
+@pytest.mark.skipif(not PREFORK, reason="other MPMs detach plugins' connections by themselves")
+class TestWorkerShareOfPrefork:
+    """By default plugins have a process each there."""
+
+    CONF = EIGHT_WORKERS + "WebSocketDetach Auto\n" + echo()
+
+    def test_by_default(self, httpd, visitors):
+        httpd.expect_log(FULL.format(SHARE))
+        clients = visitors.fill()
+        visitors.pages()
+        for client in clients:
+            works(client)
+
+
+class TestOtherShares:
+    @pytest.mark.parametrize("share, most", [("50", 4), ("1", 1), ("100", 7)])
+    def test_percent(self, httpd, visitors, share, most):
+        with httpd.serve(f"WebSocketWorkerShare {share}\n" + WORKERS):
+            httpd.expect_log(FULL.format(most))
+            clients = visitors.fill(most)
+            visitors.pages()
+            for client in clients:
+                works(client)
+                client.sock.close()
+
+    @pytest.mark.parametrize("word", ["Off", "oFF"])
+    def test_off(self, httpd, visitors, word):
+        with httpd.serve(f"WebSocketWorkerShare {word}\n" + WORKERS):
+            clients = [visitors.served() for _ in range(8)]
+            assert all(clients)
+            for client in clients:
+                works(client)
+                client.sock.close()
+
+    @pytest.mark.parametrize("share, most", [("", SHARE), ("WebSocketWorkerShare 100\n", 7), ("WebSocketWorkerShare Off\n", 8)])
+    def test_the_line_at_start(self, httpd, share, most):
+        with httpd.serve(share + WORKERS):
+            told = f"one on its thread; of 8 processes {most}" if PREFORK else f"{most} on its 8 threads of httpd's"
+            wait_until(lambda: f"and {told}" in httpd.new_log(), 5, told)
+
+    def test_two_threads(self, httpd, visitors):
+        few = EIGHT_WORKERS.replace(" 8\n", " 2\n")
+        with httpd.serve(few + "WebSocketDetach Off\n" + echo()):
+            httpd.expect_log("WS0109: refused: WebSockets hold 1 ")
+            visitors.fill(1)
+            visitors.pages()
+
+    @pytest.mark.parametrize("word", ["0", "101", "-1", "75%", "0.75", "On", "half", "99999999999999999999"])
+    def test_bad_values(self, httpd, word):
+        checked = httpd.check(f"WebSocketWorkerShare {word}\n")
+        checked.refused("WebSocketWorkerShare", "from 1 to 100", "Off", at="WebSocketWorkerShare")
+
+    @pytest.mark.parametrize("section", ["VirtualHost *:1", "Location /x", "Directory /x"])
+    def test_for_the_whole_server_only(self, httpd, section):
+        name = section.split()[0]
+        conf = f"<{section}>\n    WebSocketWorkerShare 50\n</{name}>\n"
+        httpd.check(conf).refused("WebSocketWorkerShare", f"{name}> ", at="    WebSocketWorkerShare")

@@ -392,33 +392,56 @@ FEW_WORKERS = """
 """
 
 
+# WebSockets may have six of the eight.
+FULL = "WS0108: refused: WebSockets hold {} of mod_http2's threads .*H2MaxWorkers 8 and WebSocketWorkerShare allow: raise"
+
+
+def asks(connection):
+    """A WebSocket, if there is a worker for it."""
+    try:
+        return connection.websocket()
+    except Refused as refused:
+        assert refused.response.status == 503
+        return None
+
+
+def refused(connection):
+    """There is none, but there is for a page."""
+    start = time.monotonic()
+    response = Stream(connection).ask()
+    assert response.status == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert connection.get()[0] == 200
+    assert time.monotonic() - start < 2
+
+
 @threaded
 class TestWorkers:
     CONF = FEW_WORKERS + SITE + echo("/few", "WebSocketMaxConnections 2")
 
     @pytest.mark.timing
-    def test_refused_before_the_last_worker_is_taken(self, httpd, connection):
+    def test_refused_before_the_last_workers_are_taken(self, httpd, connection):
         one, another = connection(), connection(tls=False)
-        streams = [one.websocket() for _ in range(4)] + [another.websocket() for _ in range(3)]
-        httpd.expect_log("WS0108: refused")
+        streams = [one.websocket() for _ in range(3)] + [another.websocket() for _ in range(3)]
+        httpd.expect_log(FULL.format(6))
         for here in (one, another):
-            start = time.monotonic()
-            response = Stream(here).ask()
-            assert response.status == 503
-            assert int(response.headers["retry-after"]) > 0
-            assert here.get()[0] == 200
-            assert time.monotonic() - start < 2
+            refused(here)
         for stream in streams:
             works(stream)
-        streams.pop().close()
 
-        def again():
-            try:
-                return another.websocket()
-            except Refused:
-                return None
-
-        works(wait_until(again, 5, "a free place"))
+    @pytest.mark.timing
+    @pytest.mark.parametrize("how", ["close", "reset", "end"])
+    def test_room_again(self, httpd, connection, how):
+        httpd.expect_log(FULL.format(6))
+        # A connection whose client resets streams gets fewer of them from mod_http2: here each has one.
+        streams = [wait_until(lambda: asks(connection()), 10, "a worker") for _ in range(6)]
+        refused(connection())
+        for _ in range(3):
+            getattr(streams.pop(), how)()
+            streams.insert(0, wait_until(lambda: asks(connection(tls=False)), 10, "a worker"))
+            refused(connection())
+        for stream in streams:
+            works(stream)
 
     def test_limits_of_our_own(self, httpd, connection):
         one = connection()
@@ -430,20 +453,74 @@ class TestWorkers:
 
 
 @threaded
+@pytest.mark.timing
+@pytest.mark.parametrize("share, most", [("Off", 6), ("100", 6), ("20", 2)])
+def test_other_shares(httpd, connection, share, most):
+    """The last two workers are left to others in any case."""
+    with httpd.serve(f"WebSocketWorkerShare {share}\n" + FEW_WORKERS + SITE):
+        httpd.expect_log(FULL.format(most))
+        ones = [connection() for _ in range(3)]
+        streams = [ones[n % 3].websocket() for n in range(most)]
+        for one in ones:
+            refused(one)
+        for stream in streams:
+            works(stream)
+        for one in ones:
+            one.sock.close()
+
+
+FOUR_THREADS = """
+    ServerLimit 1
+    ThreadsPerChild 4
+    MaxRequestWorkers 4
+    H2MaxWorkers 20
+    KeepAliveTimeout 1
+"""
+
+
+@threaded
+class TestThreadsOfTheMpm:
+    """A connection with an open stream holds one, however many streams it has: three of four may."""
+
+    CONF = FOUR_THREADS + SITE
+
+    @pytest.mark.timing
+    def test_pages_are_reachable(self, httpd, connection):
+        httpd.expect_log("WS0109: refused: WebSockets hold 3 of httpd's threads .*ThreadsPerChild 4 .* H2WebSockets Off")
+        ones = [connection(tls=n % 2) for n in range(3)]
+        streams = [wait_until(lambda o=one: asks(o), 10, "a thread") for one in ones]
+        with connection(tls=False) as fourth:
+            refused(fourth)
+        streams += [one.websocket() for one in ones]
+        assert httpd.get()[0] == 200
+        # It holds its thread until its last stream ends.
+        streams.pop().close()
+        with connection(tls=False) as fourth:
+            refused(fourth)
+        streams.pop(2).close()
+        ones.pop().sock.close()
+        late = connection(tls=False)
+        streams.append(wait_until(lambda: asks(late), 10, "a thread"))
+        for stream in streams:
+            works(stream)
+        assert httpd.get()[0] == 200
+
+
+@threaded
 class TestWarning:
     @pytest.mark.parametrize(
         "directives, warned",
         [
             ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 8"), True),
             ("<VirtualHost *:1>\nH2WebSockets On\n</VirtualHost>\nWebSocketMaxConnections 8\n" + echo(), True),
-            ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 7"), False),
+            ("H2WebSockets On\n" + echo("/e", "WebSocketMaxConnections 6"), False),
             ("H2WebSockets On\nWebSocketMaxConnections Off", False),
             ("H2WebSockets Off\n" + echo("/e", "WebSocketMaxConnections 8"), False),
         ],
     )
     def test_promise_that_cannot_be_kept(self, httpd, directives, warned):
         if warned:
-            httpd.expect_log("WS0411: WebSocketMaxConnections promises 8 .* only 7: .*Raise H2MaxWorkers")
+            httpd.expect_log("WS0411: WebSocketMaxConnections promises 8 .* only 6: .*Raise H2MaxWorkers")
         with httpd.serve(FEW_WORKERS + directives):
             pass
 
@@ -505,10 +582,11 @@ class TestOff:
 
 @pytest.mark.skipif(not PREFORK, reason="of prefork only")
 def test_prefork(httpd):
-    """It works there, as far as mod_http2 does: one stream after the other, four workers in a child."""
+    """It works there, as far as mod_http2 does: one stream after the other, four workers in a child,
+    of which WebSockets may hold two."""
     httpd.expect_log("AH10034: The mpm module .prefork.c. is not supported by mod_http2")
     with httpd.serve(SITE), Connection(httpd.port) as one:
-        streams = [one.websocket() for _ in range(3)]
+        streams = [one.websocket() for _ in range(2)]
         for stream in streams:
             works(stream)
         for stream in streams:

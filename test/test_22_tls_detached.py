@@ -314,6 +314,40 @@ class TestTooMuch:
         assert not self.judge(httpd, client)
 
 
+class TestTooMuchForTheShare:
+    """It would have to stay, and WebSockets hold as many of httpd's workers as they may: three of four."""
+
+    CONF = ONE_CHILD.replace("25", "4").replace("Workers 1\n", "Workers 4\n").replace("Servers 1\n", "Servers 4\n", 1)
+    CONF += SITE + echo("/blocking", "WebSocketDetach Off")
+
+    def test_closed(self, httpd, records, ws):
+        httpd.expect_log("WS0109: refused: WebSockets hold 3 ")
+        httpd.allow_log("server reached MaxRequestWorkers")
+        blocking = [ws("/blocking") for _ in range(3)]
+        for n in range(20):
+            mark = f"?share-{n}"
+            client = records()
+            with contextlib.suppress(PermissionError):  # as root
+                client.sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
+            asked = client.record(client.request(f"/debug{mark}", [("X-Debug-Sleep", "50")]))
+            data = client.record(*[frame(BINARY, random_text(1 << 20))] * 4, close_frame(1000))
+            sender = threading.Thread(target=client.send_raw, args=(asked + data,))
+            sender.start()
+            assert client.read_response().status == 101
+            while (got := client.read_frame()).opcode != CLOSE:
+                pass
+            sender.join()
+            client.sock.close()
+            assert got.code in (1000, 1013)
+            if got.code == 1013:
+                break
+        assert got.code == 1013, "no client was too fast"
+        assert httpd.access(mark)[-1].close_code == "1013"
+        assert httpd.get()[0] == 200
+        for client in blocking:
+            works(client)
+
+
 class TestKeys:
     CONF = SITE
 

@@ -5,7 +5,7 @@
 
 use core::ffi::c_int;
 
-use super::{ending::RESERVE, http2, is_threaded, log, record, sys, tree};
+use super::{ending::RESERVE, is_threaded, log, record, sys, tree, workers};
 use crate::journal::Level;
 
 /// Says how many connections the child can hold.
@@ -14,7 +14,12 @@ use crate::journal::Level;
 /// - `server` is live.
 pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
     let detached = open_files.saturating_sub(RESERVE.min(open_files / 4));
-    let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+    let (all, most) = workers::httpds();
+    let blocking = if is_threaded() {
+        format!("{most} on its {all} threads of httpd's")
+    } else {
+        format!("one on its thread; of {all} processes {most} can have that one")
+    };
     // SAFETY: the caller's word.
     unsafe {
         log::server(
@@ -22,7 +27,7 @@ pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
             Level::Info,
             format_args!(
                 "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and \
-                 {threads} on threads of httpd's"
+                 {blocking} (WebSocketWorkerShare)"
             ),
         )
     };
@@ -91,18 +96,19 @@ pub(super) unsafe fn warn(
         ));
     }
     let mut promised = 0;
-    let over_http2 = http2::most().map_or(0, u64::from) * children.max(1);
+    let in_a_child = workers::over_http2();
+    let over_http2 = in_a_child.map_or(0, u64::from) * children.max(1);
     tree::each(&mut |directive| {
         if directive.is("WebSocketMaxConnections") {
             let args = directive.args();
             promised = promised.max(args.trim().trim_matches('"').parse().unwrap_or_default());
         }
     });
-    if http2::most().is_some() && has(&["H2WebSockets On"]) && promised > over_http2 {
+    if in_a_child.is_some() && has(&["H2WebSockets On"]) && promised > over_http2 {
         warn(format_args!(
             "WS0411: WebSocketMaxConnections promises {promised} connections, but over HTTP/2 there can be only \
-             {over_http2}: each takes one of mod_http2's threads in a child (H2MaxWorkers), the last of which is kept for \
-             other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
+             {over_http2}: each takes one of mod_http2's threads in a child (H2MaxWorkers), of which WebSocketWorkerShare \
+             keeps some for other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
         ));
     }
     if detaches && !record::is_possible() {
@@ -140,7 +146,7 @@ pub(super) fn has(wanted: &[&str]) -> bool {
 }
 
 /// A number that the MPM gives; 0 if it has none.
-fn mpm(code: u32) -> u64 {
+pub(super) fn mpm(code: u32) -> u64 {
     let mut answer = 0;
     // SAFETY: the result is a live integer.
     let status = unsafe { sys::ap_mpm_query(code as c_int, &raw mut answer) };

@@ -27,6 +27,7 @@ use crate::{
     journal::Level,
     plugin::Plugin,
     proto::handshake::{self, OriginCheck},
+    share::Share,
 };
 
 /// Legal in server configuration and in sections, but not in .htaccess files.
@@ -36,7 +37,7 @@ const ANYONE: u32 = sys::RSRC_CONF | sys::OR_AUTHCFG;
 /// Legal in the main server's configuration only.
 const GLOBAL: u32 = sys::RSRC_CONF;
 
-pub(super) static COMMANDS: Commands<33> = Commands([
+pub(super) static COMMANDS: Commands<34> = Commands([
     take2(
         c"WebSocketHandler",
         &(handler as Setter),
@@ -132,6 +133,12 @@ pub(super) static COMMANDS: Commands<33> = Commands([
         &(threads as Setter),
         GLOBAL,
         c"the most threads per child that serve detached connections",
+    ),
+    take1(
+        c"WebSocketWorkerShare",
+        &(worker_share as Setter),
+        GLOBAL,
+        c"how many percent of httpd's workers WebSockets may hold; or Off",
     ),
     flag(
         c"WebSocketCompression",
@@ -362,6 +369,24 @@ fn drain_time(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), S
 
 fn threads(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
     parms.main_server()?.threads = Some(number(words.first(), 1, 1024)?);
+    Ok(())
+}
+
+fn worker_share(parms: Parms<'_>, _: &mut Section, words: &[&str]) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let off = word.eq_ignore_ascii_case("Off");
+    let percent = if off { None } else { number(Some(word), 1, 100).ok() };
+    let share = match percent {
+        Some(percent) => Share::Percent(percent as u8),
+        None if off => Share::Off,
+        None => {
+            return Err(format!(
+                "'{word}' is neither a number of percent from 1 to 100 nor Off: write 75 for three quarters, Off for no \
+                 limit"
+            ));
+        }
+    };
+    parms.main_server()?.worker_share = Some(share);
     Ok(())
 }
 
@@ -651,6 +676,8 @@ pub(super) struct Server {
     pub(super) drain_time: Option<Duration>,
     /// `WebSocketThreads`.
     pub(super) threads: Option<u16>,
+    /// `WebSocketWorkerShare`.
+    pub(super) worker_share: Option<Share>,
     /// The sections with an expression in `WebSocketBridge`, and where that stands.
     expressions: Vec<(*const Section, String)>,
     /// The backends, and where each is named.

@@ -13,12 +13,14 @@ use super::{
     MEMORY, STOP,
     bridge::Bridge,
     detach::{self, Leaving},
-    directives, draft, ending,
+    directives::{self, Section},
+    draft, ending,
     filters::{self, Filters},
     http2, is_threaded, log, mistakes,
     record::Record,
     shared, sys,
     tls::{self, Takeover},
+    workers::{self, Worker},
     wrap::{Request, Table},
 };
 use crate::{
@@ -42,6 +44,7 @@ use crate::{
     },
     proto::{
         Version,
+        close::{self, CloseCode},
         deflate::{self, Deflater, Params},
         handshake::{self, Opening, Refusal},
     },
@@ -100,9 +103,13 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         mistakes::tell_of_no_origins(r, &section.settings);
         return refuse(r, Refusal::Origin);
     }
-    // Streams of HTTP/2 are served before this function returns.
-    let _place = match http2::enter(r) {
-        Ok(place) => place,
+    if let Err(status) = http2::check(r) {
+        return status;
+    }
+    let way = PastFilters::way(r);
+    let known_to_stay = way.is_err() || stays(section);
+    let worker = match known_to_stay.then(|| worker(r)).transpose() {
+        Ok(worker) => worker,
         Err(status) => return status,
     };
     let counted = match count(r, &section.settings) {
@@ -121,10 +128,35 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         }
         (None, None) => return sys::HTTP_INTERNAL_SERVER_ERROR as c_int,
     };
-    match Upgrade::prepare(r, &section.settings, &opening, counted) {
+    match Upgrade::prepare(r, &section.settings, &opening, way, counted, worker) {
         Ok(upgrade) => upgrade.serve(r, endpoint, section.settings.detach(), &opening),
         Err(error) => unavailable(r, &error),
     }
+}
+
+/// Whether it is known before anybody is asked that a connection stays on httpd's thread, wherever it may go.
+fn stays(section: &Section) -> bool {
+    let detach = section.settings.detach();
+    let may_leave = match &section.plugin {
+        Some(plugin) => detach.allows_plugin(plugin.wants_request(), is_threaded()),
+        None => detach.allows_bridge(),
+    };
+    !may_leave || ending::service().is_none()
+}
+
+/// Takes the worker of httpd's, or of mod_http2's, that a connection holds; the status that refuses it if WebSockets hold
+/// as many as they may.
+fn worker(r: Request<'_>) -> Result<Worker, c_int> {
+    workers::take(r).ok_or_else(|| {
+        come_later(r);
+        sys::HTTP_SERVICE_UNAVAILABLE as c_int
+    })
+}
+
+/// Tells a client that is refused when to try again.
+fn come_later(r: Request<'_>) {
+    // A guess, but one that spreads those who come again.
+    r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
 }
 
 /// What a request's messages are for.
@@ -166,8 +198,7 @@ fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
             Level::Info,
             format_args!("WS0107: refused: {what} of {} is reached", limit.most),
         );
-        // A guess, but one that spreads those who come again.
-        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
+        come_later(r);
         status as c_int
     };
     if let Some(limit) = settings.max_connections() {
@@ -205,6 +236,8 @@ struct Upgrade {
     deflate: Option<(Params, Claim)>,
     /// The connection's places under the limits.
     counted: Vec<Counted>,
+    /// What it holds if it is known to stay.
+    worker: Option<Worker>,
     /// prefork handles signals on this thread; neither its callbacks nor a hand-over must be interrupted.
     signals: Option<Signals>,
 }
@@ -216,20 +249,24 @@ struct PastFilters {
     takeover: Option<Takeover>,
 }
 
+/// How a connection can go past httpd's filters, or what keeps it there.
+type Way = Result<Option<Takeover>, String>;
+
 impl PastFilters {
-    /// Makes one, or says what keeps the connection with the filters; an error if there are too few descriptors.
-    fn check(r: Request<'_>, filters: &Filters) -> io::Result<Result<Self, String>> {
+    /// Finds the way there may be. Nothing is changed.
+    fn way(r: Request<'_>) -> Way {
         let connection = r.connection();
         // SAFETY: the connection is the request's own (wrap::R1).
         let is_https = unsafe { tls::is_https(connection) };
         // SAFETY: as above.
         if let Some(name) = unsafe { filters::foreign(connection, is_https) } {
-            return Ok(Err(name));
+            return Err(name);
         }
-        let takeover = match is_https.then(|| Takeover::check(r)).transpose() {
-            Ok(takeover) => takeover,
-            Err(reason) => return Ok(Err(reason.to_owned())),
-        };
+        Ok(is_https.then(|| Takeover::check(r)).transpose()?)
+    }
+
+    /// Makes a descriptor; an error if there are too few.
+    fn new(filters: &Filters, takeover: Option<Takeover>) -> io::Result<Self> {
         // SAFETY: httpd keeps the descriptor open while the handler runs, but for a stop on event and worker, when the number
         // may be another one's: it is only duplicated, and that is looked at.
         let httpds = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
@@ -238,7 +275,7 @@ impl PastFilters {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let socket = Arc::new(Socket::new(spare(own)?)?);
-        Ok(Ok(Self { socket, takeover }))
+        Ok(Self { socket, takeover })
     }
 }
 
@@ -247,7 +284,9 @@ impl Upgrade {
         r: Request<'_>,
         settings: &Settings,
         opening: &Opening<'_>,
+        way: Way,
         counted: Vec<Counted>,
+        worker: Option<Worker>,
     ) -> io::Result<Self> {
         let signals = if is_threaded() { None } else { Some(Signals::block()?) };
         let compression = &settings.compression;
@@ -275,21 +314,26 @@ impl Upgrade {
         };
         // SAFETY: the connection is the request's own (wrap::R1), and a lane with it does not outlive the handler.
         let filters = unsafe { Filters::new(r.connection()) }?;
+        let past = match way {
+            Ok(takeover) => Ok(PastFilters::new(&filters, takeover)?),
+            Err(why) => Err(why),
+        };
         Ok(Self {
             session: Session::new(limits, params),
             outbox: Arc::new(outbox),
-            past: PastFilters::check(r, &filters)?,
+            past,
             filters,
             patience,
             deflate,
             counted,
+            worker,
             signals,
         })
     }
 
     /// Asks the plugin, answers the client, and has the connection served to its end.
     fn serve(
-        self,
+        mut self,
         r: Request<'_>,
         chosen: Chosen<'_>,
         detach: Detach,
@@ -331,13 +375,23 @@ impl Upgrade {
                 (Box::new(bridge.open(outbox)), answer, (!detach.allows_bridge()).then_some(OFF))
             }
         };
+        let none = ending::service().is_none().then_some("there are no threads of the module's");
+        let stays = stays.or(none);
+        if stays.is_some() && self.worker.is_none() {
+            match worker(r) {
+                Ok(worker) => self.worker = Some(worker),
+                Err(status) => {
+                    self.outbox.end("WebSockets hold as many workers as they may");
+                    endpoint.closed();
+                    return status;
+                }
+            }
+        }
         // SAFETY: the connection is the request's own (wrap::R1).
         unsafe { filters::remove_obstacles(r.connection()) };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
-        let Self { outbox, session, past, mut filters, patience, .. } = self;
-        let Self { deflate, counted, signals, .. } = self;
-        let none = ending::service().is_none().then_some("there are no threads of the module's");
-        let stays = stays.or(none);
+        let Self { outbox, session, past, mut filters, mut patience, .. } = self;
+        let Self { deflate, counted, worker, signals, .. } = self;
         let past = past.and_then(|past| match past.takeover {
             Some(_) if stays.is_some() => Err("mod_ssl".to_owned()),
             _ => Ok(past),
@@ -401,6 +455,10 @@ impl Upgrade {
         };
         let why = stays.unwrap_or("the filters stay in use");
         outbox.journal().write(Level::Debug, format_args!("served on httpd's thread: {why}"));
+        let worker = worker.or_else(|| workers::take(r));
+        if worker.is_none() {
+            turn_away(&outbox, &mut patience);
+        }
         let uncounted = transport.socket().is_some();
         let (lane, held) = (Lane::new(transport, outbox.clone()), signals.as_ref());
         let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
@@ -410,9 +468,21 @@ impl Upgrade {
         }
         finish(r, &summary, ended.lost);
         release_after_log(r, signals);
-        drop(reserve);
+        drop((reserve, worker));
         sys::HOOK_OK
     }
+}
+
+/// How long a client that is turned away behind the 101 has to take its Close and to answer it.
+const TURNED_AWAY: Duration = Duration::from_secs(1);
+
+/// Closes a connection that was to be detached and cannot be, as its client sends too fast for that, when WebSockets hold
+/// as many workers as they may.
+fn turn_away(outbox: &Outbox, patience: &mut Patience) {
+    patience.close = Some(patience.close.map_or(TURNED_AWAY, |close| close.min(TURNED_AWAY)));
+    patience.stall = patience.stall.min(TURNED_AWAY);
+    let payload = close::payload(CloseCode::TRY_AGAIN_LATER);
+    outbox.close(&payload, "WebSockets hold as many workers as they may");
 }
 
 /// What a connection holds until its conversation is over.

@@ -1,4 +1,4 @@
-//! WebSockets over HTTP/2 (RFC 8441): what mod_http2 tells of its streams, and how many of its threads they may take.
+//! WebSockets over HTTP/2 (RFC 8441): what mod_http2 tells of its streams, and how many threads it has for them.
 //!
 //! mod_http2 turns an extended CONNECT into a GET with `Upgrade: websocket` on a connection of its own, whose master is the
 //! client's, and the 101 into a 200. Such a connection has no socket: what httpd gives as one belongs to nobody, or to
@@ -9,23 +9,13 @@
 use core::{
     ffi::{c_int, c_void},
     mem, ptr,
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{
-    filters::Filters,
-    log, sys,
-    wrap::{Request, Table},
-};
+use super::{filters::Filters, log, sys, wrap::Request};
 use crate::journal::Level;
-
-/// How many streams may be WebSockets in each child.
-static MOST: AtomicU32 = AtomicU32::new(u32::MAX);
-
-/// How many are, in this one: a mere count, beyond which one may be refused who came at the same moment as another one.
-static OPEN: AtomicU32 = AtomicU32::new(0);
 
 /// Whether a connection is a stream of another one.
 ///
@@ -36,20 +26,11 @@ pub(super) unsafe fn is_stream(connection: *mut sys::conn_rec) -> bool {
     !unsafe { (*connection).master }.is_null()
 }
 
-/// A stream's place among mod_http2's workers.
-pub(super) struct Place(());
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Takes a place for a request that came on a stream; the status that refuses it if that cannot be.
-pub(super) fn enter(r: Request<'_>) -> Result<Option<Place>, c_int> {
+/// Sees whether a request that came on a stream can become a WebSocket; the status that refuses it if not.
+pub(super) fn check(r: Request<'_>) -> Result<(), c_int> {
     // SAFETY: the connection is the request's own (wrap::R1).
     if !unsafe { is_stream(r.connection()) } {
-        return Ok(None);
+        return Ok(());
     }
     // SAFETY: as above.
     if let Err(error) = unsafe { descriptor(r.connection()) } {
@@ -57,15 +38,7 @@ pub(super) fn enter(r: Request<'_>) -> Result<Option<Place>, c_int> {
         log::request(r, Level::Info, format_args!("{line} {error}"));
         return Err(sys::HTTP_NOT_IMPLEMENTED as c_int);
     }
-    let most = MOST.load(Ordering::Relaxed);
-    if OPEN.fetch_add(1, Ordering::Relaxed) >= most {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
-        let line = "WS0108: refused: of H2MaxWorkers no thread is left for a WebSocket; open are";
-        log::request(r, Level::Info, format_args!("{line} {most}"));
-        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
-        return Err(sys::HTTP_SERVICE_UNAVAILABLE as c_int);
-    }
-    Ok(Some(Place(())))
+    Ok(())
 }
 
 /// The descriptor that shows a stream's input, a pipe of mod_http2's.
@@ -179,27 +152,11 @@ unsafe extern "C" fn release(memory: *mut c_void) {
     }
 }
 
-/// Finds out how many WebSockets each child can hold over HTTP/2, leaving a worker to other requests.
-///
-/// # Safety
-/// - `server` is the main server, while httpd runs its post_config hooks.
-pub(super) unsafe fn begin(server: *mut sys::server_rec) {
-    // SAFETY: the caller's word.
-    let workers = unsafe { workers(server) };
-    MOST.store(workers.map_or(u32::MAX, |workers| workers.saturating_sub(1)), Ordering::Relaxed);
-    OPEN.store(0, Ordering::Relaxed);
-}
-
-/// How many WebSockets each child can hold over HTTP/2; `None` without mod_http2.
-pub(super) fn most() -> Option<u32> {
-    Some(MOST.load(Ordering::Relaxed)).filter(|&most| most < u32::MAX)
-}
-
 /// mod_http2's `H2MaxWorkers`, set or not; `None` without mod_http2.
 ///
 /// # Safety
 /// - `server` is live.
-unsafe fn workers(server: *mut sys::server_rec) -> Option<u32> {
+pub(super) unsafe fn workers(server: *mut sys::server_rec) -> Option<u32> {
     type GetNumWorkers = unsafe extern "C" fn(*mut sys::server_rec, *mut c_int, *mut c_int);
     // SAFETY: the name lives for the call.
     let function = unsafe { sys::apr_dynamic_fn_retrieve(c"http2_get_num_workers".as_ptr()) }?;

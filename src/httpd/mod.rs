@@ -18,6 +18,7 @@
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
 //! | `http2.rs` | what is different on a stream of HTTP/2 |
+//! | `workers.rs` | how many of httpd's and mod_http2's workers WebSockets may hold |
 //! | `log.rs` | the error log |
 //! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
 //! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
@@ -53,6 +54,7 @@ mod status;
 mod sys;
 mod tls;
 mod tree;
+mod workers;
 mod wrap;
 
 /// The end of this child process, as its connections see it.
@@ -183,7 +185,7 @@ unsafe extern "C" fn hook_post_config(
         // SAFETY: httpd passes the configuration's pool, and copies the string, which ends with a NUL.
         unsafe { sys::ap_add_version_component(config, VERSION.as_ptr().cast()) };
         // SAFETY: as above.
-        unsafe { http2::begin(server) };
+        unsafe { workers::begin(server) };
         // SAFETY: httpd answers this with a number.
         let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE as c_int) } as u32;
         // SAFETY: httpd passes the configuration's pool.

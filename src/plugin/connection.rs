@@ -239,7 +239,7 @@ impl Connection {
     pub fn wants_request(&self) -> bool {
         let handle = self.handle.lock().unwrap_or_else(|e| e.into_inner());
         let asked = handle.as_ref().is_some_and(|h| h.get().state.asked.load(Ordering::Relaxed));
-        asked || self.plugin.wants_request.load(Ordering::Relaxed)
+        asked || self.plugin.wants_request()
     }
 }
 

@@ -12,7 +12,10 @@ use std::{
     ffi::{CStr, CString, OsStr},
     os::unix::ffi::OsStrExt as _,
     path::Path,
-    sync::{Arc, Mutex, Weak, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use libloading::os::unix::Library;
@@ -100,6 +103,11 @@ impl Plugin {
         let plugin = Arc::new(Self::load_anew(library, init)?);
         loaded.push((library.to_owned(), init.to_owned(), Arc::downgrade(&plugin)));
         Ok(plugin)
+    }
+
+    /// Whether its connections need httpd's request beyond on_connect, as one of them has asked for it then.
+    pub fn wants_request(&self) -> bool {
+        self.wants_request.load(Ordering::Relaxed)
     }
 
     fn load_anew(library: &CStr, init: &CStr) -> Result<Self, LoadError> {

@@ -27,7 +27,7 @@ impl CloseCode {
     pub const TOO_BIG: Self = Self(1009);
     /// The server cannot go on.
     pub const INTERNAL: Self = Self(1011);
-    /// There is no room at present (registered with IANA; not in RFC 6455).
+    /// There is no room now (IANA's registry).
     pub const TRY_AGAIN_LATER: Self = Self(1013);
 
     /// Whether a client may send this code.

@@ -189,7 +189,7 @@ def memory(httpd):
         cells = []
         for home, count in (("Auto", 1000), ("Off", 200)):
             conf = (
-                QUIET + "WebSocketMemoryLimit 16G\nWebSocketPingInterval Off\n"
+                QUIET + "WebSocketMemoryLimit 16G\nWebSocketPingInterval Off\nWebSocketWorkerShare Off\n"
                 "ThreadLimit 256\nThreadsPerChild 250\nMaxRequestWorkers 250\nServerLimit 1\n"
                 + echo("/idle", f"WebSocketDetach {home}", *lines)
             )

@@ -168,7 +168,8 @@ def measure(mpm, home, count):
     httpd = Httpd()
     # Many processes take longer to start than clients may be silent.
     conf = f"LogLevel warn\nWebSocketPingInterval Off\nWebSocketDetach {home.detach}\nKeepAliveTimeout 900\n" + echo()
-    conf += MANY_THREADS.format(more=count + 50) if home.threads else ONE_CHILD + FACTOR
+    many = "WebSocketWorkerShare Off\n" + MANY_THREADS.format(more=count + 50)
+    conf += many if home.threads else ONE_CHILD + FACTOR
     if home.tls:
         cert = httpd.certificate()
         conf += TLS.format(cert=cert, key=cert.parent / "key.pem") + "SSLSessionCache none\n"

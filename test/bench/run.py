@@ -48,7 +48,7 @@ CONF = """
         SSLCertificateKeyFile "${ROOT}/tls/key.pem"
     </VirtualHost>
 """
-MODULE = echo() + echo("/deflate", "WebSocketCompression On")
+MODULE = "WebSocketWorkerShare Off\n" + echo() + echo("/deflate", "WebSocketCompression On")
 PROXY = 'ProxyPass "/echo" "http://127.0.0.1:{port}/echo" upgrade=websocket\n'
 PAGE = "index.html"
 
