@@ -3,7 +3,10 @@
 //! Every field is optional until a request asks for it, so that an inner section overrides only what it sets.
 #![deny(unsafe_code)]
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 use crate::{
     bridge::settings::Settings as Bridge,
@@ -34,16 +37,14 @@ pub struct Settings {
     pub max_message: Option<usize>,
     /// `WebSocketSendQueueLimit`, in bytes.
     pub send_queue: Option<usize>,
-    /// `WebSocketOriginCheck`.
-    pub origin_check: Option<OriginCheck>,
-    /// `WebSocketTrustedOrigin`, all of the section's.
-    pub trusted_origins: Option<Vec<String>>,
+    /// Which pages may connect.
+    pub origins: Origins,
     /// `WebSocketAllowReservedStatusCodes`.
     pub allow_reserved: Option<bool>,
     /// `WebSocketMaxConnections`; `Some(None)` is Off.
     pub max_connections: Option<Option<Limit>>,
     /// `WebSocketMaxConnectionsPerIP`; `Some(None)` is Off.
-    pub max_connections_per_ip: Option<Option<Limit>>,
+    pub max_connections_per_ip: Option<Option<AddressLimit>>,
     /// `WebSocketDetach`.
     pub detach: Option<Detach>,
     /// `WebSocketPingInterval`; `Some(None)` is Off.
@@ -60,6 +61,30 @@ pub struct Settings {
     pub draft75: Option<bool>,
     /// What the `WebSocketBridge…` directives set.
     pub bridge: Bridge,
+    /// What .htaccess files demand besides.
+    pub htaccess: Htaccess,
+}
+
+/// Which pages may connect.
+#[derive(Clone, Debug, Default)]
+pub struct Origins {
+    /// `WebSocketOriginCheck`.
+    pub check: Option<OriginCheck>,
+    /// `WebSocketTrustedOrigin`, all of the section's.
+    pub trusted: Option<Vec<String>>,
+}
+
+/// What .htaccess files set of what protects the server and its users. It is kept apart from what the server's own
+/// configuration sets, whatever the order in which httpd merges them: both hold, so that such a file can make that
+/// stricter, and never looser. Among themselves .htaccess files override each other as sections do.
+#[derive(Clone, Debug, Default)]
+pub struct Htaccess {
+    /// `WebSocketMaxMessageSize`, in bytes, and where it stands.
+    pub max_message: Option<(usize, String)>,
+    /// Which pages may connect.
+    pub origins: Origins,
+    /// Where the last directive of `origins` stands.
+    pub origins_place: Option<String>,
 }
 
 /// How many connections a section allows.
@@ -69,6 +94,35 @@ pub struct Limit {
     pub most: u64,
     /// The section that says so: all that inherit the limit from it are counted together.
     pub section: String,
+}
+
+/// How many bits of an IPv6 address `WebSocketMaxConnectionsPerIP` looks at unless it says otherwise: those of the
+/// network that a client has for itself, as a rule.
+pub const IPV6_PREFIX: u8 = 64;
+
+/// How many connections a client's address may have.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AddressLimit {
+    /// How many.
+    pub limit: Limit,
+    /// So many bits of an IPv6 address, 1 to 128, are the client's.
+    pub ipv6_prefix: u8,
+}
+
+impl AddressLimit {
+    /// What stands for the client with this address: all that have the same are counted together.
+    pub fn client(&self, ip: &str) -> String {
+        // A link-local address may be followed by the name of an interface.
+        let address = ip.split('%').next().and_then(|ip| ip.parse::<IpAddr>().ok());
+        match address.map(|address| address.to_canonical()) {
+            Some(IpAddr::V6(address)) => {
+                let host = u128::MAX.checked_shr(self.ipv6_prefix.into()).unwrap_or(0);
+                Ipv6Addr::from(u128::from(address) & !host).to_string()
+            }
+            Some(IpAddr::V4(address)) => address.to_string(),
+            None => ip.to_owned(),
+        }
+    }
 }
 
 /// Whether connections leave httpd's threads (`WebSocketDetach`).
@@ -171,12 +225,7 @@ impl Settings {
         Self {
             max_message: inner.max_message.or(self.max_message),
             send_queue: inner.send_queue.or(self.send_queue),
-            origin_check: inner.origin_check.or(self.origin_check),
-            trusted_origins: inner
-                .trusted_origins
-                .as_ref()
-                .or(self.trusted_origins.as_ref())
-                .cloned(),
+            origins: self.origins.merge(&inner.origins),
             allow_reserved: inner.allow_reserved.or(self.allow_reserved),
             max_connections: inner
                 .max_connections
@@ -202,11 +251,18 @@ impl Settings {
             },
             draft75: inner.draft75.or(self.draft75),
             bridge: self.bridge.merge(&inner.bridge),
+            htaccess: self.htaccess.merge(&inner.htaccess),
         }
     }
 
     /// The most bytes of a message.
     pub fn max_message(&self) -> usize {
+        let most = self.max_message_of_server();
+        self.htaccess.max_message.as_ref().map_or(most, |(size, _)| most.min(*size))
+    }
+
+    /// The most bytes of a message that the server's own configuration allows.
+    pub fn max_message_of_server(&self) -> usize {
         self.max_message.unwrap_or(MAX_MESSAGE)
     }
 
@@ -215,14 +271,22 @@ impl Settings {
         self.send_queue.unwrap_or_else(|| self.max_message())
     }
 
-    /// Which origins are let in.
-    pub fn origin_check(&self) -> OriginCheck {
-        self.origin_check.unwrap_or_default()
+    /// Whether the server's own configuration lets a page of this origin in. `own` is the request's.
+    pub fn server_allows(&self, origin: &[u8], own: &str) -> bool {
+        self.origins.allow(origin, own)
     }
 
-    /// The origins of `WebSocketOriginCheck Trusted`.
-    pub fn trusted_origins(&self) -> &[String] {
-        self.trusted_origins.as_deref().unwrap_or_default()
+    /// Whether .htaccess files do, as far as they say something.
+    pub fn htaccess_allows(&self, origin: &[u8], own: &str) -> bool {
+        self.origins.merge(&self.htaccess.origins).allow(origin, own)
+    }
+
+    /// Whether `Trusted` has nobody to trust, so that all pages are kept out.
+    pub fn trusts_nobody(&self) -> bool {
+        let nobody = |origins: &Origins| {
+            origins.check() == OriginCheck::Trusted && origins.trusted().is_empty()
+        };
+        nobody(&self.origins) || nobody(&self.origins.merge(&self.htaccess.origins))
     }
 
     /// How many connections there may be.
@@ -231,7 +295,7 @@ impl Settings {
     }
 
     /// How many of one client address there may be.
-    pub fn max_connections_per_ip(&self) -> Option<&Limit> {
+    pub fn max_connections_per_ip(&self) -> Option<&AddressLimit> {
         self.max_connections_per_ip.as_ref()?.as_ref()
     }
 
@@ -259,6 +323,36 @@ impl Settings {
     /// Whether clients may close with reserved codes.
     pub fn allow_reserved(&self) -> bool {
         self.allow_reserved.unwrap_or(false)
+    }
+}
+
+impl Origins {
+    fn merge(&self, inner: &Self) -> Self {
+        let trusted = inner.trusted.as_ref().or(self.trusted.as_ref());
+        Self { check: inner.check.or(self.check), trusted: trusted.cloned() }
+    }
+
+    /// Which of them are let in.
+    pub fn check(&self) -> OriginCheck {
+        self.check.unwrap_or_default()
+    }
+
+    fn trusted(&self) -> &[String] {
+        self.trusted.as_deref().unwrap_or_default()
+    }
+
+    fn allow(&self, origin: &[u8], own: &str) -> bool {
+        self.check().allows(origin, own, self.trusted())
+    }
+}
+
+impl Htaccess {
+    fn merge(&self, inner: &Self) -> Self {
+        Self {
+            max_message: inner.max_message.as_ref().or(self.max_message.as_ref()).cloned(),
+            origins: self.origins.merge(&inner.origins),
+            origins_place: inner.origins_place.as_ref().or(self.origins_place.as_ref()).cloned(),
+        }
     }
 }
 
@@ -445,17 +539,92 @@ mod tests {
     fn an_inner_section_overrides_only_what_it_sets() {
         let outer = Settings {
             max_message: Some(10),
-            origin_check: Some(OriginCheck::Off),
-            trusted_origins: Some(vec!["http://a.example".into()]),
+            origins: Origins {
+                check: Some(OriginCheck::Off),
+                trusted: Some(vec!["http://a.example".into()]),
+            },
             ..Settings::default()
         };
         let inner = Settings { max_message: Some(20), ..Settings::default() };
         let merged = outer.merge(&inner);
         assert_eq!(merged.max_message(), 20);
         assert_eq!(merged.send_queue(), 20);
-        assert_eq!(merged.origin_check(), OriginCheck::Off);
-        assert_eq!(merged.trusted_origins(), ["http://a.example"]);
+        assert_eq!(merged.origins.check(), OriginCheck::Off);
+        assert_eq!(merged.origins.trusted(), ["http://a.example"]);
         assert!(!merged.allow_reserved());
         assert_eq!(outer.merge(&Settings::default()).max_message(), 10);
+    }
+
+    #[test]
+    fn htaccess_files_only_make_stricter_whatever_the_order() {
+        let (a, b, own) = ("http://a.example", "http://b.example", "http://own.example");
+        let trusted = |check, list: &[&str]| Origins {
+            check,
+            trusted: (!list.is_empty()).then(|| list.iter().map(ToString::to_string).collect()),
+        };
+        let server = |size, origins| Settings { max_message: size, origins, ..Settings::default() };
+        let local = |size: usize, origins| Settings {
+            htaccess: Htaccess {
+                max_message: Some((size, String::new())),
+                origins,
+                origins_place: None,
+            },
+            ..Settings::default()
+        };
+        let (off, same, list) = (OriginCheck::Off, OriginCheck::Same, OriginCheck::Trusted);
+        for (before, file, after, size, allowed) in [
+            (
+                server(None, trusted(None, &[])),
+                (64 << 20, Some(off), &[][..]),
+                None,
+                32 << 20,
+                &[own][..],
+            ),
+            (server(Some(9), trusted(None, &[])), (8, Some(list), &[a]), None, 8, &[]),
+            (server(Some(9), trusted(Some(off), &[])), (10, Some(list), &[a]), None, 9, &[a]),
+            (server(Some(9), trusted(Some(off), &[])), (10, Some(same), &[]), None, 9, &[own]),
+            (server(Some(9), trusted(Some(list), &[a])), (10, None, &[a, b]), None, 9, &[a]),
+            // A section for a path is merged behind a .htaccess file.
+            (server(Some(9), trusted(None, &[])), (8, Some(off), &[]), Some(99), 8, &[b]),
+            (server(Some(9), trusted(None, &[])), (999, Some(list), &[b]), Some(99), 99, &[b]),
+        ] {
+            let file = local(file.0, trusted(file.1, file.2));
+            let after = after.map_or_else(Settings::default, |size| {
+                server(Some(size), trusted(Some(list), &[b]))
+            });
+            for merged in [
+                before.merge(&file).merge(&after),
+                before.merge(&file.merge(&after)),
+                file.merge(&before).merge(&after),
+                before.merge(&after).merge(&file),
+            ] {
+                assert_eq!((merged.max_message(), merged.send_queue()), (size, size));
+                for origin in [a, b, own] {
+                    let bytes = origin.as_bytes();
+                    let is_allowed =
+                        merged.server_allows(bytes, own) && merged.htaccess_allows(bytes, own);
+                    assert_eq!(is_allowed, allowed.contains(&origin), "{origin} {merged:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whose_connections_are_counted_together() {
+        let limit = Limit { most: 1, section: String::new() };
+        for (prefix, ip, counted) in [
+            (64, "192.0.2.1", "192.0.2.1"),
+            (64, "::ffff:192.0.2.1", "192.0.2.1"),
+            (64, "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            (64, "2001:db8:1:2::", "2001:db8:1:2::"),
+            (56, "2001:db8:1:2ff::1", "2001:db8:1:200::"),
+            (1, "ffff::1", "8000::"),
+            (128, "2001:db8::1", "2001:db8::1"),
+            (64, "fe80::1%eth0", "fe80::"),
+            (64, "?", "?"),
+        ] {
+            let limit = AddressLimit { limit: limit.clone(), ipv6_prefix: prefix };
+            assert_eq!(limit.client(ip), counted, "{ip}/{prefix}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 """Configuration: what is refused and how it is said, where directives may stand, how they merge."""
 
 import pytest
-from httpd import debug, echo, location
+from httpd import debug, echo, location, wait_until
 from ws_frame import BINARY, TEXT, close_frame, frame, works
 
 pytestmark = pytest.mark.once
@@ -108,6 +108,16 @@ class TestValues:
     def test_trusted_origin_wants_an_origin(self, httpd):
         checked = httpd.check(echo("/x", "WebSocketTrustedOrigin"))
         checked.refused("WebSocketTrustedOrigin", at="    WebSocketTrustedOrigin")
+
+    @pytest.mark.parametrize("words", ["1", "200000", "Off", "5 64", "5 1", "5 128", "off 56"])
+    def test_connections_of_an_address(self, httpd, words):
+        checked = httpd.check(echo("/x", f"WebSocketMaxConnectionsPerIP {words}"))
+        assert checked.ok, checked.output
+
+    @pytest.mark.parametrize("words", ["", "0", "200001", "x", "5 0", "5 129", "5 /64", "5 Off", "5 64 64", "-5 64"])
+    def test_nonsense_connections_of_an_address(self, httpd, words):
+        checked = httpd.check(echo("/x", f"WebSocketMaxConnectionsPerIP {words}"))
+        checked.refused("WebSocketMaxConnectionsPerIP", at="    WebSocketMaxConnectionsPerIP")
 
     @pytest.mark.parametrize("word", ["Maybe", "1", ""])
     def test_flag(self, httpd, word):
@@ -244,15 +254,36 @@ class TestMerging:
         limited_to(ws, "/outer/plugin", 4096)
 
 
+def folder(name, *lines):
+    return f'<Directory "${{ROOT}}/htdocs/ht/{name}">\n' + "\n".join(lines) + "\n</Directory>\n"
+
+
+def path_to(name, *lines):
+    return f"<Location /ht/{name}>\n" + "\n".join(lines) + "\n</Location>\n"
+
+
+HT_A, HT_B = "http://a.example", "http://b.example"
+LARGE = f"WebSocketMaxMessageSize {4 << 30}"
+
+
 class TestHtaccess:
-    CONF = echo("/ht") + """
-        <Directory "${ROOT}/htdocs/ht">
-            AllowOverride AuthConfig
-        </Directory>
-        <Directory "${ROOT}/htdocs/ht/closed">
-            AllowOverride None
-        </Directory>
-    """
+    """A folder's section is merged before its .htaccess, and a path's section after it."""
+
+    CONF = (
+        echo("/ht")
+        + folder("", "AllowOverride AuthConfig")
+        + folder("closed", "AllowOverride None")
+        + folder("small", "WebSocketMaxMessageSize 1000")
+        + path_to("late", "WebSocketMaxMessageSize 1000")
+        + folder("raised", "WebSocketMaxMessageSize 1000")
+        + path_to("raised", "WebSocketMaxMessageSize 5000")
+        + folder("any", "WebSocketOriginCheck Off")
+        + path_to("same", "WebSocketOriginCheck Same")
+        + folder("list", "WebSocketOriginCheck Trusted", f"WebSocketTrustedOrigin {HT_A} {HT_B}")
+        + path_to("late-list", "WebSocketOriginCheck Trusted", f"WebSocketTrustedOrigin {HT_A} {HT_B}")
+        + folder("nobody", "WebSocketOriginCheck Trusted")
+        + path_to("codes/strict", "WebSocketAllowReservedStatusCodes Off")
+    )
 
     @pytest.fixture
     def htaccess(self, httpd):
@@ -268,15 +299,78 @@ class TestHtaccess:
     def test_size(self, ws, htaccess):
         limited_to(ws, htaccess("size", "WebSocketMaxMessageSize 50") + "/x", 50)
 
-    def test_origin(self, connect, htaccess):
-        path = htaccess("origin", "WebSocketOriginCheck Trusted", "WebSocketTrustedOrigin http://a.example")
-        assert connect().ask(path + "/x", Origin="http://a.example").status == 101
-        assert connect().ask(path + "/x", Origin="http://b.example").status == 403
+    @pytest.mark.parametrize("name, most", [("small", 1000), ("late", 1000), ("raised", 5000)])
+    def test_smaller_size(self, ws, httpd, htaccess, name, most):
+        limited_to(ws, htaccess(name, f"WebSocketMaxMessageSize {most - 1}") + "/x", most - 1)
+        limited_to(ws, htaccess(name, f"WebSocketMaxMessageSize {most}") + "/x", most)
+        assert "WS0110" not in httpd.new_log()
 
-    def test_codes(self, ws, htaccess):
-        client = ws(htaccess("codes", "WebSocketAllowReservedStatusCodes On") + "/x")
+    @pytest.mark.parametrize("lines", [
+        (LARGE,),
+        (LARGE.replace("WebSocket", ""),),
+        ('<If "true">', LARGE, "</If>"),
+        ('<Files "*">', LARGE, "</Files>"),
+    ], ids=["alone", "old name", "If", "Files"])
+    @pytest.mark.parametrize("name, most", [("small", 1000), ("late", 1000), ("raised", 5000), ("default", 32 << 20)])
+    def test_larger_size(self, ws, httpd, htaccess, name, most, lines):
+        path = htaccess(name, *lines)
+        if most < 32 << 20:
+            limited_to(ws, path + "/x", most)
+        client = ws(path + "/x")
+        client.send(frame(BINARY, length=most + 1))
+        client.expect_close(1009)
+        directive = lines[len(lines) // 2].split()[0]
+        httpd.expect_log(rf"\[websocket:info\].*WS0110: {directive} on line .*{path}/\.htaccess .*{most} bytes")
+
+    def test_folder_within(self, ws, htaccess):
+        htaccess("nest/outer", "WebSocketMaxMessageSize 50")
+        limited_to(ws, htaccess("nest/outer/inner", "WebSocketMaxMessageSize 70") + "/x", 70)
+
+    # What a .htaccess file says, and which pages it leaves of a's, b's and the server's own.
+    TRUST_A = ("WebSocketOriginCheck Trusted", f"WebSocketTrustedOrigin {HT_A}")
+    TRUST_C = ("WebSocketOriginCheck Trusted", "WebSocketTrustedOrigin http://c.example")
+
+    @pytest.mark.parametrize("name, lines, expected", [
+        ("default", ("WebSocketOriginCheck Off",), "own"),
+        ("default", TRUST_A, ""),
+        ("default", ("WebSocketOriginCheck Trusted", "WebSocketTrustedOrigin OWN"), "own"),
+        ("same", ("WebSocketOriginCheck Off",), "own"),
+        ("same", TRUST_A, ""),
+        ("any", ("WebSocketOriginCheck Same",), "own"),
+        ("any", TRUST_A, "a"),
+        ("any", (f"WebSocketTrustedOrigin {HT_A}",), "a b own"),
+        ("list", ("WebSocketOriginCheck Off",), "a b"),
+        ("list", ("WebSocketOriginCheck Same",), ""),
+        ("list", (f"WebSocketTrustedOrigin {HT_A}",), "a"),
+        ("list", TRUST_A, "a"),
+        ("list", TRUST_C, ""),
+        ("list", ("WebSocketTrustedOrigin OWN",), ""),
+        ("late-list", ("WebSocketOriginCheck Off",), "a b"),
+        ("late-list", (f"WebSocketTrustedOrigin {HT_A}",), "a"),
+        ("late-list", TRUST_C, ""),
+        ("nobody", TRUST_A, ""),
+    ])
+    def test_origins(self, connect, httpd, htaccess, name, lines, expected):
+        httpd.allow_log("WS0423")
+        pages = {"a": HT_A, "b": HT_B, "own": f"http://localhost:{httpd.port}"}
+        path = htaccess(name, *(line.replace("OWN", pages["own"]) for line in lines))
+        allowed = {page for page, origin in pages.items() if connect().ask(path + "/x", Origin=origin).status == 101}
+        assert allowed == set(expected.split())
+
+    def test_origin_without_effect_is_logged(self, connect, httpd, htaccess):
+        path = htaccess("list", "WebSocketOriginCheck Off")
+        what = rf"WebSocketOriginCheck on line 1 of .*{path}/\.htaccess .*'WebSocketOriginCheck Trusted'"
+        httpd.expect_log(rf"\[websocket:info\].*WS0111: {what}")
+        assert connect().ask(path + "/x", Origin="http://c.example").status == 403
+        assert connect().ask(path + "/x", Origin=HT_A).status == 101
+        wait_until(lambda: "detached" in httpd.new_log() or "httpd's thread" in httpd.new_log())
+        assert httpd.new_log().count("WS0111") == 1
+
+    @pytest.mark.parametrize("name, code", [("codes", 2999), ("codes/strict", 1002)])
+    def test_codes(self, ws, htaccess, name, code):
+        client = ws(htaccess(name, "WebSocketAllowReservedStatusCodes On") + "/x")
         client.send(close_frame(2999))
-        client.expect_close(2999, reply=False)
+        client.expect_close(code, reply=False)
 
     @pytest.mark.parametrize(
         "directive", [f"WebSocketHandler {ECHO} echo_init", "WebSocketSendQueueLimit 1M"],
@@ -300,6 +394,28 @@ class TestHtaccess:
         limited_to(ws, htaccess("size", "WebSocketMaxMessageSize 50") + "/x", 50)
         client = ws(htaccess("closed", "WebSocketMaxMessageSize 50") + "/x")
         works(client, "x" * 51)
+
+
+class TestCanonicalName:
+    """`UseCanonicalName On` makes the server's own name count, whatever a client says in Host."""
+
+    CONF = """
+    UseCanonicalName On
+    <VirtualHost *:${PORT}>
+        ServerName www.example.com:${PORT}
+        ServerAlias alias.example.com
+    """ + echo() + """
+    </VirtualHost>
+    """
+
+    @pytest.mark.parametrize("host", ["www.example.com", "alias.example.com", "evil.example", "127.0.0.1"])
+    def test_own_name(self, connect, httpd, host):
+        assert connect().ask("/echo", Host=host, Origin=f"http://www.example.com:{httpd.port}").status == 101
+
+    @pytest.mark.parametrize("host", ["alias.example.com", "evil.example", "127.0.0.1"])
+    def test_names_of_clients(self, connect, httpd, host):
+        host = f"{host}:{httpd.port}"
+        assert connect().ask("/echo", Host=host, Origin=f"http://{host}").status == 403
 
 
 class TestOldNames:

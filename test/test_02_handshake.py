@@ -402,26 +402,24 @@ class TestOrigin:
     def test_unchecked(self, connect, origin):
         works_at(connect, "/off", Origin=origin)
 
-    def test_version_7_has_another_header(self, connect, httpd):
+    @pytest.mark.parametrize("version", [7, 8])
+    def test_old_versions_have_two_headers(self, connect, httpd, version):
+        """Version 7 had another one, which the drafts of version 8 renamed. If both are there both count."""
         own, foreign = f"http://localhost:{httpd.port}", "http://evil.example"
-        v7 = {"Sec_WebSocket_Version": 7}
-        works_at(connect, "/same", Sec_WebSocket_Origin=own, **v7)
-        works_at(connect, "/same", Sec_WebSocket_Origin=own, Origin=foreign, **v7)
-        refused(connect, 403, "/same", Sec_WebSocket_Origin=foreign, **v7)
-        refused(connect, 403, "/same", Sec_WebSocket_Origin=foreign, Origin=own, **v7)
-        works_at(connect, "/trusted", Sec_WebSocket_Origin="https://www.example.com", **v7)
-        refused(connect, 403, "/trusted", Sec_WebSocket_Origin=own, **v7)
-
-    def test_version_8_has_both_headers(self, connect, httpd):
-        """The drafts of version 8 renamed it; the new name counts if both are there."""
-        own, foreign = f"http://localhost:{httpd.port}", "http://evil.example"
-        v8 = {"Sec_WebSocket_Version": 8}
-        works_at(connect, "/same", Origin=own, **v8)
-        works_at(connect, "/same", Sec_WebSocket_Origin=own, **v8)
-        works_at(connect, "/same", Sec_WebSocket_Origin=foreign, Origin=own, **v8)
-        refused(connect, 403, "/same", Origin=foreign, **v8)
-        refused(connect, 403, "/same", Sec_WebSocket_Origin=foreign, **v8)
-        refused(connect, 403, "/same", Sec_WebSocket_Origin=own, Origin=foreign, **v8)
+        old = {"Sec_WebSocket_Version": version}
+        works_at(connect, "/same", Origin=own, **old)
+        works_at(connect, "/same", Sec_WebSocket_Origin=own, **old)
+        works_at(connect, "/same", Sec_WebSocket_Origin=own, Origin=own, **old)
+        for refused_one in (
+            {"Origin": foreign},
+            {"Sec_WebSocket_Origin": foreign},
+            {"Sec_WebSocket_Origin": own, "Origin": foreign},
+            {"Sec_WebSocket_Origin": foreign, "Origin": own},
+        ):
+            refused(connect, 403, "/same", **refused_one, **old)
+        works_at(connect, "/trusted", Sec_WebSocket_Origin="https://www.example.com", **old)
+        refused(connect, 403, "/trusted", Sec_WebSocket_Origin=own, **old)
+        works_at(connect, "/off", Sec_WebSocket_Origin=own, Origin=foreign, **old)
 
     def test_version_13_ignores_that_header(self, connect, httpd):
         own, foreign = f"http://localhost:{httpd.port}", "http://evil.example"

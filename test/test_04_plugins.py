@@ -87,6 +87,15 @@ class TestServer:
         p = probe([("Sec-WebSocket-Protocol", "c, d")], Sec_WebSocket_Protocol="a, b")
         assert p.ask("protocols") == "a,b,c,d"
 
+    def test_as_many_protocols_as_a_request_may_have(self, probe):
+        """The names stay where they are: the plugin has asked for all of them before it is told one."""
+        names = [chr(ord("a") + n % 26) for n in range(4000)]
+        p = probe(Sec_WebSocket_Protocol=",".join(names))
+        assert p.ask("protocols") == ",".join(names)
+        for n in (0, 1, 25, 2047, 3999):
+            assert p.ask(f"protocol {n}") == names[n]
+        assert p.ask("protocol 4000") == "(null)"
+
     def test_request_while_connecting(self, probe):
         assert probe([("X-Debug-Request", "1")]).ask("request-connect") == "non-null"
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from httpd import DETACH, DETACHED, PREFORK, debug, echo, wait_until
+from httpd import DETACH, DETACHED, ONE_CHILD, PREFORK, debug, echo, wait_until
 from peers import bridge
 from ws_frame import TEXT, frame, works
 
@@ -17,6 +17,9 @@ SITE = (
     + echo("/few/own", "WebSocketMaxConnections 1")
     + echo("/few/off", "WebSocketMaxConnections Off")
     + echo("/each", "WebSocketMaxConnectionsPerIP 2")
+    + echo("/remote", "WebSocketMaxConnectionsPerIP 2")
+    + echo("/remote/48", "WebSocketMaxConnectionsPerIP 2 48")
+    + echo("/remote/128", "WebSocketMaxConnectionsPerIP 2 128")
     + echo()
     + """
     <Location /status>
@@ -61,7 +64,11 @@ def killed(children):
 
 
 class TestLimits:
-    CONF = SITE
+    @pytest.fixture(scope="class", autouse=True)
+    def _class_conf(self, httpd):
+        conf = "RemoteIPHeader X-Client\nRemoteIPInternalProxy 127.0.0.1\n" + SITE
+        with httpd.serve(conf, modules=["remoteip"]):
+            yield
 
     def test_a_section(self, ws, connect):
         clients = self.fill(connect, "/few", "/few", "/few/inner")
@@ -100,6 +107,26 @@ class TestLimits:
         clients.pop().reset()
         wait_until(lambda: self.accepted(connect, "/each"), 5, "a free place")
 
+    def test_addresses_of_one_network(self, connect):
+        """A client of IPv6 has a network of its own, and as many addresses as it likes: it counts as one."""
+
+        def status(path, address):
+            client, response = status_of(connect, path, X_Client=address)
+            clients.append(client)
+            return response.status
+
+        for path, same, other in (
+            ("/remote", ["2001:db8:1:2::1", "2001:db8:1:2::2", "2001:db8:1:2:ffff::"], "2001:db8:1:3::1"),
+            ("/remote/48", ["2001:db8:1::1", "2001:db8:1:2::2", "2001:db8:1:ffff::"], "2001:db8:2::1"),
+            ("/remote/128", ["2001:db8::7", "2001:db8:0::7", "2001:db8::0007"], "2001:db8::8"),
+            ("/remote", ["192.0.2.1", "::ffff:192.0.2.1", "::FFFF:C000:201"], "192.0.2.2"),
+        ):
+            clients = []
+            wait_until(lambda p=path, a=same[0]: status(p, a) == 101, 10, "a free place")
+            assert [status(path, address) for address in (*same[1:], other)] == [101, 429, 101], path
+            for client in clients:
+                client.sock.close()
+
     def test_a_killed_child_does_not_count(self, httpd, connect):
         clients = self.fill(connect, "/few", "/few", "/few")
         children = {httpd.child_of(client) for client in clients}
@@ -123,6 +150,32 @@ class TestLimits:
         for client in clients:
             client.expect_close(1001)
         wait_until(lambda: self.accepted(connect, "/few"), 10, "a free place")
+
+
+@pytest.mark.skipif(not DETACHED, reason="a connection on httpd's thread has memory of httpd's")
+class TestMemory:
+    """What a connection keeps of its handshake has the size of its handshake."""
+
+    CONF = DETACH + ONE_CHILD + echo()
+
+    @pytest.mark.parametrize("headers, most", [
+        ([("Sec-WebSocket-Protocol", ",".join("a" * 4000))], 36),
+        ([(f"X-{n}", "") for n in range(90)], 8),
+        ([(f"X-{n}", "x" * 7900) for n in range(7)], 72),
+    ], ids=["subprotocols", "many headers", "long headers"])
+    def test_of_a_handshake(self, httpd, ws, headers, most):
+        def opened(count):
+            return [ws("/echo", headers) for _ in range(count)]
+
+        first = opened(30)
+        works(first[0])
+        child = httpd.child_of(first[0])
+        before = httpd.memory(child)
+        clients = opened(200)
+        works(clients[-1])
+        assert httpd.children() == [child]
+        kept = (httpd.memory(child) - before) / len(clients)
+        assert kept < most, f"{kept:.1f} KiB per connection"
 
 
 @pytest.mark.skipif(not DETACHED, reason="only threads of the module's own are shown")

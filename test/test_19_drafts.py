@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from httpd import DETACHED, PREFORK, DETACH, ENDS, TLS, debug, echo, location, wait_until
+from httpd import DETACH, DETACHED, ENDS, ONE_CHILD, PREFORK, TLS, debug, echo, location, wait_until
 from ws_frame import TEXT, Client, frame, random_text
 from ws_h2 import Connection, Stream
+from ws_tls import Records
 
 LOAD = 'LoadModule websocket_draft76_module "${MODULE}"\n'
 SITE = (
@@ -443,11 +444,78 @@ class TestSilentKey:
             assert client.read_response().status == 408
             assert 0.5 < time.monotonic() - start < 3
 
+    @pytest.mark.timing
+    @pytest.mark.parametrize("path, fields, status", [
+        ("/trusted", {"Origin": "http://evil.example"}, 403),
+        ("/one", {}, 503),
+        ("/mine", {}, 429),
+    ])
+    def test_who_is_refused_is_not_waited_for(self, connect, path, fields, status):
+        if status != 403:
+            wait_until(lambda: ask(connect(), 76, path).status == 101, 5, "a free place")
+        client = connect()
+        client.send(request(client, 76, path, **fields))
+        start = time.monotonic()
+        assert client.read_response().status == status
+        assert time.monotonic() - start < 0.5
+
     def test_the_client_leaves_before(self, httpd, connect):
         client = connect()
         client.send(request(client, 76, "/echo?leaves") + KEY3[:3])
         client.sock.close()
         assert httpd.access("?leaves")[-1].status == 400
+
+
+class TestManySilentKeys:
+    """Clients that keep the eight bytes to themselves take no worker for long, and few at a time."""
+
+    CONF = ("" if PREFORK else ONE_CHILD) + "Timeout 60\n" + TLS + SITE
+
+    @pytest.mark.timing
+    def test_pages_are_served_meanwhile(self, httpd, connect):
+        httpd.allow_log("AH00(161|484|286)")
+        clients = [connect() for _ in range(40)]
+        for client in clients:
+            client.send(request(client, 76, "/echo"))
+        # Elsewhere than on event httpd gives each client that it has refused two seconds to close, on a worker; and
+        # prefork has few of them at first.
+        most = 0.5 if httpd.mpm == "event" else 12
+        for _ in range(5):
+            status, took = httpd.get(timeout=15)
+            assert status == 200
+            assert took < most, f"a page took {took:.1f} s"
+        answers = [client.read_response().status for client in clients]
+        assert set(answers) <= {408, 503} and answers.count(408) > 0
+        if httpd.mpm == "event":
+            assert answers.count(408) <= 6 and answers.count(503) >= 34
+        client = connect()
+        opens(client, 76)
+        client.send(text("x"))
+        expect(client, text("x"))
+
+    @pytest.mark.timing
+    def test_bytes_that_trickle(self, connect):
+        client = connect()
+        client.send(request(client, 76, "/echo"))
+        start = time.monotonic()
+        for n in range(4):
+            client.send(KEY3[n : n + 1])
+            time.sleep(0.6)
+        assert client.read_response().status == 408
+        assert 1.5 < time.monotonic() - start < 3.5
+
+
+    @pytest.mark.timing
+    def test_a_record_that_trickles(self, httpd):
+        """Over TLS no byte of the eight has come before all of their record is there."""
+        with Records(httpd.tls_port, httpd.tls_context()) as client:
+            client.send(request(client, 76, "/echo"))
+            start = time.monotonic()
+            for byte in client.record(KEY3)[:4]:
+                client.send_raw(bytes([byte]))
+                time.sleep(0.6)
+            assert client.read_response().status == 408
+            assert 1.5 < time.monotonic() - start < 3.5
 
 
 class TestRequestTimeout:

@@ -85,6 +85,10 @@ MISTAKES = {
         + echo("/y", "WebSocketOriginCheck trusted", "WebSocketTrustedOrigin https://example.com"),
         "warn", ["WS0422"], "WebSocketOriginCheck",
     ),
+    "Trusted with origins in .htaccess, which are not enough": (
+        echo("/x", "WebSocketOriginCheck Trusted") + section('Directory "${ROOT}/htdocs"', "AllowOverride AuthConfig"),
+        "warn", ["WS0422"], "WebSocketOriginCheck",
+    ),
     "origins without Trusted": (
         echo("/x", "WebSocketOriginCheck Same", "WebSocketTrustedOrigin https://example.com"), "warn",
         ["WS0430", "WebSocketOriginCheck Trusted"], "WebSocketTrustedOrigin",
@@ -229,8 +233,9 @@ IN_ORDER = {
     "origins in an inner section": (
         echo("/x", "WebSocketOriginCheck Trusted") + here("/x/y", "WebSocketTrustedOrigin https://example.com")
     ),
-    "origins in .htaccess": (
-        echo("/x", "WebSocketOriginCheck Trusted") + section('Directory "${ROOT}/htdocs"', "AllowOverride AuthConfig")
+    "a check in .htaccess": (
+        "WebSocketTrustedOrigin https://example.com\n"
+        + section('Directory "${ROOT}/htdocs"', "AllowOverride AuthConfig")
     ),
     "messages as large as the memory": echo("/x", "WebSocketMaxMessageSize 256M"),
     "Same without origins": echo("/x", "WebSocketOriginCheck Same"),
@@ -349,14 +354,18 @@ RewriteRule . /front/index.html [L]
 """
 
 
+# That there is nobody to trust does not show before.
+NOBODY = ("WebSocketOriginCheck Trusted", '<If "false">', "WebSocketTrustedOrigin https://example.com", "</If>")
+
+
 class TestAtRequest:
     """What shows only when a handshake comes."""
 
     CONF = (
         echo("/front/ws")
         + echo("/front/exempt", "RewriteEngine Off")
-        + echo("/trusted", "WebSocketOriginCheck Trusted")
-        + echo("/refused", "WebSocketOriginCheck Trusted", "ErrorDocument 403 /index.html")
+        + echo("/trusted", *NOBODY)
+        + echo("/refused", *NOBODY, "ErrorDocument 403 /index.html")
         + echo("/moved")
         + here("/x", f"{PLUGIN}")
         + section("LocationMatch ^/x[.]handled$", "SetHandler websocket-handler")

@@ -32,7 +32,7 @@ HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http
 # Words in code that begin like directives, and are none.
 NO_DIRECTIVES = {"WebSocketServer", "WebSocketPlugin", "WebSocketPluginCalls"}
 NO_DIRECTIVES |= {f"WebSocket{what}{way}" for what in ("Messages", "Bytes") for way in ("In", "Out")}
-NO_DIRECTIVES |= {"WebSocketConnections"}
+NO_DIRECTIVES |= {"WebSocketConnections", "WebSocketThreadsExhausted", "WebSocketRefusedWaits", "WebSocketRefusedMemory", "WebSocketMemory"}
 FOLDERS = re.compile(r"(autobahn|conf|docs|examples|include|scripts|src|test)/[\w./-]*$")
 DIRECTIVE = re.compile(r"\b(?:WebSocket[A-Z]\w+|SupportDraft75|MaxMessageSize)\b")
 
@@ -599,6 +599,12 @@ class TestOrigins:
             httpd.allow_log("AH01630")
             assert self.status(httpd, evil, f"http://{evil}") == 403
             assert self.status(httpd, ours, f"http://{ours}") == 101
+
+    def test_canonical_name(self, httpd):
+        evil, ours = f"evil.example:{httpd.port}", "http://intranet.example.com:8080"
+        with httpd.serve(self.block("UseCanonicalName") + echo()):
+            assert self.status(httpd, evil, f"http://{evil}") == 403
+            assert self.status(httpd, evil, ours) == 101
 
     def test_behind_a_terminator(self, httpd):
         with httpd.serve(echo()):

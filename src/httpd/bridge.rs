@@ -30,6 +30,7 @@ use crate::{
     },
     journal::Level,
     outbox::Outbox,
+    proto::handshake::Offered,
 };
 
 /// Where a section's peers come from.
@@ -170,18 +171,20 @@ impl Bridge {
         source: &Source,
         settings: &Settings,
         max_message: usize,
-        offered: &[&str],
+        offered: Offered<'_>,
     ) -> Result<Self, c_int> {
         let refuse = |status: u32, level, line: std::fmt::Arguments<'_>| {
             log::request(r, level, line);
             status as c_int
         };
-        let Goal { peer, framing, framing_config, protocol } = goal(r, source, settings, offered)
-            .map_err(|(status, line)| {
-            let ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
-            let level = if ours { Level::Error } else { Level::Info };
-            refuse(status, level, format_args!("{line}"))
-        })?;
+        let Goal { peer, framing, framing_config, protocol } =
+            goal(r, source, settings, &offered.iter().collect::<Vec<_>>()).map_err(
+                |(status, line)| {
+                    let ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
+                    let level = if ours { Level::Error } else { Level::Info };
+                    refuse(status, level, format_args!("{line}"))
+                },
+            )?;
         let framing = framing::make(&framing, framing_config.as_deref()).map_err(|e| {
             refuse(
                 sys::HTTP_INTERNAL_SERVER_ERROR,

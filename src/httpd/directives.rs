@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
-    config::{self, Detach, Limit, MessageTimeout, Settings},
+    config::{self, AddressLimit, Detach, Limit, MessageTimeout, Origins, Settings},
     journal::Level,
     plugin::Plugin,
     proto::handshake::{self, OriginCheck},
@@ -86,11 +86,12 @@ pub(super) static COMMANDS: Commands<34> = Commands([
         ADMIN,
         c"the most WebSockets that this section may have open, in all children; or Off",
     ),
-    take1(
+    take12(
         c"WebSocketMaxConnectionsPerIP",
         &(max_connections_per_ip as Setter),
         ADMIN,
-        c"the most WebSockets that one client address may have open in this section; or Off",
+        c"the most WebSockets that one client address may have open in this section, or Off; and the bits of an IPv6 \
+          address that count, 64 if not given",
     ),
     take1(
         c"WebSocketDetach",
@@ -271,8 +272,12 @@ fn one_endpoint(section: &Section) -> Result<(), String> {
     Ok(())
 }
 
-fn max_message_size(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
-    section.settings.max_message = Some(size(words)?);
+fn max_message_size(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+    let (settings, size) = (&mut section.settings, size(words)?);
+    match parms.place_in_htaccess() {
+        Some(place) => settings.htaccess.max_message = Some((size, place)),
+        None => settings.max_message = Some(size),
+    }
     Ok(())
 }
 
@@ -291,11 +296,19 @@ fn send_queue_limit(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Resu
     Ok(())
 }
 
-fn origin_check(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
+fn origin_check(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
     let choices =
         [("Off", OriginCheck::Off), ("Same", OriginCheck::Same), ("Trusted", OriginCheck::Trusted)];
-    section.settings.origin_check = Some(choice(words, &choices)?);
+    origins(parms, section).check = Some(choice(words, &choices)?);
     Ok(())
+}
+
+/// Where the origins of the section being read belong.
+fn origins<'s>(parms: Parms<'_>, section: &'s mut Section) -> &'s mut Origins {
+    let Settings { origins, htaccess, .. } = &mut section.settings;
+    let Some(place) = parms.place_in_htaccess() else { return origins };
+    htaccess.origins_place = Some(place);
+    &mut htaccess.origins
 }
 
 fn trusted_origin(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
@@ -303,8 +316,8 @@ fn trusted_origin(parms: Parms<'_>, section: &mut Section, words: &[&str]) -> Re
         if let Some(warning) = handshake::check_trusted(word)? {
             parms.warn_once("WS0424", &warning);
         }
-        let origins = section.settings.trusted_origins.get_or_insert_default();
-        origins.push((*word).to_owned());
+        let trusted = &mut origins(parms, section).trusted;
+        trusted.get_or_insert_default().push((*word).to_owned());
     }
     Ok(())
 }
@@ -324,7 +337,13 @@ fn max_connections_per_ip(
     section: &mut Section,
     words: &[&str],
 ) -> Result<(), String> {
-    section.settings.max_connections_per_ip = Some(limit(parms, words)?);
+    let ipv6_prefix = match words.get(1) {
+        Some(word) => number(Some(word), 1, 128)? as u8,
+        None => config::IPV6_PREFIX,
+    };
+    let limit = limit(parms, words)?;
+    section.settings.max_connections_per_ip =
+        Some(limit.map(|limit| AddressLimit { limit, ipv6_prefix }));
     Ok(())
 }
 
@@ -843,6 +862,15 @@ impl Parms<'_> {
             let file = CStr::from_ptr(directive.filename).to_string_lossy();
             format!("{name} on line {} of {file}", directive.line_num)
         }
+    }
+
+    /// The same if that is in a .htaccess file.
+    fn place_in_htaccess(self) -> Option<String> {
+        // SAFETY: the function reads the live structure (R4); an error is a string in its pool.
+        let refusal = unsafe {
+            sys::ap_check_cmd_context(ptr::from_ref(self.0).cast_mut(), sys::NOT_IN_HTACCESS)
+        };
+        (!refusal.is_null()).then(|| self.place())
     }
 
     /// The settings of the server being configured.

@@ -7,19 +7,25 @@ use core::{
     ffi::{CStr, c_char, c_int},
     ptr,
 };
-use std::{ffi::CString, io};
+use std::{
+    ffi::CString,
+    io,
+    time::{Duration, Instant},
+};
 
 use super::{
-    boundary, directives,
+    boundary, capacity, directives,
     filters::Filters,
-    log, module_index, structure, sys,
+    handler::timeout,
+    is_threaded, log, module_index, shared, structure, sys,
     wrap::{Request, Table},
 };
 use crate::{
     journal::Level,
+    limits::Counted,
     plugin::connection::Answer,
     proto::{
-        draft::{self, Draft},
+        draft::{self, Challenge, Draft},
         handshake::{self, Opening, Refusal},
     },
 };
@@ -69,20 +75,12 @@ unsafe extern "C" fn hook_check_config(
     })
 }
 
-/// Why a request of one of the drafts is not served.
-pub(super) enum Refused {
-    /// The request itself is bad.
-    Because(Refusal),
-    /// The rest of it did not come.
-    Status(c_int),
-}
-
-/// Looks whether a request opens a WebSocket of one of the drafts, which it cannot if the module is not loaded. For draft 76,
-/// waits for the eight bytes behind the headers, and works out what has to follow those of the answer.
+/// Looks whether a request opens a WebSocket of one of the drafts, which it cannot if the module is not loaded. The
+/// challenge of draft 76 is for [`proof`].
 pub(super) fn opening<'a>(
     r: Request<'_>,
     request: &handshake::Request<'a>,
-) -> Result<Option<Opening<'a>>, Refused> {
+) -> Result<Option<(Opening<'a>, Option<Challenge>)>, Refusal> {
     let connection = r.connection();
     // SAFETY: the connection is the request's own (wrap::R1). The drafts know HTTP/1.1 only.
     if !is_loaded() || !unsafe { (*connection).master }.is_null() {
@@ -90,32 +88,59 @@ pub(super) fn opening<'a>(
     }
     // SAFETY: the module is loaded, and its sections are made by create_dir.
     let section = unsafe { directives::section_of(r, module()) };
-    let found = draft::check(request, section.settings.draft75()).map_err(Refused::Because)?;
-    let Some((mut opening, challenge)) = found else { return Ok(None) };
-    // What follows is no HTTP, whatever becomes of the request.
-    // SAFETY: wrap::R1.
-    unsafe { (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE };
-    let Some(challenge) = challenge else { return Ok(Some(opening)) };
-    let mut key3 = [0; 8];
-    // SAFETY: the connection is the request's own (wrap::R1).
-    let filters = unsafe { Filters::new(connection) };
-    match filters.and_then(|mut filters| filters.read_exact(&mut key3)) {
-        Ok(()) => {
-            opening.proof = Some(challenge.proof(key3));
-            Ok(Some(opening))
-        }
-        Err(error) => {
-            log::request(
-                r,
-                Level::Info,
-                format_args!("WS0602: the bytes behind the headers did not come: {error}"),
-            );
-            Err(Refused::Status(match error.kind() {
-                io::ErrorKind::TimedOut => sys::HTTP_REQUEST_TIME_OUT as c_int,
-                _ => sys::HTTP_BAD_REQUEST as c_int,
-            }))
-        }
+    let found = draft::check(request, section.settings.draft75())?;
+    if found.is_some() {
+        // What follows is no HTTP, whatever becomes of the request.
+        // SAFETY: wrap::R1.
+        unsafe { (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE };
     }
+    Ok(found)
+}
+
+/// How long a worker waits at most for the eight bytes, which clients send along with the headers.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// Reads the eight bytes behind the headers of draft 76, and works out what has to follow those of the answer; or the
+/// status that refuses the request. Waits for a client that has not sent them yet, but only on few workers at a time.
+pub(super) fn proof(r: Request<'_>, challenge: Challenge) -> Result<[u8; 16], c_int> {
+    let (mut key3, mut filled) = ([0; 8], 0);
+    let start = Instant::now();
+    // SAFETY: the connection is the request's own (wrap::R1).
+    let read = unsafe { Filters::new(r.connection()) }.and_then(|mut filters| {
+        let came = filters.fill(&mut key3, &mut filled, start);
+        if !came.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::TimedOut) {
+            return came;
+        }
+        let _place = place().ok_or(io::ErrorKind::ResourceBusy)?;
+        filters.fill(&mut key3, &mut filled, start + WAIT.min(timeout(r)))
+    });
+    let Err(error) = read else { return Ok(challenge.proof(key3)) };
+    let status = match error.kind() {
+        io::ErrorKind::TimedOut => sys::HTTP_REQUEST_TIME_OUT,
+        io::ErrorKind::ResourceBusy => sys::HTTP_SERVICE_UNAVAILABLE,
+        _ => sys::HTTP_BAD_REQUEST,
+    };
+    let why = if status == sys::HTTP_SERVICE_UNAVAILABLE {
+        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
+        "a quarter of the workers waits for others' already".to_owned()
+    } else {
+        error.to_string()
+    };
+    let line = "WS0602: the bytes behind the headers did not come:";
+    log::request(r, Level::Info, format_args!("{line} {why}"));
+    Err(status as c_int)
+}
+
+/// A worker's place among those that wait; `None` if there are enough already: a quarter of a child's, one at least.
+/// Where children have one each, those of all children count.
+fn place() -> Option<Counted> {
+    let (number, scope) = if is_threaded() {
+        (sys::AP_MPMQ_MAX_THREADS, std::process::id().to_string())
+    } else {
+        (sys::AP_MPMQ_MAX_DAEMONS, String::new())
+    };
+    let most = capacity::mpm(number) / 4;
+    shared::counts()?.enter(&["draft 76", &scope], most.max(1))
 }
 
 /// Sets the fields of the answer, in the order that the drafts prescribe. Those of others follow.
@@ -128,14 +153,14 @@ pub(super) fn set_fields(r: Request<'_>, draft: Draft, opening: &Opening<'_>, an
     let scheme: &[u8] = if scheme == c"https" { b"wss" } else { b"ws" };
     let location = [scheme, b"://", host.to_bytes(), r.target().to_bytes()].concat();
     // A client that offers subprotocols gives up if none is chosen.
-    let first = opening.protocols.first().and_then(|&first| CString::new(first).ok());
+    let first = opening.protocols.iter().next().and_then(|first| CString::new(first).ok());
     let protocol = answer.protocol.clone().or(first);
     let [location_name, origin_name, protocol_name] = draft.fields();
     let ours: [(&CStr, Option<CString>); 5] = [
         (c"Upgrade", Some(c"WebSocket".into())),
         (c"Connection", Some(c"Upgrade".into())),
         (location_name, CString::new(location).ok()),
-        (origin_name, opening.origin.and_then(|origin| CString::new(origin).ok())),
+        (origin_name, opening.origins[0].and_then(|origin| CString::new(origin).ok())),
         (protocol_name, protocol),
     ];
     for (name, value) in &ours {

@@ -5,12 +5,18 @@
 //! blocks likewise, and gets no more at a time than it has room for.
 
 use core::{ffi::CStr, ptr};
-use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::RawFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{http2, sys, tls};
 use crate::driver::{
     Transport,
     socket::{Socket, take_front},
+    wait::{self, Interest},
 };
 
 /// The largest portion for the output filters, as a part of the limit at which the core filter starts to block
@@ -139,13 +145,29 @@ impl Filters {
         }
     }
 
-    /// Fills `buffer`, waiting for the client as long as httpd's `Timeout` and mod_reqtimeout allow. For the handshake.
-    pub(super) fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.get(&mut buffer[filled..], sys::apr_read_type_e_APR_BLOCK_READ)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => filled += n,
+    /// Fills the rest of `buffer` behind the first `filled` bytes, which grow, and waits for the client until
+    /// `deadline`; mod_reqtimeout may end that before. For the handshake.
+    pub(super) fn fill(
+        &mut self,
+        buffer: &mut [u8],
+        filled: &mut usize,
+        deadline: Instant,
+    ) -> io::Result<()> {
+        while *filled < buffer.len() {
+            // Not a read that blocks: it would wait anew for each part of a record of TLS.
+            match self.read(&mut buffer[*filled..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => *filled += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    let interest = Interest { read: true, write: false };
+                    wait::wait(self.descriptor, interest, None, Some(left), None)?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted && Instant::now() < deadline => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(())

@@ -41,6 +41,7 @@ use crate::{
         Plugin,
         connection::{Answer, Connection, Opening as PluginOpening},
         headers::Headers,
+        protocols::Protocols,
     },
     proto::{
         Version,
@@ -73,12 +74,10 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     let request =
         handshake::Request { is_get: r.is_get(), http: r.http_version(), header: &header };
     let opening = match draft::opening(r, &request) {
-        Ok(None) => Opening::check(&request),
-        Ok(opening) => Ok(opening),
-        Err(draft::Refused::Status(status)) => return status,
-        Err(draft::Refused::Because(refusal)) => Err(refusal),
+        Ok(None) => Opening::check(&request).map(|opening| opening.map(|opening| (opening, None))),
+        opening => opening,
     };
-    let opening = match opening {
+    let (mut opening, challenge) = match opening {
         Ok(Some(opening)) => opening,
         Ok(None) => {
             log::request(r, Level::Debug, format_args!("no WebSocket handshake; declined"));
@@ -100,9 +99,9 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         return sys::HTTP_INTERNAL_SERVER_ERROR as c_int;
     }
     if !origin_is_allowed(r, &section.settings, &opening) {
-        mistakes::tell_of_no_origins(r, &section.settings);
         return refuse(r, Refusal::Origin);
     }
+    mistakes::tell_of_larger_size(r, &section.settings);
     if let Err(status) = http2::check(r) {
         return status;
     }
@@ -116,12 +115,17 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Ok(counted) => counted,
         Err(status) => return status,
     };
+    // Only now: nobody waits for a client who is refused.
+    match challenge.map(|challenge| draft::proof(r, challenge)).transpose() {
+        Ok(proof) => opening.proof = proof,
+        Err(status) => return status,
+    }
     let endpoint = match (&section.plugin, &section.bridge) {
         (Some(plugin), _) => Chosen::Plugin(plugin),
         (None, Some(source)) => {
             let (settings, max_message) =
                 (&section.settings.bridge, section.settings.max_message());
-            match Bridge::reach(r, source, settings, max_message, &opening.protocols) {
+            match Bridge::reach(r, source, settings, max_message, opening.protocols) {
                 Ok(bridge) => Chosen::Bridge(bridge),
                 Err(status) => return status,
             }
@@ -208,9 +212,10 @@ fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
             refuse(sys::HTTP_SERVICE_UNAVAILABLE, limit, "WebSocketMaxConnections")
         })?);
     }
-    if let Some(limit) = settings.max_connections_per_ip() {
-        let ip = r.client_ip().to_string_lossy();
-        let entered = table.enter(&["ip", &limit.section, &ip], limit.most);
+    if let Some(per_ip) = settings.max_connections_per_ip() {
+        let limit = &per_ip.limit;
+        let client = per_ip.client(&r.client_ip().to_string_lossy());
+        let entered = table.enter(&["ip", &limit.section, &client], limit.most);
         counted.push(entered.ok_or_else(|| {
             refuse(sys::HTTP_TOO_MANY_REQUESTS, limit, "WebSocketMaxConnectionsPerIP")
         })?);
@@ -221,7 +226,15 @@ fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
 fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> bool {
     let (scheme, host, port) = r.origin();
     let own = handshake::own_origin(&scheme.to_string_lossy(), &host.to_string_lossy(), port);
-    settings.origin_check().allows(opening.origin, &own, settings.trusted_origins())
+    let by_server = opening.is_from(|origin| settings.server_allows(origin, &own));
+    let by_htaccess = opening.is_from(|origin| settings.htaccess_allows(origin, &own));
+    if !by_server && by_htaccess {
+        mistakes::tell_of_more_origins(r, settings);
+    }
+    if !(by_server && by_htaccess) {
+        mistakes::tell_of_no_origins(r, settings);
+    }
+    by_server && by_htaccess
 }
 
 /// All that an upgrade needs, obtained before anything is promised to the client or the plugin.
@@ -345,11 +358,10 @@ impl Upgrade {
             log::request(r, Level::Warn, format_args!("{line} {left_out} of them"));
         }
         let headers = Arc::new(headers);
-        let mut protocols = opening.protocols.iter().filter_map(|&p| CString::new(p).ok());
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
         let (endpoint, answer, stays): (Box<dyn Endpoint>, _, _) = match chosen {
             Chosen::Plugin(plugin) => {
-                let (headers, protocols) = (headers.clone(), protocols.collect());
+                let (headers, protocols) = (headers.clone(), Protocols::copy(opening.protocols));
                 let threaded = is_threaded();
                 // SAFETY: the connection is the request's own (wrap::R1).
                 let is_stream = unsafe { http2::is_stream(r.connection()) };
@@ -370,7 +382,8 @@ impl Upgrade {
                 (Box::new(connection), answer, stays)
             }
             Chosen::Bridge(bridge) => {
-                let protocol = bridge.protocol.and_then(|n| protocols.nth(n));
+                let protocol = bridge.protocol.and_then(|n| opening.protocols.iter().nth(n));
+                let protocol = protocol.and_then(|name| CString::new(name).ok());
                 let answer = Answer { protocol, ..Answer::default() };
                 (Box::new(bridge.open(outbox)), answer, (!detach.allows_bridge()).then_some(OFF))
             }
@@ -508,7 +521,7 @@ pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
 }
 
 /// `Timeout` of the request's server.
-fn timeout(r: Request<'_>) -> Duration {
+pub(super) fn timeout(r: Request<'_>) -> Duration {
     // SAFETY: a request's server is live (wrap::R3). The value is in microseconds.
     Duration::from_micros(unsafe { (*r.server()).timeout }.unsigned_abs())
 }

@@ -15,7 +15,6 @@ use super::{
 use crate::{
     config::{self, Settings},
     journal::Level,
-    proto::handshake::OriginCheck,
     scope::Scope,
 };
 
@@ -203,9 +202,6 @@ fn missing_origins() -> Vec<String> {
         in_htaccess |= overrides(directive, "AuthConfig");
     });
     let mut lines = Vec::new();
-    if in_htaccess {
-        return lines;
-    }
     let mut last = None;
     tree::each(&mut |directive| {
         let what = || format!("{} on {}", directive.name(), directive.place());
@@ -216,7 +212,11 @@ fn missing_origins() -> Vec<String> {
             ));
         }
         let id = directive.section().map(Directive::id);
-        if directive.is("WebSocketTrustedOrigin") && last != Some(id) && !checks.may_meet(directive)
+        // A .htaccess file may check origins by the server's list, but not add to it.
+        if directive.is("WebSocketTrustedOrigin")
+            && !in_htaccess
+            && last != Some(id)
+            && !checks.may_meet(directive)
         {
             last = Some(id);
             lines.push(format!(
@@ -265,8 +265,7 @@ fn library_of(address: *const c_void) -> String {
 /// Says, once a minute, why a page's handshake is refused for ever.
 pub(super) fn tell_of_no_origins(r: Request<'_>, settings: &Settings) {
     static SAID: log::OnceAMinute = log::OnceAMinute::new();
-    let checks = settings.origin_check() == OriginCheck::Trusted;
-    if checks && settings.trusted_origins().is_empty() && SAID.is_due() {
+    if settings.trusts_nobody() && SAID.is_due() {
         let uri = r.uri().to_string_lossy();
         log::request(
             r,
@@ -277,6 +276,36 @@ pub(super) fn tell_of_no_origins(r: Request<'_>, settings: &Settings) {
             ),
         );
     }
+}
+
+/// Says that a .htaccess file allows larger messages than the server's configuration, which stands.
+pub(super) fn tell_of_larger_size(r: Request<'_>, settings: &Settings) {
+    let most = settings.max_message_of_server();
+    let Some((size, place)) = settings.htaccess.max_message.as_ref() else { return };
+    if *size > most {
+        log::request(
+            r,
+            Level::Info,
+            format_args!(
+                "WS0110: {place} has no effect: the server's configuration allows {most} bytes here, and a .htaccess \
+                 file can only allow less than that"
+            ),
+        );
+    }
+}
+
+/// Says that a page is kept out by the server's configuration, though not by a .htaccess file.
+pub(super) fn tell_of_more_origins(r: Request<'_>, settings: &Settings) {
+    let Some(place) = &settings.htaccess.origins_place else { return };
+    let check = settings.origins.check();
+    log::request(
+        r,
+        Level::Info,
+        format_args!(
+            "WS0111: {place} lets a page in that the server's configuration, 'WebSocketOriginCheck {check}', keeps \
+             out: it has no effect, since a .htaccess file can only keep out more"
+        ),
+    );
 }
 
 /// A request is another handler's. If it opens a WebSocket and came to an endpoint, or was on its way there when it was

@@ -130,13 +130,16 @@ impl<'r> Request<'r> {
         string(path).unwrap_or(c"/")
     }
 
-    /// Scheme, host and port of the request, as `UseCanonicalName` has them.
+    /// Scheme, host and port of the request, as `UseCanonicalName` and `UseCanonicalPhysicalPort` have them. With
+    /// `UseCanonicalName DNS` the host is asked of the DNS.
     pub(super) fn origin(self) -> (&'r CStr, &'r CStr, u16) {
         // SAFETY: R1; httpd's core answers this hook with a literal.
         let scheme = string(unsafe { sys::ap_run_http_scheme(self.as_ptr()) }).unwrap_or(c"http");
+        // SAFETY: R1; the result is a string of the request, its connection or its server (R2).
+        let host = string(unsafe { sys::ap_get_server_name(self.as_ptr()) }).unwrap_or(c"");
         // SAFETY: R1.
         let port = unsafe { sys::ap_get_server_port(self.as_ptr()) };
-        (scheme, string(self.rec().hostname).unwrap_or(c""), port)
+        (scheme, host, port)
     }
 
     /// The request itself, and those that httpd has redirected to it (RewriteRule in a folder, ErrorDocument), up to the

@@ -19,7 +19,7 @@ use std::{
     },
 };
 
-use super::{Plugin, abi, headers::Headers};
+use super::{Plugin, abi, headers::Headers, protocols::Protocols};
 use crate::{
     endpoint::Endpoint,
     journal::Level,
@@ -39,7 +39,7 @@ pub struct Opening {
     /// The request's headers.
     pub headers: Arc<Headers>,
     /// The subprotocols offered.
-    pub protocols: Vec<CString>,
+    pub protocols: Protocols,
     /// The process serves one connection after the other: the plugin sees all of them at one address.
     pub alone: bool,
 }
@@ -164,7 +164,7 @@ struct State {
     /// The plugin asked for the request.
     asked: AtomicBool,
     headers: Arc<Headers>,
-    protocols: Vec<CString>,
+    protocols: Protocols,
     /// `None` as soon as the 101 is decided.
     answer: Mutex<Option<Answer>>,
 }
@@ -394,7 +394,7 @@ fn is_ours(name: &[u8]) -> bool {
 }
 
 unsafe extern "C" fn cb_protocol_count(server: *const abi::WebSocketServer) -> usize {
-    boundary(server, 0, |state| state.protocols.len())
+    boundary(server, 0, |state| state.protocols.count())
 }
 
 unsafe extern "C" fn cb_protocol_index(
@@ -402,7 +402,7 @@ unsafe extern "C" fn cb_protocol_index(
     index: usize,
 ) -> *const c_char {
     boundary(server, ptr::null(), |state| {
-        state.protocols.get(index).map_or(ptr::null(), |p| p.as_ptr())
+        state.protocols.get(index).map_or(ptr::null(), CStr::as_ptr)
     })
 }
 
@@ -414,7 +414,7 @@ unsafe extern "C" fn cb_protocol_set(server: *const abi::WebSocketServer, protoc
             return;
         };
         // RFC 6455 §4.2.2: the subprotocol is one of those that the client sent.
-        let Some(offered) = state.protocols.iter().find(|p| p.as_c_str() == protocol) else {
+        let Some(offered) = state.protocols.find(protocol) else {
             let protocol = protocol.to_bytes().escape_ascii();
             state.warn(format_args!(
                 "WS0205: protocol_set {protocol}: the client did not offer it; ignored"
@@ -422,7 +422,7 @@ unsafe extern "C" fn cb_protocol_set(server: *const abi::WebSocketServer, protoc
             return;
         };
         if let Some(answer) = &mut *state.answer() {
-            answer.protocol = Some(offered.clone());
+            answer.protocol = Some(offered.to_owned());
         }
     });
 }
@@ -565,7 +565,7 @@ mod tests {
             outbox: outbox.clone(),
             request: ptr::dangling_mut::<c_void>().cast(),
             headers: Arc::default(),
-            protocols: vec![c"chat".into()],
+            protocols: Protocols::default(),
             alone,
         };
         calls();
@@ -653,7 +653,7 @@ mod tests {
             outbox: outbox.clone(),
             request: ptr::null_mut(),
             headers: Arc::default(),
-            protocols: vec![],
+            protocols: Protocols::default(),
             alone: false,
         };
         assert!(Connection::open(plugin(refuse), opening).is_none());

@@ -6,6 +6,7 @@
 //! | this one | loading, checking and unloading a plugin |
 //! | [`connection`] | one connection of a plugin: what it is called with, and the functions it may call |
 //! | [`headers`] | the copy of the request's headers that a connection keeps |
+//! | [`protocols`] | the subprotocols that it keeps |
 
 use core::{fmt, ptr::NonNull};
 use std::{
@@ -25,6 +26,7 @@ use crate::library::{self, NoFunction};
 pub mod abi;
 pub mod connection;
 pub mod headers;
+pub mod protocols;
 
 /// A loaded plugin; it is destroyed and its library closed with the last reference.
 pub struct Plugin {

@@ -16,7 +16,7 @@ use md5::{Digest as _, Md5};
 use super::{
     Kind, Version, Violation,
     frame::Opcode,
-    handshake::{self, Opening, Refusal, Request},
+    handshake::{self, Offered, Opening, Refusal, Request},
 };
 
 /// One of the drafts.
@@ -140,7 +140,7 @@ pub fn check<'a>(
     let [.., protocols] = draft.fields();
     let protocols = match protocols.to_str().ok().and_then(header) {
         Some(value) => words(value).ok_or(Refusal::Protocols)?,
-        None => Vec::new(),
+        None => Offered::default(),
     };
     let opening = Opening {
         version: Version::Draft(draft),
@@ -148,17 +148,14 @@ pub fn check<'a>(
         proof: None,
         protocols,
         extensions: "",
-        origin: header("Origin"),
+        origins: [header("Origin"), None],
     };
     Ok(Some((opening, challenge)))
 }
 
 /// A list of at least one word of printable ASCII; the drafts separate them with spaces.
-fn words(value: &[u8]) -> Option<Vec<&str>> {
-    let printable = value.iter().all(|byte| (b' '..=b'~').contains(byte));
-    let value = core::str::from_utf8(value).ok().filter(|_| printable)?;
-    let words: Vec<&str> = value.split_ascii_whitespace().collect();
-    (!words.is_empty()).then_some(words)
+fn words(value: &[u8]) -> Option<Offered<'_>> {
+    Offered::parse(value, ' ', |byte| byte.is_ascii_graphic())
 }
 
 /// What the deframer found in its input.
@@ -432,7 +429,7 @@ mod tests {
         let request = Request { is_get: true, http: (1, 1), header: &header };
         let found = check(&request, with_75)?;
         Ok(found.map(|(opening, challenge)| {
-            assert_eq!(opening.origin, header("Origin"));
+            assert_eq!(opening.origins, [header("Origin"), None]);
             let protocols = opening.protocols.iter().map(ToString::to_string).collect();
             (opening.version, challenge, protocols)
         }))

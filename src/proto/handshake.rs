@@ -35,12 +35,45 @@ pub struct Opening<'a> {
     pub accept: String,
     /// What follows the headers of the answer; draft 76 only.
     pub proof: Option<[u8; 16]>,
-    /// The subprotocols offered, in the client's order.
-    pub protocols: Vec<&'a str>,
+    /// The subprotocols offered.
+    pub protocols: Offered<'a>,
     /// The extensions offered, as they were sent.
     pub extensions: &'a str,
-    /// The origin of the page that opened it; bytes, since only an exact match counts.
-    pub origin: Option<&'a [u8]>,
+    /// The origins of the page that opened it, as far as it names them: of `Origin`, and of `Sec-WebSocket-Origin` where
+    /// a version has that, too. Bytes, since only an exact match counts.
+    pub origins: [Option<&'a [u8]>; 2],
+}
+
+/// The longest list of subprotocols that is read, in bytes.
+const MAX_PROTOCOLS: usize = 64 * 1024 - 1;
+
+/// The subprotocols that a client offers, in its order: the list as it was sent, which has been checked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Offered<'a> {
+    list: &'a str,
+    separator: char,
+}
+
+impl Default for Offered<'_> {
+    fn default() -> Self {
+        Self { list: "", separator: ',' }
+    }
+}
+
+impl<'a> Offered<'a> {
+    /// Reads a list of at least one element, each of which is what `is_legal` says. Empty ones do not count, nor does
+    /// white space around them. `None` if it is none, or too long.
+    pub fn parse(list: &'a [u8], separator: char, is_legal: impl Fn(u8) -> bool) -> Option<Self> {
+        let list = core::str::from_utf8(list).ok().filter(|list| list.len() <= MAX_PROTOCOLS)?;
+        let protocols = Self { list, separator };
+        let legal = protocols.iter().all(|name| name.bytes().all(&is_legal));
+        (legal && protocols.iter().next().is_some()).then_some(protocols)
+    }
+
+    /// Their names.
+    pub fn iter(self) -> impl Iterator<Item = &'a str> {
+        self.list.split(self.separator).map(str::trim_ascii).filter(|name| !name.is_empty())
+    }
 }
 
 /// Why a request to open a WebSocket is refused.
@@ -62,7 +95,7 @@ pub enum Refusal {
     Method,
     /// The origin is not trusted.
     Origin,
-    /// `Sec-WebSocket-Protocol` is not a list of tokens.
+    /// `Sec-WebSocket-Protocol` is not a list of tokens, or too long.
     Protocols,
     /// `Sec-WebSocket-Version` is not one of [`VERSIONS`].
     Version,
@@ -89,7 +122,9 @@ impl fmt::Display for Refusal {
             Self::Key => "Sec-WebSocket-Key is not the base64 of 16 bytes",
             Self::Method => "the method is not GET",
             Self::Origin => "the origin is not allowed by WebSocketOriginCheck",
-            Self::Protocols => "Sec-WebSocket-Protocol is not a list of tokens",
+            Self::Protocols => {
+                "Sec-WebSocket-Protocol is not a list of tokens, of less than 64 KiB"
+            }
             Self::Version => "Sec-WebSocket-Version is none of 13, 8 and 7",
         })
     }
@@ -114,19 +149,22 @@ impl<'a> Opening<'a> {
         let accept = header("Sec-WebSocket-Key").and_then(accept).ok_or(Refusal::Key)?;
         let protocols = match header("Sec-WebSocket-Protocol") {
             Some(value) => tokens(value).ok_or(Refusal::Protocols)?,
-            None => Vec::new(),
+            None => Offered::default(),
         };
         let extensions =
             header("Sec-WebSocket-Extensions").and_then(|v| core::str::from_utf8(v).ok());
         // Version 7, and the drafts of version 8 before hybi-11, name the origin Sec-WebSocket-Origin.
-        let origin = match version {
-            Version::V13 => header("Origin"),
-            Version::V8 => header("Origin").or_else(|| header("Sec-WebSocket-Origin")),
-            Version::V7 => header("Sec-WebSocket-Origin").or_else(|| header("Origin")),
-            Version::Draft(_) => None,
+        let origins = match version {
+            Version::V7 | Version::V8 => [header("Origin"), header("Sec-WebSocket-Origin")],
+            Version::V13 | Version::Draft(_) => [header("Origin"), None],
         };
         let extensions = extensions.unwrap_or("");
-        Ok(Some(Self { version, accept, proof: None, protocols, extensions, origin }))
+        Ok(Some(Self { version, accept, proof: None, protocols, extensions, origins }))
+    }
+
+    /// Whether all origins that it names are allowed. Who names none is no browser.
+    pub fn is_from(&self, allowed: impl Fn(&[u8]) -> bool) -> bool {
+        self.origins.into_iter().flatten().all(allowed)
     }
 }
 
@@ -178,17 +216,8 @@ fn accept(key: &[u8]) -> Option<String> {
 }
 
 /// A comma-separated list of at least one token (RFC 9110 §5.6.1: empty elements do not count).
-fn tokens(value: &[u8]) -> Option<Vec<&str>> {
-    let is_token = |element: &[u8]| {
-        element.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
-    };
-    let list: Vec<&str> = value
-        .split(|&b| b == b',')
-        .map(<[u8]>::trim_ascii)
-        .filter(|element| !element.is_empty())
-        .map(|element| if is_token(element) { core::str::from_utf8(element).ok() } else { None })
-        .collect::<Option<_>>()?;
-    (!list.is_empty()).then_some(list)
+fn tokens(value: &[u8]) -> Option<Offered<'_>> {
+    Offered::parse(value, ',', |b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 /// Which origins may open a WebSocket (RFC 6455 §10.2).
@@ -203,13 +232,23 @@ pub enum OriginCheck {
     Trusted,
 }
 
+impl fmt::Display for OriginCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "Off",
+            Self::Same => "Same",
+            Self::Trusted => "Trusted",
+        })
+    }
+}
+
 impl OriginCheck {
-    /// Whether a page of this origin may open the WebSocket. Who sends no origin is no browser.
-    pub fn allows(self, origin: Option<&[u8]>, own: &str, trusted: &[String]) -> bool {
-        match (self, origin) {
-            (Self::Off, _) | (_, None) => true,
-            (Self::Same, Some(origin)) => origin == own.as_bytes(),
-            (Self::Trusted, Some(origin)) => trusted.iter().any(|t| t.as_bytes() == origin),
+    /// Whether a page of this origin may open the WebSocket. `own` is the origin of the request itself.
+    pub fn allows(self, origin: &[u8], own: &str, trusted: &[String]) -> bool {
+        match self {
+            Self::Off => true,
+            Self::Same => origin == own.as_bytes(),
+            Self::Trusted => trusted.iter().any(|t| t.as_bytes() == origin),
         }
     }
 }
@@ -428,17 +467,48 @@ mod tests {
         assert_eq!(own_origin("http", "a.example", 443), "http://a.example:443");
         let trusted = ["https://b.example".to_owned()];
         for (check, origin, expected) in [
-            (OriginCheck::Off, Some("https://evil.example"), true),
-            (OriginCheck::Same, None, true),
-            (OriginCheck::Same, Some("https://[::1]:8443"), true),
-            (OriginCheck::Same, Some("http://[::1]:8443"), false),
-            (OriginCheck::Same, Some("null"), false),
-            (OriginCheck::Trusted, Some("https://b.example"), true),
-            (OriginCheck::Trusted, Some("https://[::1]:8443"), false),
-            (OriginCheck::Trusted, None, true),
+            (OriginCheck::Off, "https://evil.example", true),
+            (OriginCheck::Same, "https://[::1]:8443", true),
+            (OriginCheck::Same, "http://[::1]:8443", false),
+            (OriginCheck::Same, "null", false),
+            (OriginCheck::Trusted, "https://b.example", true),
+            (OriginCheck::Trusted, "https://[::1]:8443", false),
         ] {
-            let origin = origin.map(str::as_bytes);
-            assert_eq!(check.allows(origin, &own, &trusted), expected, "{check:?} {origin:?}");
+            let allowed = check.allows(origin.as_bytes(), &own, &trusted);
+            assert_eq!(allowed, expected, "{check:?} {origin:?}");
         }
+    }
+
+    #[test]
+    fn all_origins_that_a_version_has_are_asked_for() {
+        let is_from = |version, origin: Option<&'static str>, other: Option<&'static str>| {
+            let mut fields = with("Sec-WebSocket-Version", Some(version));
+            fields.extend(origin.map(|origin| ("Origin", origin)));
+            fields.extend(other.map(|origin| ("Sec-WebSocket-Origin", origin)));
+            verdict(&fields, |v| v.unwrap().unwrap().is_from(|origin| origin == b"good"))
+        };
+        let (good, evil) = (Some("good"), Some("evil"));
+        for version in ["7", "8", "13"] {
+            let newest = version == "13";
+            assert!(is_from(version, None, None));
+            assert!(is_from(version, good, good));
+            assert!(is_from(version, None, good));
+            assert!(!is_from(version, evil, good), "{version}");
+            assert_eq!(is_from(version, good, evil), newest);
+            assert_eq!(is_from(version, None, evil), newest);
+        }
+    }
+
+    #[test]
+    fn subprotocols() {
+        let offered = |list: &'static str| {
+            verdict(&with("Sec-WebSocket-Protocol", Some(list)), |v| {
+                v.unwrap().unwrap().protocols.iter().collect::<Vec<_>>().join("|")
+            })
+        };
+        assert_eq!(offered("a,, b\t,c"), "a|b|c");
+        let longest = "a".repeat(MAX_PROTOCOLS);
+        assert!(tokens(longest.as_bytes()).is_some());
+        assert_eq!(tokens(&[longest.as_bytes(), b"a"].concat()), None);
     }
 }
