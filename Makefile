@@ -36,6 +36,8 @@ FUZZ_SECONDS ?= 60
 FUZZ ?= 5
 # How long the churn of make soak goes on, and that of make check-all on each MPM: 60s, 2m, 1h.
 SOAK ?= 5m
+# How many attackers are beside it.
+ATTACKERS ?=
 
 in_bindir = $(if $(APACHE_BINDIR),$(firstword $(wildcard $(addprefix $(APACHE_BINDIR)/,$(1)))))
 
@@ -106,6 +108,7 @@ $(B)/plugins/request.so: PLUGIN_FLAGS += -isystem $(shell $(APXS) -q INCLUDEDIR)
 .PHONY: setup-demo setup-check
 setup-demo setup-check: setup-%:
 	@CARGO='$(CARGO)' scripts/setup.sh $*
+	@$(if $(filter check,$*),CARGO='$(CARGO)' scripts/deny.sh install)
 
 .PHONY: demo
 demo: setup-demo ## install what is missing, build, and run a private httpd with the examples until Ctrl-C
@@ -174,8 +177,9 @@ check-all: setup-check ## before a release: every test in every mode and home, a
 	@echo "make check-all: all passed"
 
 .PHONY: check-code
-check-code: ## formatting, lints and documentation, with and without httpd, and with the oldest Rust that will do
+check-code: ## formatting, lints, documentation, dependencies; with and without httpd, and with the oldest Rust that will do
 	$(CARGO) fmt --check
+	@CARGO='$(CARGO)' scripts/deny.sh
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	@CARGO='$(CARGO)' scripts/oldest-rust.sh
@@ -209,13 +213,13 @@ check-tools: all plugins soak-module $(VENV)/.done $(B)/node/.done
 .PHONY: check-server
 check-server: check-tools ## the tests against a real httpd, on event, worker and prefork; Autobahn and churn on event
 	@$(RUN_TESTS) --beside "autobahn=TEST_MPM=event scripts/autobahn.sh" \
-	  --beside "soak=TEST_MPM=event $(RUN_SOAK) 30s"
+	  --beside "soak=TEST_MPM=event $(RUN_SOAK) 30s --attackers 0"
 
 .PHONY: check-server-all
 check-server-all: check-tools ## the same at full size; Autobahn in every home, churn for SOAK on each MPM
 	@$(RUN_TESTS) --all \
 	  $(foreach home,$(HOMES),--beside "autobahn-$(home)=$(call in_home,$(home)) scripts/autobahn.sh") \
-	  $(foreach mpm,event worker prefork,--beside "soak-$(mpm)=TEST_MPM=$(mpm) $(RUN_SOAK) $(SOAK)")
+	  $(foreach mpm,event worker prefork,--beside "soak-$(mpm)=TEST_MPM=$(mpm) $(RUN_SOAK) $(SOAK) --wait 0")
 
 PYTEST = HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
 
@@ -250,14 +254,14 @@ bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside webs
 	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
 
 .PHONY: soak
-soak: soak-module $(VENV)/.done ## random churn under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
-	TEST_MPM='$(TEST_MPM)' $(RUN_SOAK) $(SOAK)
+soak: soak-module $(VENV)/.done ## random churn beside ATTACKERS under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
+	TEST_MPM='$(TEST_MPM)' $(RUN_SOAK) $(SOAK) $(if $(ATTACKERS),--attackers $(ATTACKERS))
 
 RUN_SOAK = HTTPD='$(HTTPD)' CC='$(CC)' WS_MODULE=$(B)/soak/mod_websocket.so \
 	WS_EXAMPLES=$(B)/soak WS_PLUGINS=$(B)/soak WS_TEST_ROOT=$(B)/soak-server $(VENV)/bin/python test/soak/soak.py
 
 HOST = $(shell $(RUSTC) -vV | sed -n 's/^host: //p')
-SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so)
+SOAK_PLUGINS = $(addprefix $(B)/soak/,mod_websocket_echo.so threads.so probe.so debug.so)
 
 .PHONY: soak-module
 soak-module: $(SOAK_PLUGINS)

@@ -1,10 +1,12 @@
 """Random churn against a module that is built with AddressSanitizer: no torn lifetimes, and nothing is left behind.
 
 Clients talk and end in every way (see talk.py), over ws and wss, with and without WebSocketDetach Off, while httpd is
-restarted gracefully every ten seconds and plain requests are served. The environment is that of the tests (see
+restarted gracefully every ten seconds and plain requests are served. After a quarter of the time, five minutes at most,
+attackers come (see attack.py), which go before the last restarts. The environment is that of the tests (see
 ../lib/httpd.py) with a module and plugins that are built with AddressSanitizer; httpd itself is not. `make soak` does all
 that. A finding of the sanitizer, a leak at the end of any process, a line of level warn in httpd's log, a client that
-meets what it should not, or a child that does not return to what it was is a failure.
+meets what it should not, or waits too long beside attackers, and a child that holds more than its clients may have it
+hold, or does not return to what it was, are failures.
 """
 
 import argparse
@@ -25,11 +27,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "lib"))
 
+import attack  # noqa: E402
 from httpd import DETACH, MACHINE, PREFORK, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
 from talk import Churn, Crowd, Tally  # noqa: E402
-from ws_frame import TEXT, Client, frame  # noqa: E402
+from ws_frame import TEXT, Client, Refused, frame  # noqa: E402
 
 RESTART = 10.0  # seconds from one graceful restart to the next
+CALM = 4.0  # from the end of the last old child to the next restart, at least
+ALONE = 300.0  # seconds without attackers that are enough to compare with
 DRAIN = 2.0
 OLD = 30.0  # seconds within which the children before a restart are gone, even on a busy machine
 
@@ -37,10 +42,18 @@ OLD = 30.0  # seconds within which the children before a restart are gone, even 
 CLIENTS = 12 if PREFORK else 32
 # TLS connections that are open at the same time, after the churn.
 CROWD = (20, 50)  # threads of the client's, connections each
-PLACES = 2 * CLIENTS  # WebSocketMaxConnections, and the threads or processes of httpd's
-SITE = (
-    DETACH
-    + f"""
+ATTACKERS = 8 if PREFORK else 100
+
+
+def places(options):
+    """WebSocketMaxConnections, and the threads or processes of httpd's."""
+    return 2 * CLIENTS + 2 * options.attackers  # some of whom come twice
+
+
+def site(options):
+    """The configuration."""
+    count = places(options)
+    return DETACH + f"""
     LogLevel warn
     Timeout 3
     WebSocketDrainTime {DRAIN:g}s
@@ -49,7 +62,7 @@ SITE = (
     WebSocketCloseTimeout 1s
     WebSocketSendQueueLimit 400k
     WebSocketThreads 8
-    WebSocketMaxConnections {PLACES}
+    WebSocketMaxConnections {count}
     WebSocketCompression On
     WebSocketCompressionContextTakeover Both
     <VirtualHost *:${{TLS_PORT}}>
@@ -62,28 +75,30 @@ SITE = (
         SetHandler server-status
     </Location>
     <IfModule mpm_prefork_module>
-        ServerLimit 200
-        MaxRequestWorkers {PLACES + 20}
+        ServerLimit {200 + 2 * options.attackers}
+        MaxRequestWorkers {count + 20}
         StartServers 8
-        MinSpareServers 2
-        MaxSpareServers {PLACES + 20}
+        MinSpareServers {2 + options.attackers}
+        MaxSpareServers {count + 20}
     </IfModule>
     <IfModule !mpm_prefork_module>
         ServerLimit 8
-        ThreadsPerChild {PLACES}
-        MaxRequestWorkers {PLACES}
+        ThreadLimit {count}
+        ThreadsPerChild {count}
+        MaxRequestWorkers {count}
         StartServers 1
         MinSpareThreads 1
-        MaxSpareThreads {PLACES}
+        MaxSpareThreads {count}
     </IfModule>
-    """
-    + echo()
-    + location("/threads", "${PLUGINS}/threads.so", "threads_init")
-    + location("/probe", "${PLUGINS}/probe.so", "probe_init")
-    + echo("/crowd", "WebSocketDetach On", "WebSocketMaxConnections Off", "WebSocketPingInterval Off", "WebSocketIdleTimeout Off")
-    + echo("/held/echo", "WebSocketDetach Off")
-    + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
-)
+    """ + (
+        echo()
+        + location("/threads", "${PLUGINS}/threads.so", "threads_init")
+        + location("/probe", "${PLUGINS}/probe.so", "probe_init")
+        + echo("/crowd", "WebSocketDetach On", "WebSocketMaxConnections Off", "WebSocketPingInterval Off", "WebSocketIdleTimeout Off")
+        + echo("/held/echo", "WebSocketDetach Off")
+        + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
+        + attack.site()
+    )
 
 
 def seconds(text):
@@ -139,12 +154,27 @@ class Visitor(threading.Thread):
     def run(self):
         while not self.stop.wait(0.1):
             try:
-                status, took = self.httpd.get(timeout=10)
+                with self.tally.waits.measured("plain GET"):
+                    status, took = self.httpd.get(timeout=10)
                 assert status == 200, status
                 self.slowest = max(self.slowest, took)
                 self.tally.note("plain GET")
             except Exception as error:  # noqa: BLE001
                 self.tally.surprise(f"{time.strftime('%H:%M:%S')} plain GET: {type(error).__name__}: {error}")
+
+
+class Watcher(threading.Thread):
+    """The most that a child holds: bytes of heap, resident KiB. Those that a restart ends are not asked."""
+
+    def __init__(self, httpd, stop):
+        super().__init__(daemon=True)
+        self.httpd, self.stop, self.heap, self.resident = httpd, stop, 0, 0
+
+    def run(self):
+        while not self.stop.wait(1):
+            with contextlib.suppress(OSError, EOFError, AssertionError, Refused):
+                pid, heap = heap_of(self.httpd)
+                self.heap, self.resident = max(self.heap, heap), max(self.resident, self.httpd.memory(pid))
 
 
 def status(httpd):
@@ -159,9 +189,15 @@ def probe(httpd, command="heap"):
     with Client(httpd.port) as client:
         client.upgrade("/probe")
         client.send(frame(TEXT, command))
-        words = client.read_frame().payload.decode()
+        got = client.read_frame()
+        assert got.opcode == TEXT, f"the probe is closed with {got.code}"
         client.close()
-    return words
+    return got.payload.decode()
+
+
+def heap_of(httpd):
+    """A child, and the bytes of its heap."""
+    return map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", probe(httpd)).groups())
 
 
 def level(httpd):
@@ -169,18 +205,18 @@ def level(httpd):
     time.sleep(6)  # service threads that have nothing to do leave after 5 s
     levels = {}
     for _ in range(40 if PREFORK else 1):
-        pid, heap = map(int, re.fullmatch(r"pid=(\d+) heap=(\d+)", probe(httpd)).groups())
+        pid, heap = heap_of(httpd)
         if pid not in levels or heap < levels[pid][0]:
             levels[pid] = heap, httpd.descriptors(pid), httpd.threads(pid), httpd.memory(pid)
     return levels
 
 
-def warm(httpd):
+def warm(httpd, options):
     """What first connections leave behind is no growth: OpenSSL's memory in each thread of httpd's, and what the module
     keeps of the last 256 connections for plugins that are late."""
     context = httpd.tls_context()
     with contextlib.ExitStack() as stack:
-        for _ in range(PLACES - 4):
+        for _ in range(places(options) - 4):
             client = stack.enter_context(Client(httpd.tls_port, tls=context, timeout=30))
             client.upgrade("/held/echo")
     for _ in range(130):
@@ -218,38 +254,48 @@ def restart(httpd, tally):
     return time.monotonic() - began
 
 
-def churn(httpd, sanitizer, options, tally):
-    """Clients and restarts for the time that is asked for; gives the longest that an old child lived."""
+def churn(httpd, sanitizer, options, tally, mob):
+    """Clients and restarts for the time that is asked for; gives the threads that have looked on, and the longest that an
+    old child lived."""
     stop, longest = threading.Event(), 0.0
     clients = [Churn(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
-    visitor = Visitor(httpd, stop, tally)
-    for thread in (*clients, visitor):
+    visitor, watcher = Visitor(httpd, stop, tally), Watcher(httpd, stop)
+    for thread in (*clients, visitor, watcher):
         thread.start()
     start, restarts = time.monotonic(), max(1, int(options.time / RESTART) - 2)
+    alone = min(max(1, restarts // 4), ALONE / RESTART)
     for n in range(1, restarts + 2):
+        is_attacked = options.attackers and alone < n < restarts
+        if is_attacked:
+            mob.begin()
+        elif n >= restarts:
+            for fault in mob.end():
+                tally.surprise(fault)
+        tally.waits.calm("attacked" if is_attacked else "idle")
         # Idle codecs are kept: the children that are looked at in the end have none, so that their heap tells of
         # connections alone, of more than have warmed up those of the beginning.
         if n >= restarts:
             for client in clients:
                 client.deflate = False
-        until = start + (n * RESTART if n <= restarts else options.time)
+        until = max(start + (n * RESTART if n <= restarts else options.time), time.monotonic() + CALM)
         while time.monotonic() < until and not sanitizer.reports():
             time.sleep(0.2)
         if sanitizer.reports():
             break
+        tally.waits.restarts()
         if n <= restarts:
             longest = max(longest, restart(httpd, tally))
             words = f"soak: {time.strftime('%H:%M:%S')} {sum(tally.counts.values())} events, "
             print(f"{words}{len(tally.surprises)} surprises", file=sys.stderr, flush=True)
     stop.set()
-    for thread in (*clients, visitor):
+    for thread in (*clients, visitor, watcher):
         thread.join(90)
         if thread.is_alive():
             tally.surprise(f"a client is stuck: {thread}")
-    return longest, visitor.slowest
+    return visitor, watcher, longest
 
 
-def nothing_left(httpd):
+def nothing_left(httpd, count):
     """All counts are back to zero; gives what is wrong."""
 
     def zero():
@@ -269,10 +315,10 @@ def nothing_left(httpd):
     except AssertionError as error:
         yield f"{error}: {above}"
     with contextlib.ExitStack() as stack:
-        for n in range(PLACES + 1):
+        for n in range(count + 1):
             answer = stack.enter_context(Client(httpd.port)).ask().status
-            if answer != (101 if n < PLACES else 503):
-                yield f"connection {n + 1} of {PLACES} is answered with {answer}"
+            if answer != (101 if n < count else 503):
+                yield f"connection {n + 1} of {count} is answered with {answer}"
 
 
 LEVELS = ("bytes of heap", "descriptors", "threads", "resident KiB")
@@ -295,18 +341,28 @@ def grown(before, after):
 
 def run(options):
     """The whole of it; gives everything that is wrong."""
-    httpd, tally, wrong = Httpd(), Tally(), []
+    httpd, tally, wrong, count = Httpd(), Tally(), [], places(options)
     httpd.certificate()
     sanitizer = Sanitizer(httpd)
     with sanitizer.environment():
-        httpd.start(SITE)
+        httpd.start(site(options))
+    mob = attack.Mob(httpd, options.attackers)
     try:
-        warm(httpd)
+        warm(httpd, options)
         before = level(httpd)
-        longest, slowest = churn(httpd, sanitizer, options, tally)
-        print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {slowest * 1e3:.0f} ms")
+        visitor, watcher, longest = churn(httpd, sanitizer, options, tally, mob)
+        print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {visitor.slowest * 1e3:.0f} ms")
+        print(f"{mob.count} attackers, who came {mob.came.value} times; a child held at most {watcher.heap} bytes of heap, "
+              f"{watcher.resident} resident KiB")
+        print("\n".join(tally.waits.table()))
+        if options.wait:
+            wrong += tally.waits.too_long(options.wait)
+        # Where a directive bounds what a child holds, this is its value.
+        budget = most(before)[0] + attack.HELD * (options.clients + options.attackers)
+        if watcher.heap > budget:
+            wrong.append(f"a child held {watcher.heap} bytes of heap; {budget} are the most for its clients")
         if not sanitizer.reports():
-            wrong += nothing_left(httpd)
+            wrong += nothing_left(httpd, count)
             # Threads that the load has called for go after five idle seconds, each with its buffer.
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: most(level(httpd))[2] <= most(before)[2], 10, "the threads' end")
@@ -316,7 +372,7 @@ def run(options):
                 probe(httpd, "profile")  # becomes one of the reports
             wrong += more
             crowd(httpd, options, tally)
-            wrong += nothing_left(httpd)
+            wrong += nothing_left(httpd, count)
             for name, levels in (("before", before), ("after", after)):
                 numbers = ", ".join(f"{number} {what}" for number, what in zip(most(levels), LEVELS))
                 print(f"{name}: {len(levels)} children, at most {numbers}")
@@ -329,7 +385,8 @@ def run(options):
         wrong.append(str(error))
     if tally.surprises:
         wrong.append(f"{len(tally.surprises)} surprises, see above")
-    log = [line for line in httpd.new_log().splitlines() if SUSPICIOUS.search(line) and not MACHINE.search(line)]
+    known = re.compile(f"{MACHINE.pattern}|{attack.SAID}" if options.attackers else MACHINE.pattern)
+    log = [line for line in httpd.new_log().splitlines() if SUSPICIOUS.search(line) and not known.search(line)]
     return [*wrong, *log, *sanitizer.reports()]
 
 
@@ -337,12 +394,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("time", type=seconds, nargs="?", default="2m", help="60s, 2m, 1h (default: 2m)")
     parser.add_argument("--clients", type=int, default=CLIENTS)
+    parser.add_argument("--attackers", type=int, default=ATTACKERS, help=f"0 for none (default: {ATTACKERS})")
+    parser.add_argument("--wait", type=float, default=1, metavar="SECONDS", help="999 of 1,000 messages, handshakes and "
+                        "plain GETs have to be answered in this time beside attackers; 0: not judged (default: 1)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mpm = os.environ.get("TEST_MPM", "event")
-    print(f"soak: {mpm}, {options.time:g} s, {options.clients} clients, seed {options.seed}", flush=True)
+    print(f"soak: {mpm}, {options.time:g} s, {options.clients} clients, {options.attackers} attackers, seed {options.seed}", flush=True)
     wrong = run(options)
     for what in wrong:
         print(f"soak: {what}")

@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 
+from attack import Waits
 from httpd import PREFORK
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame
 
@@ -39,9 +40,10 @@ class Talker(Client):
     compressor = decompressor = None
     broken = False  # nothing can be sent any more
 
-    def greet(self, path, offer):
+    def greet(self, path, offer, waits):
         """The opening handshake."""
-        response = self.ask(path, [("Sec-WebSocket-Extensions", offer)] if offer else [])
+        with waits.measured("handshake"):
+            response = self.ask(path, [("Sec-WebSocket-Extensions", offer)] if offer else [])
         if response.status != 101:
             raise Surprise(f"the handshake is answered with {response.status}")
         self.deflate = response.headers.get("sec-websocket-extensions")
@@ -129,7 +131,7 @@ class Churn(threading.Thread):
         with Talker(port, tls=tls and self.context, timeout=20, rcvbuf=4096 if slow else None,
                     source=self.source) as client:
             offers = [None, EXTENSION, f"{EXTENSION}; server_no_context_takeover"] if self.deflate else [None]
-            client.greet(path, random.choice(offers))
+            client.greet(path, random.choice(offers), self.tally.waits)
             try:
                 acts = [self.message, self.message, self.fragments, self.ping, self.silence]
                 if path.endswith("/threads"):
@@ -170,18 +172,26 @@ class Churn(threading.Thread):
 
     def send(self, client, data):
         """In one piece, or in several with pauses."""
+        client.send(self.begin(client, data))
+
+    def begin(self, client, data):
+        """Sends all but the last piece, which is given."""
         random = self.random
         if random.random() < 0.8:
-            return client.send(data)
+            return data
         for _ in range(random.randrange(1, 5)):
             cut = random.randrange(len(data) + 1)
             client.send(data[:cut])
             data = data[cut:]
             time.sleep(random.random() * 0.02)
-        return client.send(data)
+        return data
 
-    def returned(self, client, opcode, data):
-        got = client.receive()
+    def echoed(self, client, sent, opcode, data):
+        """Sends what has to come back as a message."""
+        rest = self.begin(client, sent)
+        with self.tally.waits.measured("message"):
+            client.send(rest)
+            got = client.receive()
         if got != (opcode, data):
             raise Surprise(f"sent {opcode} {data[:40]!r} ({len(data)}), got {got[0]} {got[1][:40]!r} ({len(got[1])})")
 
@@ -189,8 +199,7 @@ class Churn(threading.Thread):
         opcode = self.random.choice((TEXT, BINARY))
         data = self.data(opcode == TEXT)
         payload, rsv = client.pack(data)
-        self.send(client, frame(opcode, payload, rsv=rsv))
-        self.returned(client, opcode, data)
+        self.echoed(client, frame(opcode, payload, rsv=rsv), opcode, data)
 
     def fragments(self, client):
         random = self.random
@@ -206,8 +215,7 @@ class Churn(threading.Thread):
             if random.random() < 0.3:
                 out += frame(PING, b"between")
             start = cut
-        self.send(client, out)
-        self.returned(client, opcode, data)
+        self.echoed(client, out, opcode, data)
 
     def ping(self, client):
         self.send(client, frame(PING, self.random.randbytes(self.random.randrange(126))))
@@ -333,7 +341,7 @@ class Crowd(Churn):
             for _ in range(self.size):
                 client = Talker(self.httpd.tls_port, tls=self.context, timeout=60, source=self.source)
                 clients.append(stack.enter_context(client))
-                client.greet("/crowd", random.choice((None, EXTENSION)))
+                client.greet("/crowd", random.choice((None, EXTENSION)), self.tally.waits)
             self.together.wait()
             for _ in range(3 * self.size):
                 act = random.choice((self.message, self.message, self.fragments, self.ping))
@@ -351,7 +359,7 @@ class Tally:
     """What the conversations have met."""
 
     def __init__(self):
-        self.lock = threading.Lock()
+        self.lock, self.waits = threading.Lock(), Waits()
         self.counts, self.surprises = collections.Counter(), []
 
     def note(self, what, times=1):
