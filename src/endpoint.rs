@@ -3,7 +3,7 @@
 
 use std::{os::fd::RawFd, time::Duration};
 
-use crate::proto::Kind;
+use crate::{callbacks::Callbacks, proto::Kind};
 
 /// The receiver of one connection's messages: a plugin, or the bridge.
 ///
@@ -18,6 +18,11 @@ pub trait Endpoint: Send + Sync {
 
     /// httpd's request, which the connection outlives, is about to go.
     fn forget_request(&self) {}
+
+    /// The calls of a library that it makes, one of which may not return.
+    fn callbacks(&self) -> Option<&Callbacks> {
+        None
+    }
 
     /// The far side, if messages are relayed to one.
     fn peer(&self) -> Option<&dyn Peer> {
@@ -46,7 +51,8 @@ pub trait Peer: Send + Sync {
     fn interest(&self) -> (bool, bool);
 
     /// Asks the clock, about once a second; `now` is the time since some fixed moment. If the peer has taken nothing of
-    /// what waits for it for `patience`, that is dropped and the client told; `true` if so.
+    /// what waits for it for `patience`, that is dropped and the client told; `true` if so. With no patience it is, whatever
+    /// the peer has taken.
     fn check(&self, now: Duration, patience: Duration) -> bool;
 
     /// After `closed`: throws away what the peer still sends. `true` when it has got everything, so that the descriptor may

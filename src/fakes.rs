@@ -5,8 +5,11 @@
 use core::fmt;
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice},
-    os::fd::RawFd,
+    io::{self, IoSlice, Write as _},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc, Condvar, Mutex, MutexGuard, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -15,8 +18,9 @@ use std::{
 };
 
 use crate::{
+    callbacks::Callbacks,
     driver::{Transport, lane::Lane, socket, wait::Waker},
-    endpoint::{Endpoint, Peer},
+    endpoint::{Endpoint, Peer, Readiness, Relayed},
     journal::{Journal, Level},
     memory::{self, Budget},
     outbox::{Bounds, Carrier, Outbox, Socket},
@@ -506,6 +510,7 @@ pub(crate) struct Recorder {
     told: Arc<Watched<Told>>,
     answer: Option<Arc<Answer>>,
     peer: Option<Arc<dyn Peer>>,
+    callbacks: Option<Arc<Callbacks>>,
 }
 
 impl Recorder {
@@ -523,6 +528,11 @@ impl Recorder {
 
     pub(crate) fn with_peer(peer: Arc<dyn Peer>) -> Self {
         Self { peer: Some(peer), ..Self::default() }
+    }
+
+    /// What it does with a message is done in a callback of this library.
+    pub(crate) fn of(self, library: &str) -> Self {
+        Self { callbacks: Some(Arc::new(Callbacks::new(library.into()))), ..self }
     }
 
     pub(crate) fn told<R>(&self, f: impl FnOnce(&mut Told) -> R) -> R {
@@ -547,9 +557,15 @@ impl Recorder {
 impl Endpoint for Recorder {
     fn message(&self, kind: Kind, data: &mut [u8]) {
         self.told(|told| told.messages.push((kind, data.to_vec())));
-        if let Some(answer) = &self.answer {
-            answer(data);
+        match (&self.answer, &self.callbacks) {
+            (Some(answer), Some(callbacks)) => callbacks.run(|| answer(data)),
+            (Some(answer), None) => answer(data),
+            (None, _) => (),
         }
+    }
+
+    fn callbacks(&self) -> Option<&Callbacks> {
+        self.callbacks.as_deref()
     }
 
     fn closed(&self) {
@@ -558,5 +574,58 @@ impl Endpoint for Recorder {
 
     fn peer(&self) -> Option<&dyn Peer> {
         self.peer.as_deref()
+    }
+}
+
+/// A peer for whom something waits until it is given up.
+pub(crate) struct StuckPeer {
+    /// The first one has no room.
+    sockets: [UnixStream; 2],
+    /// It takes some of it again and again.
+    trickles: bool,
+    /// When it took some last, until it is given up.
+    seen: Mutex<Option<Duration>>,
+}
+
+impl StuckPeer {
+    pub(crate) fn new(trickles: bool) -> Arc<Self> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while (&ours).write(&[0; 4096]).is_ok() {}
+        Arc::new(Self { sockets: [ours, theirs], trickles, seen: Mutex::new(Some(Duration::ZERO)) })
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        lock(&self.seen).is_none()
+    }
+}
+
+impl Peer for StuckPeer {
+    fn descriptor(&self) -> RawFd {
+        self.sockets[0].as_raw_fd()
+    }
+    fn note(&self, _: Readiness) {}
+    fn relay(&self, _: &mut [u8]) -> Relayed {
+        Relayed { again: false, paused: false, settled: self.is_given_up() }
+    }
+    fn is_crowded(&self) -> bool {
+        false
+    }
+    fn interest(&self) -> (bool, bool) {
+        (false, !self.is_given_up())
+    }
+    fn check(&self, now: Duration, patience: Duration) -> bool {
+        let mut seen = lock(&self.seen);
+        if self.trickles {
+            *seen = seen.map(|_| now);
+        }
+        let gives_up = seen.is_some_and(|seen| now - seen >= patience);
+        if gives_up {
+            *seen = None;
+        }
+        gives_up
+    }
+    fn farewell(&self, _: &mut [u8]) -> bool {
+        true
     }
 }

@@ -15,7 +15,8 @@
 //! | [`session`] | the inbound half of a connection, sans I/O | `proto`, `buffer` |
 //! | [`outbox`] | the outbound half: queue, bounds, state | `proto`, `journal`, `sync`, `waiting` |
 //! | [`waiting`] | how long threads wait for clients that read slowly | nothing here |
-//! | [`endpoint`] | what receives messages | `proto` |
+//! | [`callbacks`] | which plugins' callbacks are running | nothing here |
+//! | [`endpoint`] | what receives messages | `proto`, `callbacks` |
 //! | [`journal`] | where log lines go | nothing here |
 //! | [`sync`] | locks and atomics, which loom replaces to check them | nothing here |
 //! | [`config`] | the settings of a Location | `proto`, the bridge's settings |
@@ -33,6 +34,7 @@
 
 pub mod bridge;
 pub mod buffer;
+pub mod callbacks;
 pub mod config;
 pub mod driver;
 pub mod endpoint;

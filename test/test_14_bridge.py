@@ -834,6 +834,24 @@ class TestChildEnds:
 
     @pytest.mark.timing
     @pytest.mark.parametrize("home", HOMES)
+    def test_a_pause_before_a_connections_turn(self, httpd, listen, dial, home):
+        """It does not count: a peer has 0.7 s from the turn on."""
+        with httpd.serve("WebSocketDrainTime 1ms\n" + site()):
+            peer = listen()
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # that of its connections, from the start
+            client = dial(home, peer.port)
+            connection = peer.accept()
+            data = random_bytes(3_000_000)
+            client.send(frame(BINARY, data))
+            time.sleep(2.5)  # a peer is looked at once a second
+            httpd.tell(signal.SIGUSR1)
+            time.sleep(0.3)
+            assert read_exactly(connection, len(data)) == data
+            client.expect_close(1001)
+            httpd.renewed()
+
+    @pytest.mark.timing
+    @pytest.mark.parametrize("home", HOMES)
     def test_stop(self, httpd, listen, dial, home):
         """Also with a peer that does not read what waits for it."""
         with httpd.serve(site()):

@@ -567,6 +567,24 @@ class TestEndOfChild:
         assert httpd.trail_lines(trail) == ["disconnect"]
         works(connection().websocket())
 
+    @pytest.mark.timing
+    @pytest.mark.parametrize("end", [signal.SIGHUP, signal.SIGUSR1], ids=["restart", "graceful restart"])
+    def test_a_callback_that_does_not_return(self, httpd, connection, end):
+        httpd.expect_log("WS0403: a callback of /.*/debug.so does not return")
+        one = connection()
+        polite, stuck = one.websocket(), one.websocket("/debug")
+        stuck.send(frame(TEXT, "sleep 60000"))
+        works(polite)
+        begun = time.monotonic()
+        httpd.tell(end)
+        if end == signal.SIGUSR1:
+            got = polite.read_frame()
+            assert (got.opcode, got.code) == (CLOSE, 1001)
+            polite.send(close_frame(1001))
+        httpd.renewed()
+        assert time.monotonic() - begun < 3  # a second for the new generation
+        works(connection().websocket())
+
 
 class TestOff:
     CONF = SITE.replace("H2WebSockets On", "H2WebSockets Off")

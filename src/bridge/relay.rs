@@ -565,17 +565,23 @@ impl Peer for Relay {
         // Who is at work now is not stuck.
         let Ok(mut state) = self.state.try_lock() else { return false };
         let outbound = &mut state.outbound;
-        if !outbound.waits() || outbound.taken != outbound.seen.0 {
+        let waits = outbound.waits();
+        if !waits || outbound.taken != outbound.seen.0 {
             outbound.seen = (outbound.taken, now);
         }
-        if now - outbound.seen.1 < patience {
+        if !waits || now - outbound.seen.1 < patience {
             return false;
         }
         outbound.give_up();
         self.note_waiting(outbound);
         state.inbound.over = true;
         drop(state);
-        self.log(format_args!("WS0504: closing with 1011: the peer took nothing for {patience:?}"));
+        if patience.is_zero() {
+            self.log(format_args!("WS0504: the child ends before the peer has taken everything"));
+        } else {
+            let line = "WS0504: closing with 1011: the peer took nothing for";
+            self.log(format_args!("{line} {patience:?}"));
+        }
         self.close(CloseCode::INTERNAL, "Failed to forward");
         true
     }

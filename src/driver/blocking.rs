@@ -35,6 +35,12 @@ const HASTE: Duration = Duration::from_millis(100);
 /// How long the end of a connection waits for its peer.
 const PARTING: Duration = Duration::from_secs(1);
 
+/// How long after the child's end has come to a connection what still waits for its peer is dropped, however fast it is.
+const PEERS_END: Duration = Duration::from_secs(1);
+
+/// How long after that the connection's thread goes at the latest: before the child has to.
+const LAST: Duration = Duration::from_millis(1300);
+
 /// The thread's part of a connection that other threads, and callbacks on this one, reach through the outbox.
 struct Blocking {
     lane: Lane,
@@ -53,6 +59,8 @@ struct End {
     moment: OnceLock<Duration>,
     /// When that beginning was seen.
     drain: OnceLock<Instant>,
+    /// When it was seen to have come.
+    came: OnceLock<Instant>,
 }
 
 impl End {
@@ -66,6 +74,11 @@ impl End {
                 Some(*self.drain.get_or_init(Instant::now) + moment)
             }
         }
+    }
+
+    /// How long ago it came.
+    fn since(&self) -> Option<Duration> {
+        self.came.get().map(Instant::elapsed)
     }
 }
 
@@ -97,6 +110,8 @@ pub struct Ended {
     pub received: u64,
     /// The connection is lost, or the client was given up: nothing can be written to it any more.
     pub lost: bool,
+    /// The child's end had come to it.
+    pub hurried: bool,
 }
 
 /// Serves a connection until its conversation is over, and calls `closed` of its endpoint. Without a descriptor for the
@@ -114,8 +129,14 @@ pub fn serve(
 ) -> Ended {
     let outbox = lane.outbox.clone();
     let mut turn = Turn::new(session);
-    let (moment, drain) = (OnceLock::new(), OnceLock::new());
-    let end = End { stop, signals: signals.is_some(), signalled: EndingWord::new(), moment, drain };
+    let end = End {
+        stop,
+        signals: signals.is_some(),
+        signalled: EndingWord::new(),
+        moment: OnceLock::new(),
+        drain: OnceLock::new(),
+        came: OnceLock::new(),
+    };
     let blocking = Waker::new().map(|waker| Arc::new(Blocking { lane, waker, end }));
     let result = match &blocking {
         Ok(blocking) => {
@@ -143,17 +164,18 @@ pub fn serve(
     }
     outbox.end("the connection is over");
     endpoint.closed();
+    let since = blocking.as_ref().ok().and_then(|blocking| blocking.end.since());
     if let (Some(peer), false) = (endpoint.peer(), stop.ending() == Ending::Stop) {
-        part(peer);
+        part(peer, since.map_or(PARTING, |since| LAST.saturating_sub(since)));
     }
-    Ended { received: turn.received(), lost: result.is_err() }
+    Ended { received: turn.received(), lost: result.is_err(), hurried: since.is_some() }
 }
 
-/// Waits a moment until a peer has got everything.
-fn part(peer: &dyn Peer) {
+/// Waits `patience` at most until a peer has got everything.
+fn part(peer: &dyn Peer, patience: Duration) {
     let (mut buffer, start) = (vec![0; READ], Instant::now());
     let interest = Interest { read: true, write: false };
-    while !peer.farewell(&mut buffer) && start.elapsed() < PARTING {
+    while !peer.farewell(&mut buffer) && start.elapsed() < patience {
         let _ = wait(peer.descriptor(), interest, None, Some(PARTING / 20), None);
     }
 }
@@ -171,11 +193,13 @@ fn turns(
     let start = Instant::now();
     let mut clocks = Clocks::new(Duration::ZERO);
     let mut readable = false;
-    // The child's end has come to this connection.
-    let mut stopping = false;
     loop {
         let due = end.due();
-        stopping |= due.is_some_and(|due| due <= Instant::now());
+        if due.is_some_and(|due| due <= Instant::now()) {
+            end.came.get_or_init(Instant::now);
+        }
+        let since = end.since();
+        let stopping = since.is_some();
         if stopping {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
             outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
@@ -192,14 +216,15 @@ fn turns(
         let arrived = if unsent { lane.arrived(summary.bytes_out) } else { None };
         summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
         let peer = endpoint.peer();
-        if peer.is_some_and(|peer| peer.check(now, peer_patience(&patience, stopping))) {
+        if peer.is_some_and(|peer| peer.check(now, peer_patience(&patience, since))) {
             continue;
         }
         // A client that is not read from cannot be blamed for its silence.
         heard.bytes |= state <= State::Open && peer.is_some_and(|peer| peer.is_crowded());
         // Its clock has to be asked again if something waits for the peer.
         let relaying = peer.is_some_and(|peer| peer.interest().1);
-        let judged = relaying.then(|| now + Duration::from_secs(1));
+        let pause = if stopping { HASTE } else { Duration::from_secs(1) };
+        let judged = relaying.then_some(now + pause);
         let sight = Sight {
             now,
             state,
@@ -243,7 +268,7 @@ fn turns(
             timeout = timeout.into_iter().chain(retry).min();
         }
         // A pending signal stays pending: once seen, it must not end each further wait.
-        let signals = signals.filter(|_| !stopping);
+        let signals = signals.filter(|_| !stopping).map(Signals::pending);
         let client = (lane.descriptor(), interest);
         let second = peer.map(|peer| {
             let (read, write) = peer.interest();
@@ -258,9 +283,14 @@ fn turns(
     }
 }
 
-/// How long a peer may take nothing of what waits for it.
-pub(super) fn peer_patience(patience: &Patience, stopping: bool) -> Duration {
-    if stopping { STOP_TIMEOUT } else { patience.stall }
+/// How long a peer may take nothing of what waits for it. `since`: how long ago the child's end came to the connection; what
+/// the peer did before that is judged as ever.
+pub(super) fn peer_patience(patience: &Patience, since: Option<Duration>) -> Duration {
+    match since {
+        Some(since) if since >= PEERS_END => Duration::ZERO,
+        Some(since) if since >= STOP_TIMEOUT => patience.stall.min(STOP_TIMEOUT),
+        _ => patience.stall,
+    }
 }
 
 /// Does what the clocks ask for; an error if the connection is to be given up.
@@ -286,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fakes::{EndOnFailure, Log, Read, Recorder, Wire, from_us, session},
+        fakes::{EndOnFailure, Log, Read, Recorder, StuckPeer, Wire, from_us, session},
         outbox::Refused,
         proto::Kind,
     };
@@ -412,6 +442,24 @@ mod tests {
         });
         assert_eq!((ended.lost, code), (true, CloseCode::GOING_AWAY));
         assert!(log.has("the client does not answer our Close"));
+    }
+
+    #[test]
+    fn a_peer_has_a_while_from_its_connections_turn_on_and_no_longer() {
+        for (trickles, while_it_takes) in [(false, STOP_TIMEOUT), (true, PEERS_END)] {
+            let (stop, peer) = (child(), StuckPeer::new(trickles));
+            let mut begun = Instant::now();
+            let make = |_: &Arc<Outbox>| Recorder::with_peer(peer.clone());
+            serving(PATIENCE, stop, make, |wire, _, _| {
+                thread::sleep(STOP_TIMEOUT);
+                begun = Instant::now();
+                stop.end(Ending::Stop);
+                wire.expect(&going_away());
+                wire.frame(Opcode::Close, b"");
+            });
+            let took = begun.elapsed();
+            assert!(took >= while_it_takes && took < LAST && peer.is_given_up(), "{took:?}");
+        }
     }
 
     #[test]

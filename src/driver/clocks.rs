@@ -104,6 +104,11 @@ impl Clocks {
         verdict
     }
 
+    /// Whether what there is is to be read before more can be said.
+    pub fn is_listening(&self) -> bool {
+        self.listening && !self.gave_up
+    }
+
     /// The client has shown that it is there.
     fn hear(&mut self, now: Duration) {
         self.heard = now;

@@ -16,7 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, Weak,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use super::{
     stop::{Ending, EndingWord},
     threads::Threads,
     turn::{Buffers, Heard, Outcome, Turn},
-    wait::{AllSignals, Interest, Waker, discard, give_back_memory, shut_down, wait},
+    wait::{AllSignals, Interest, Pending, Waker, discard, give_back_memory, shut_down, wait},
 };
 use crate::{
     config::Patience,
@@ -58,7 +58,7 @@ const DISCARDS: u32 = 16;
 const BUSY_TICK: Duration = Duration::from_millis(10);
 /// How often it looks otherwise.
 const IDLE_TICK: Duration = Duration::from_millis(250);
-/// How often it looks when the child goes down.
+/// How often it looks when the child goes down, and at connections that read before they are judged.
 const ENDING_TICK: Duration = Duration::from_millis(25);
 /// How long traffic has to be absent before the clock slows down.
 const CALM: Duration = Duration::from_secs(1);
@@ -145,6 +145,14 @@ pub type Report = Box<dyn Fn(usize, &Totals) + Send + Sync>;
 /// What is done when a conversation is over and `closed` of its endpoint has returned: the access log is written.
 pub type Ended = Box<dyn FnOnce(&Farewell) + Send>;
 
+/// What the clock does for callbacks on threads that are not the service's.
+pub struct Elsewhere {
+    /// The signals that end the process are held back while one runs, so the clock has to look for them.
+    pub signals: bool,
+    /// Called again and again when the end is overdue, with what it is: everybody's callbacks should have returned by then.
+    pub overdue: Box<dyn Fn(Ending) + Send + Sync>,
+}
+
 /// A connection that is handed to the service.
 pub struct Guest {
     /// Its bytes.
@@ -185,6 +193,9 @@ pub struct Service {
     turns: AtomicU64,
     /// How the child ends, if it does.
     ending: EndingWord,
+    /// The clock has seen that the end takes longer than it may.
+    overdue: AtomicBool,
+    elsewhere: Elsewhere,
     /// The most connections there were since memory was given back: a mere count.
     peak: AtomicU64,
     /// What connections that are gone have done.
@@ -203,10 +214,15 @@ struct Clock {
     last_turns: u64,
     last_moved: Duration,
     next_round: Duration,
-    draining_since: Option<Duration>,
+    /// When the end, and a stop, were seen first.
+    ending_since: Option<Duration>,
+    stopping_since: Option<Duration>,
     complained: Option<Duration>,
     /// All threads are in callbacks, which has been counted.
     exhausted: bool,
+    /// Connections that were to read all there is before they are judged: they are asked again soon.
+    listening: Vec<Arc<Seated>>,
+    next_listen: Duration,
     /// What has been said of clients that were closed because too many threads waited.
     refused_waits: Told,
     /// And of those for which there was no memory.
@@ -238,12 +254,41 @@ impl Clock {
             last_turns: 0,
             last_moved: now,
             next_round: now + ROUND,
-            draining_since: None,
+            ending_since: None,
+            stopping_since: None,
             complained: None,
             exhausted: false,
+            listening: Vec::new(),
+            next_listen: now,
             refused_waits: Told::default(),
             refused_memory: Told { count: memory.refused(), at: None },
         }
+    }
+
+    /// How the child ends, as seen now.
+    fn look_at(&mut self, word: &EndingWord, now: Duration) -> Ending {
+        let ending = word.get();
+        if ending != Ending::None {
+            self.ending_since.get_or_insert(now);
+        }
+        if ending == Ending::Stop {
+            self.stopping_since.get_or_insert(now);
+        }
+        ending
+    }
+
+    /// How long ago the child's end came to a connection: a drain comes to each at a moment of its own.
+    fn since(&self, word: &EndingWord, connection: u64, now: Duration) -> Option<Duration> {
+        let moment = |since: Duration| since + word.moment(connection);
+        let come = self.ending_since.map(moment).into_iter().chain(self.stopping_since).min()?;
+        now.checked_sub(come)
+    }
+
+    /// Whether the end takes longer than it may.
+    fn is_overdue(&self, drain: Duration, now: Duration) -> bool {
+        let last = self.ending_since.map(|since| since + drain);
+        let last = last.into_iter().chain(self.stopping_since).min();
+        last.is_some_and(|last| last + GRACE <= now)
     }
 }
 
@@ -319,8 +364,9 @@ impl Service {
         memory: &'static Budget,
         report: Report,
         journal: Box<dyn Journal>,
+        elsewhere: Elsewhere,
     ) -> io::Result<&'static Self> {
-        let service = Self::without_threads(bound, drain, memory, report, journal)?;
+        let service = Self::without_threads(bound, drain, memory, report, journal, elsewhere)?;
         // Signals are for httpd's threads; ours inherit that they are blocked.
         let _blocked = AllSignals::block();
         service.hire()?;
@@ -337,6 +383,7 @@ impl Service {
         memory: &'static Budget,
         report: Report,
         journal: Box<dyn Journal>,
+        elsewhere: Elsewhere,
     ) -> io::Result<&'static Self> {
         let ending = EndingWord::new();
         ending.reset(drain);
@@ -356,6 +403,8 @@ impl Service {
             memory,
             turns: AtomicU64::new(0),
             ending,
+            overdue: AtomicBool::new(false),
+            elsewhere,
             peak: AtomicU64::new(0),
             past: Mutex::default(),
             report,
@@ -443,18 +492,7 @@ impl Service {
     /// Waits, after [`end`](Self::end), until all connections are gone, as long as a drain or a stop may take;
     /// then has the threads go. `false` if some are still at work, in a callback that does not return.
     pub fn await_end(&self) -> bool {
-        let begun = self.now();
-        let mut stop_seen = None;
-        while self.guests() > 0 {
-            let now = self.now();
-            let patience = if self.ending.get() == Ending::Drain {
-                begun + self.ending.drain()
-            } else {
-                *stop_seen.get_or_insert(now)
-            } + GRACE;
-            if now >= patience {
-                break;
-            }
+        while self.guests() > 0 && !self.overdue.load(Ordering::Relaxed) {
             thread::sleep(BUSY_TICK);
         }
         self.threads.end();
@@ -464,7 +502,8 @@ impl Service {
         self.join_clock();
         let deadline = self.now() + GRACE / 5;
         while self.threads.serving() > 0 {
-            if self.now() >= deadline {
+            let overdue = self.overdue.load(Ordering::Relaxed);
+            if self.now() >= deadline || overdue && !self.running().is_empty() {
                 return false;
             }
             thread::sleep(Duration::from_millis(1));
@@ -476,6 +515,12 @@ impl Service {
             let _ = handle.join();
         }
         true
+    }
+
+    /// The libraries whose callbacks are running, one for each callback.
+    pub fn running(&self) -> Vec<Arc<str>> {
+        let callbacks = |guest: &Arc<Seated>| guest.endpoint.callbacks()?.running();
+        self.all().iter().filter_map(callbacks).collect()
     }
 
     fn join_clock(&self) {
@@ -657,10 +702,13 @@ impl Service {
     /// What the clock does.
     fn keep_time(&'static self) {
         let mut clock = Clock::new(self.now(), self.memory);
+        // Without it the end is seen by the thread that the signals are for, when its callback returns.
+        let signals = self.elsewhere.signals.then(Pending::new).and_then(Result::ok);
         loop {
             let calm = self.threads.is_calm();
             let until_round = clock.next_round.saturating_sub(self.now());
             let tick = match (self.ending.get(), calm) {
+                (Ending::None, true) if !clock.listening.is_empty() => Some(ENDING_TICK),
                 // The last round, in which everybody was found to be gone, has been made.
                 (Ending::None, true)
                     if self.guests() == 0 && self.peak.load(Ordering::Relaxed) == 0 =>
@@ -672,7 +720,11 @@ impl Service {
                 _ => Some(ENDING_TICK),
             };
             let nothing = Interest { read: false, write: false };
-            let _ = wait(-1, nothing, Some(&self.alarm), tick, None);
+            // Once pending, they stay so.
+            let signals = signals.as_ref().filter(|_| self.ending.get() < Ending::Stop);
+            if let Ok(ready) = wait(-1, nothing, Some(&self.alarm), tick, signals) {
+                self.ending.raise(ready.ending);
+            }
             if self.threads.is_over() {
                 return;
             }
@@ -705,26 +757,32 @@ impl Service {
         } else if !calm && now - clock.last_moved > CALM {
             self.threads.calm_down(|| self.ready().is_empty());
         }
-        let ending = self.ending.get();
-        let since = if ending == Ending::None {
-            Duration::ZERO
-        } else {
-            now - *clock.draining_since.get_or_insert(now)
-        };
+        let ending = clock.look_at(&self.ending, now);
+        if now >= clock.next_listen {
+            let mut listening = core::mem::take(&mut clock.listening);
+            listening.retain(|guest| {
+                guest.check(now, ending, clock.since(&self.ending, guest.token, now))
+            });
+            clock.listening = listening;
+            clock.next_listen = now + ENDING_TICK;
+        }
         if now >= clock.next_round || ending != Ending::None {
             clock.next_round = now + ROUND;
+            clock.listening.clear();
             let mut totals = *self.past();
             totals.refused_waits = self.waits.refused();
             totals.refused_memory = self.memory.refused();
             totals.memory = self.memory.used() as u64;
             for guest in self.all() {
-                let stopping = self.has_come_to(&guest, ending, since);
-                if stopping {
+                let since = clock.since(&self.ending, guest.token, now);
+                if since.is_some() {
                     let payload = close::payload(CloseCode::GOING_AWAY);
                     guest.lane.outbox.close(&payload, "the server stops");
                 }
-                guest.check(now, ending, stopping);
                 guest.add_to(&mut totals);
+                if guest.check(now, ending, since) {
+                    clock.listening.push(guest);
+                }
             }
             (self.report)(self.threads.serving(), &totals);
             let peak = self.peak.load(Ordering::Relaxed);
@@ -732,6 +790,10 @@ impl Service {
                 self.peak.store(totals.connections, Ordering::Relaxed);
                 give_back_memory();
             }
+        }
+        if clock.is_overdue(self.ending.drain(), now) {
+            self.overdue.store(true, Ordering::Relaxed);
+            (self.elsewhere.overdue)(ending);
         }
     }
 
@@ -822,15 +884,6 @@ impl Service {
     fn all(&self) -> Vec<Arc<Seated>> {
         let seats = self.seats.read().unwrap_or_else(|e| e.into_inner());
         seats.seats.iter().filter_map(|seat| seat.guest.clone()).collect()
-    }
-
-    /// Whether the child's end, which began `since`, has come to this connection: a drain comes to each at a moment of its own.
-    fn has_come_to(&self, guest: &Seated, ending: Ending, since: Duration) -> bool {
-        match ending {
-            Ending::None => false,
-            Ending::Drain => self.ending.moment(guest.token) <= since,
-            Ending::Stop => true,
-        }
     }
 }
 
@@ -1010,9 +1063,9 @@ impl Seated {
         self.service.unseat(self.token);
     }
 
-    /// Asks the clocks. Called by the clock thread, which must not be held up by a callback. `stopping`: the child's end has
-    /// come to this connection.
-    fn check(&self, now: Duration, ending: Ending, stopping: bool) {
+    /// Asks the clocks. Called by the clock thread, which must not be held up by a callback. `since`: how long ago the child's
+    /// end came to this connection. `true` if it reads what there is now, and should be asked again then.
+    fn check(&self, now: Duration, ending: Ending, since: Option<Duration>) -> bool {
         let mut unfinished = None;
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
             Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
@@ -1032,7 +1085,7 @@ impl Seated {
             if leave {
                 self.wake();
             }
-            return;
+            return false;
         }
         let outbox = &*self.lane.outbox;
         let bits = self.heard.swap(0, Ordering::Relaxed);
@@ -1040,26 +1093,28 @@ impl Seated {
         let mut heard = Heard { bytes, message, all };
         let (state, mut summary, unsent) = outbox.look();
         if let Some(peer) = self.endpoint.peer() {
-            if peer.check(now, peer_patience(&self.patience, stopping)) {
+            if peer.check(now, peer_patience(&self.patience, since)) {
                 self.wake();
             }
             // Nothing is expected of the client while the peer gets the rest.
             if state == State::Closed && !unsent {
-                return;
+                return false;
             }
             // Who is not read from cannot be blamed for its silence.
             heard.bytes |= state <= State::Open && peer.is_crowded();
         }
         let arrived = if unsent { self.lane.arrived(summary.bytes_out) } else { None };
         summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
-        let mut patience = self.patience;
+        let (mut patience, stopping) = (self.patience, since.is_some());
         if stopping {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
         }
         let (unsent, hurry) = (arrived.is_some(), stopping);
         let sight = Sight { now, state, heard, summary, unsent, unfinished, hurry };
-        let verdict =
-            self.clocks.lock().unwrap_or_else(|e| e.into_inner()).check(&sight, &patience);
+        let mut clocks = self.clocks.lock().unwrap_or_else(|e| e.into_inner());
+        let verdict = clocks.check(&sight, &patience);
+        let listening = clocks.is_listening();
+        drop(clocks);
         if verdict == Verdict::Listen {
             self.flags.fetch_or(Flags::READABLE.bits(), Ordering::Relaxed);
             self.wake();
@@ -1073,6 +1128,7 @@ impl Seated {
             // transport, which is ours.
             shut_down(self.lane.descriptor());
         }
+        listening
     }
 }
 
@@ -1087,8 +1143,10 @@ mod tests {
     use super::*;
     use crate::{
         driver::socket::{self, Plain},
-        fakes::{Log, Read, Recorder, Watched, Wire, from_client, from_us, outbox, session},
-        memory,
+        fakes::{
+            Log, Read, Recorder, StuckPeer, Watched, Wire, from_client, from_us, outbox, session,
+        },
+        memory::UNLIMITED,
         outbox::Outbox,
         proto::{Kind, frame::Opcode},
     };
@@ -1103,12 +1161,19 @@ mod tests {
         stall: Duration::from_secs(60),
     };
 
+    /// There is no other thread.
+    fn nowhere() -> Elsewhere {
+        Elsewhere { signals: false, overdue: Box::new(|_| ()) }
+    }
+
     /// A service whose one thread and whose clock are the test.
     struct Alone {
         service: &'static Service,
         clock: Clock,
         log: Log,
         reports: Arc<Watched<Vec<(usize, Totals)>>>,
+        /// What it was told of an end that takes too long.
+        overdue: Arc<Watched<Vec<Ending>>>,
     }
 
     /// A connection in it.
@@ -1127,17 +1192,18 @@ mod tests {
             let kept: Arc<Watched<Vec<_>>> = reports.clone();
             let report =
                 Box::new(move |n, totals: &Totals| kept.change(|kept| kept.push((n, *totals))));
-            let service = Service::without_threads(
-                1,
-                drain,
-                &memory::UNLIMITED,
-                report,
-                Box::new(log.clone()),
-            );
+            let overdue: Arc<Watched<Vec<Ending>>> = Arc::default();
+            let told = overdue.clone();
+            let tell = move |ending| told.change(|told| told.push(ending));
+            let elsewhere = Elsewhere { signals: false, overdue: Box::new(tell) };
+            let journal = Box::new(log.clone());
+            let service =
+                Service::without_threads(1, drain, &UNLIMITED, report, journal, elsewhere);
             let service = service.unwrap();
             // One thread, which waits whenever the clock looks.
             service.threads.join();
-            Self { service, clock: Clock::new(service.now(), service.memory), log, reports }
+            let clock = Clock::new(service.now(), service.memory);
+            Self { service, clock, log, reports, overdue }
         }
 
         /// Does what there is to do.
@@ -1439,6 +1505,71 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_has_a_while_from_its_connections_turn_on_and_no_longer() {
+        for (trickles, while_it_takes) in [(false, STOP_TIMEOUT), (true, Duration::from_secs(1))] {
+            for ending in [Ending::Drain, Ending::Stop] {
+                let mut alone = Alone::new(Duration::ZERO);
+                let peer = StuckPeer::new(trickles);
+                let guest = alone.adopt(|_| Recorder::with_peer(peer.clone()));
+                alone.pass(ROUND * 10);
+                alone.service.end(ending);
+                alone.pass(Duration::ZERO);
+                assert_eq!(guest.wire.sent(), going_away());
+                guest.wire.frame(Opcode::Close, b"");
+                alone.work();
+                alone.pass(while_it_takes - Duration::from_millis(300));
+                assert!(guest.is_there() && !peer.is_given_up());
+                alone.pass(Duration::from_millis(300));
+                assert!(peer.is_given_up());
+                guest.assert_ended(&alone, CloseCode::GOING_AWAY);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stop_does_not_begin_a_turn_anew() {
+        let mut alone = Alone::new(Duration::ZERO);
+        let peer = StuckPeer::new(false);
+        let guest = alone.adopt(|_| Recorder::with_peer(peer.clone()));
+        alone.service.end(Ending::Drain);
+        alone.pass(Duration::ZERO);
+        guest.wire.frame(Opcode::Close, b"");
+        alone.work();
+        alone.pass(STOP_TIMEOUT - Duration::from_millis(300));
+        alone.service.end(Ending::Stop);
+        alone.pass(Duration::from_millis(300));
+        assert!(peer.is_given_up());
+    }
+
+    #[test]
+    fn an_end_that_takes_too_long_is_told_of() {
+        let drain = Duration::from_secs(10);
+        let moment = Duration::from_millis(300);
+        let told = |alone: &Alone| alone.overdue.change(core::mem::take);
+        for (ending, bound) in [(Ending::Stop, GRACE), (Ending::Drain, drain + GRACE)] {
+            let mut alone = Alone::new(drain);
+            alone.pass(drain * 10);
+            alone.service.end(ending);
+            alone.pass(Duration::ZERO);
+            alone.pass(bound - moment);
+            assert_eq!(told(&alone), []);
+            alone.pass(moment);
+            assert_eq!(told(&alone), [ending]);
+        }
+        // A stop cuts a drain short.
+        let mut alone = Alone::new(drain);
+        alone.service.end(Ending::Drain);
+        alone.pass(Duration::ZERO);
+        alone.pass(drain / 2);
+        alone.service.end(Ending::Stop);
+        alone.pass(Duration::ZERO);
+        alone.pass(GRACE - moment);
+        assert_eq!(told(&alone), []);
+        alone.pass(moment);
+        assert_eq!(told(&alone), [Ending::Stop]);
+    }
+
+    #[test]
     fn what_connections_have_done_is_reported() {
         let mut alone = Alone::new(Duration::ZERO);
         let (gone, here) = (alone.echo(), alone.echo());
@@ -1565,13 +1696,9 @@ mod tests {
     #[test]
     fn a_callback_that_blocks_holds_up_nobody_and_the_end_waits_for_it() {
         let log = Log::default();
-        let service = Service::start(
-            4,
-            Duration::ZERO,
-            &memory::UNLIMITED,
-            Box::new(|_, _| ()),
-            Box::new(log),
-        );
+        let report = Box::new(|_: usize, _: &Totals| ());
+        let service =
+            Service::start(4, Duration::ZERO, &UNLIMITED, report, Box::new(log), nowhere());
         let mut alone = Alone::new(Duration::ZERO);
         alone.service = service.unwrap();
         let adopt = |make: &dyn Fn(&Arc<Outbox>) -> Recorder| {
@@ -1592,7 +1719,8 @@ mod tests {
         let gate: Arc<Watched<bool>> = released.clone();
         let blocked = adopt(&move |_| {
             let gate = gate.clone();
-            Recorder::answering(move |_| gate.wait_for(|open| open.then_some(())))
+            let answer = move |_: &[u8]| gate.wait_for(|open| open.then_some(()));
+            Recorder::answering(answer).of("slow.so")
         });
         blocked.0.frame(Opcode::Binary, b"1");
         blocked.1.wait_for(|told| (told.messages.len() == 1).then_some(()));
@@ -1612,6 +1740,7 @@ mod tests {
             ended.wait_for(|n| (*n == 1).then_some(()));
             assert_eq!(recorder.closed(), 1);
         }
+        assert_eq!(alone.service.running(), ["slow.so".into()]);
         released.change(|open| *open = true);
         blocked.0.says(Read::End);
         blocked.2.wait_for(|n| (*n == 1).then_some(()));

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    callbacks::Callbacks,
     outbox::Carrier,
     sync::{AtomicU8, AtomicU32, Mutex, MutexGuard, Ordering},
 };
@@ -80,7 +81,7 @@ impl EndingWord {
     }
 }
 
-/// The child's end, as its blocking connections see it.
+/// The child's end, as its blocking connections see it; and which callbacks it meets on their threads.
 #[derive(Default)]
 pub struct Stop {
     word: EndingWord,
@@ -91,6 +92,14 @@ pub struct Stop {
 struct Live {
     next: u64,
     carriers: BTreeMap<u64, Weak<dyn Carrier>>,
+    callbacks: BTreeMap<u64, Arc<Callbacks>>,
+}
+
+impl Live {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
 }
 
 impl Stop {
@@ -103,7 +112,7 @@ impl Stop {
     /// A child that runs.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
-        let live = Live { next: 0, carriers: BTreeMap::new() };
+        let live = Live { next: 0, carriers: BTreeMap::new(), callbacks: BTreeMap::new() };
         Self { word: EndingWord::new(), live: Mutex::new(live) }
     }
 
@@ -134,10 +143,22 @@ impl Stop {
     /// Has a connection woken when the child stops, as long as the returned value lives.
     pub fn enter(&self, carrier: &Arc<dyn Carrier>) -> Entry<'_> {
         let mut live = self.lock();
-        let id = live.next;
-        live.next += 1;
+        let id = live.number();
         live.carriers.insert(id, Arc::downgrade(carrier));
         Entry { stop: self, id }
+    }
+
+    /// Has a connection's callbacks watched, as long as they are called on a thread of httpd's and the returned value lives.
+    pub fn watch(&self, callbacks: Arc<Callbacks>) -> Watched<'_> {
+        let mut live = self.lock();
+        let id = live.number();
+        live.callbacks.insert(id, callbacks);
+        Watched { stop: self, id }
+    }
+
+    /// The libraries of those that are running, one for each callback.
+    pub fn running(&self) -> Vec<Arc<str>> {
+        self.lock().callbacks.values().filter_map(|callbacks| callbacks.running()).collect()
     }
 
     /// Whether nobody is to be woken.
@@ -172,6 +193,18 @@ impl Entry<'_> {
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         self.stop.lock().carriers.remove(&self.id);
+    }
+}
+
+/// A connection whose callbacks a [`Stop`] watches.
+pub struct Watched<'s> {
+    stop: &'s Stop,
+    id: u64,
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.stop.lock().callbacks.remove(&self.id);
     }
 }
 
@@ -267,6 +300,24 @@ mod tests {
         assert_eq!(word.get(), Ending::Stop);
         word.reset(Duration::ZERO);
         assert_eq!(word.get(), Ending::None);
+    }
+
+    #[test]
+    fn callbacks_that_run_are_known_by_their_libraries() {
+        let stop = Stop::new();
+        let [one, other] = ["a.so", "b.so"].map(|file| Arc::new(Callbacks::new(file.into())));
+        let _one = stop.watch(one.clone());
+        let watched = stop.watch(other.clone());
+        assert_eq!(stop.running(), []);
+        one.run(|| {
+            assert_eq!(stop.running(), ["a.so".into()]);
+            other.run(|| {
+                assert_eq!(stop.running(), ["a.so".into(), "b.so".into()]);
+                drop(watched);
+                assert_eq!(stop.running(), ["a.so".into()]);
+            });
+        });
+        assert_eq!(stop.running(), []);
     }
 
     #[test]

@@ -126,10 +126,16 @@ pub struct Ready {
 /// dropped. Threads that a plugin starts meanwhile inherit the mask, so no such handler ever runs on them.
 #[derive(Debug)]
 pub struct Signals {
-    /// Readable while one of the signals is pending.
-    pending: OwnedFd,
+    pending: Pending,
     before: libc::sigset_t,
 }
+
+/// Those signals, as a thread that blocks them sees them: pending, and left so.
+#[derive(Debug)]
+pub struct Pending(
+    /// Readable while one of the signals is pending.
+    OwnedFd,
+);
 
 /// The signals that end a process at once.
 const STOPS: [c_int; 3] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT];
@@ -152,19 +158,32 @@ fn set(signals: impl IntoIterator<Item = c_int>) -> libc::sigset_t {
 impl Signals {
     /// Blocks the signals on this thread, on which the value has to be dropped.
     pub fn block() -> io::Result<Self> {
+        let pending = Pending::new()?;
         let stops = set(STOPS.into_iter().chain(GRACEFUL));
         let mut before = stops;
-        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: both sets are live; the call changes this thread's mask only.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const stops, &raw mut before) };
+        Ok(Self { pending, before })
+    }
+
+    /// Those that are held back, to wait for.
+    pub fn pending(&self) -> &Pending {
+        &self.pending
+    }
+}
+
+impl Pending {
+    /// A view of its own.
+    pub fn new() -> io::Result<Self> {
+        let all = set(STOPS.into_iter().chain(GRACEFUL));
         // SAFETY: -1 asks for a new descriptor; the set is live.
-        let fd = unsafe { libc::signalfd(-1, &raw const stops, flags) };
+        let fd =
+            unsafe { libc::signalfd(-1, &raw const all, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: signalfd just returned this descriptor and nobody else knows it.
-        let pending = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: both sets are live; the call changes this thread's mask only.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const stops, &raw mut before) };
-        Ok(Self { pending, before })
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// What the pending ones ask for. A graceful one, once seen, does not make the descriptor readable any more, so that the
@@ -178,7 +197,7 @@ impl Signals {
         // SAFETY: the set is live; the call changes what our descriptor shows, and a failure leaves that as it was.
         unsafe {
             libc::signalfd(
-                self.pending.as_raw_fd(),
+                self.0.as_raw_fd(),
                 &raw const stops,
                 libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
             )
@@ -187,7 +206,7 @@ impl Signals {
     }
 }
 
-/// What the signals ask for that are pending on this thread, where a [`Signals`] lives.
+/// What the signals ask for that are pending on this thread, which blocks them.
 pub fn pending() -> Ending {
     let mut pending = set([]);
     // SAFETY: the call fills in the live set.
@@ -259,7 +278,7 @@ pub fn wait(
     interest: Interest,
     waker: Option<&Waker>,
     timeout: Option<Duration>,
-    signals: Option<&Signals>,
+    signals: Option<&Pending>,
 ) -> io::Result<Ready> {
     wait_for_two((descriptor, interest), None, waker, timeout, signals)
 }
@@ -270,7 +289,7 @@ pub fn wait_for_two(
     second: Option<(RawFd, Interest)>,
     waker: Option<&Waker>,
     timeout: Option<Duration>,
-    signals: Option<&Signals>,
+    signals: Option<&Pending>,
 ) -> io::Result<Ready> {
     // A negative descriptor is left out. Without interest an error on it would end each wait at once.
     let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
@@ -284,7 +303,7 @@ pub fn wait_for_two(
     let mut fds = [
         entry(waker.map_or(-1, |w| w.0.as_raw_fd()), libc::POLLIN),
         interested(first),
-        entry(signals.map_or(-1, |s| s.pending.as_raw_fd()), libc::POLLIN),
+        entry(signals.map_or(-1, |s| s.0.as_raw_fd()), libc::POLLIN),
         interested(second.unwrap_or((-1, Interest { read: false, write: false }))),
     ];
     // Not poll, whose milliseconds are long for a transport that has to be asked for room.
@@ -314,6 +333,6 @@ pub fn wait_for_two(
     };
     let Readiness { read, write, .. } = readiness(&fds[1], first.1);
     let second = second.map(|(_, interest)| readiness(&fds[3], interest)).unwrap_or_default();
-    let ending = signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Signals::look);
+    let ending = signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Pending::look);
     Ok(Ready { read, write, second, ending })
 }

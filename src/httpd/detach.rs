@@ -16,6 +16,7 @@ use crate::{
         openssl::Ssl,
         service::{Ended, Farewell, Guest},
         socket::{Plain, Socket},
+        stop::Watched,
         wait::Signals,
     },
     endpoint::Endpoint,
@@ -45,6 +46,8 @@ pub(super) struct Leaving {
     pub(super) early: Vec<u8>,
     /// For TLS.
     pub(super) takeover: Option<Takeover>,
+    /// Until then its callbacks are called on this thread.
+    pub(super) watched: Option<Watched<'static>>,
     /// prefork handles signals on this thread, by ending the process: they have to wait until the service has the connection.
     pub(super) signals: Option<Signals>,
 }
@@ -160,7 +163,9 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
     let service = ending::service().ok_or("the service is gone");
     match transport.and_then(|transport| Ok((transport, service?))) {
         Ok((transport, service)) => {
-            let Leaving { outbox, session, endpoint, patience, ended, signals, .. } = *leaving;
+            let Leaving { outbox, session, endpoint, patience, ended, watched, signals, .. } =
+                *leaving;
+            drop(watched);
             let lane = Lane::new(transport, outbox);
             service.adopt(Guest { lane, session, endpoint, patience, ended });
             drop(signals);

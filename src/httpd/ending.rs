@@ -3,21 +3,24 @@
 //! Everything graceful drains: Close 1001, spread over `WebSocketDrainTime`, then the child goes. Everything else stops:
 //! Close 1001 at once, and the child is out within two seconds. The hook that says so may run on the thread that accepts
 //! connections, or within prefork's signal handler, so it only sets things in motion; the wait comes when httpd clears the
-//! child's pool.
+//! child's pool. It would not come while a plugin's callback is running on a thread of httpd's: the service's clock ends the
+//! process then.
 
 use core::{
     ffi::{c_int, c_void},
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     MEMORY, STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys, tls,
+    wrap::Request,
 };
 use crate::{
     config,
     driver::{
-        service::{Service, Totals},
+        service::{Elsewhere, Service, Totals},
         stop::Ending,
         wait::stop_is_being_handled,
     },
@@ -34,6 +37,9 @@ static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
 
 /// The child's line in server-status; null if there is none.
 static LINE: AtomicPtr<shared::Child> = AtomicPtr::new(ptr::null_mut());
+
+/// The requests of httpd's that are not finished in this child, ours among them: a mere count.
+static REQUESTS: AtomicUsize = AtomicUsize::new(0);
 
 /// The child's service.
 pub(super) fn service() -> Option<&'static Service> {
@@ -70,7 +76,10 @@ pub(super) unsafe fn begin(
     let bound = settings.threads.unwrap_or(config::THREADS).into();
     // SAFETY: the caller's word.
     let journal = Box::new(unsafe { log::ServerJournal::new(server) });
-    match Service::start(bound, drain, &MEMORY, report, journal) {
+    let main = Main(server);
+    let overdue = Box::new(move |ending| boundary((), || main.overdue(ending)));
+    let elsewhere = Elsewhere { signals: !is_threaded(), overdue };
+    match Service::start(bound, drain, &MEMORY, report, journal, elsewhere) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
             // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.
@@ -144,6 +153,77 @@ extern "C" fn on_terminate(_signal: c_int, info: *mut libc::siginfo_t, _context:
     }
 }
 
+/// A request's headers have been read. It counts until its response is written, or given up: httpd frees it then.
+pub(super) fn request_begins(r: Request<'_>) {
+    unsafe extern "C" fn ends(_: *mut c_void) -> sys::apr_status_t {
+        REQUESTS.fetch_sub(1, Ordering::Relaxed);
+        sys::APR_SUCCESS as sys::apr_status_t
+    }
+    // What an internal redirect, or a subrequest, does is part of a request that counts already.
+    if !r.is_initial() {
+        return;
+    }
+    REQUESTS.fetch_add(1, Ordering::Relaxed);
+    let in_child = Some(sys::apr_pool_cleanup_null as _);
+    // SAFETY: the request's pool is live (wrap::R1); the cleanup takes no data.
+    unsafe {
+        sys::apr_pool_cleanup_register((*r.as_ptr()).pool, ptr::null(), Some(ends), in_child);
+    }
+}
+
+/// The main server, for any thread.
+struct Main(*const sys::server_rec);
+
+// SAFETY: a server_rec lives as long as the child process, and httpd's log functions may be called from any thread.
+unsafe impl Send for Main {}
+// SAFETY: as above.
+unsafe impl Sync for Main {}
+
+impl Main {
+    /// The child's end takes longer than it may. A callback on a thread of httpd's would hold it up for as long as it likes:
+    /// httpd waits for its threads. A graceful end waits for its requests, too; what of those is ours does not count.
+    fn overdue(&self, ending: Ending) {
+        let running = STOP.running();
+        let others = REQUESTS.load(Ordering::Relaxed).saturating_sub(running.len());
+        if !running.is_empty() && (ending == Ending::Stop || others == 0) {
+            self.leave_behind(running);
+        }
+    }
+
+    /// Ends the process under callbacks that are running.
+    fn leave_behind(&self, mut libraries: Vec<Arc<str>>) -> ! {
+        if let Some(service) = service() {
+            libraries.extend(service.running());
+        }
+        leave_line();
+        let libraries: BTreeSet<_> = libraries.iter().map(AsRef::as_ref).collect();
+        let libraries: Vec<&str> = libraries.into_iter().collect();
+        let libraries = match &libraries[..] {
+            [] => "a library".to_owned(),
+            libraries => libraries.join(" and "),
+        };
+        let line = "does not return; the child exits without it";
+        // SAFETY: `begin` was given the main server, which lives as long as the process.
+        unsafe {
+            log::server(
+                self.0,
+                Level::Warn,
+                format_args!("WS0403: a callback of {libraries} {line}"),
+            );
+        }
+        // SAFETY: _exit has no preconditions. Going on would take pools away from under a running thread.
+        unsafe { libc::_exit(0) };
+    }
+}
+
+/// The child has no line in server-status any more.
+fn leave_line() {
+    // SAFETY: `begin` stores a line in memory that is never unmapped.
+    if let Some(line) = unsafe { LINE.load(Ordering::Acquire).as_ref() } {
+        line.leave();
+    }
+}
+
 /// httpd clears the child's pool: waits until all connections are gone and the threads have left.
 unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
     let left = boundary(true, || {
@@ -152,17 +232,10 @@ unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
         service.end_if_running();
         service.await_end()
     });
-    // SAFETY: `begin` stores a line in memory that is never unmapped.
-    if let Some(line) = unsafe { LINE.load(Ordering::Acquire).as_ref() } {
-        line.leave();
-    }
     if !left {
-        let line = "WS0403: a plugin's callback does not return; the child exits without it";
-        // SAFETY: `begin` registered the main server, which lives as long as the process.
-        unsafe { log::server(server.cast(), Level::Warn, format_args!("{line}")) };
-        // SAFETY: _exit has no preconditions. Going on would take pools away from under a running thread.
-        unsafe { libc::_exit(0) };
+        Main(server.cast()).leave_behind(Vec::new());
     }
+    leave_line();
     SERVICE.store(ptr::null_mut(), Ordering::Release);
     sys::APR_SUCCESS as sys::apr_status_t
 }

@@ -387,6 +387,21 @@ pub(super) unsafe fn end_stream(connection: *mut sys::conn_rec) {
     }
 }
 
+/// Has httpd close a connection without waiting for the client, whose Close is all that was expected of it: it reads the end of
+/// the stream as soon as it has read what is there. Its own goodbye still leaves.
+///
+/// # Safety
+/// - `connection` is live and owned by this thread.
+pub(super) unsafe fn end_input(connection: *mut sys::conn_rec) {
+    // SAFETY: the caller's word. A socket that event or worker have closed because the server stops gives an error.
+    unsafe {
+        if !http2::is_stream(connection) {
+            let socket = sys::ap_get_conn_socket(connection);
+            sys::apr_socket_shutdown(socket, sys::apr_shutdown_how_e_APR_SHUTDOWN_READ);
+        }
+    }
+}
+
 /// The descriptor that shows what a connection receives: its socket, unless it is a stream.
 ///
 /// # Safety

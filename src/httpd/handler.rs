@@ -359,6 +359,7 @@ impl Upgrade {
         }
         let headers = Arc::new(headers);
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
+        let mut watched = None;
         let (endpoint, answer, stays): (Box<dyn Endpoint>, _, _) = match chosen {
             Chosen::Plugin(plugin) => {
                 let (headers, protocols) = (headers.clone(), Protocols::copy(opening.protocols));
@@ -367,7 +368,9 @@ impl Upgrade {
                 let is_stream = unsafe { http2::is_stream(r.connection()) };
                 // On a process's only thread, and to its end: nothing can be detached, whatever the plugin asks for.
                 let alone = !threaded && !is_stream && !detach.allows_plugin(false, threaded);
-                let asked = PluginOpening { outbox, request, headers, protocols, alone };
+                let callbacks = plugin.callbacks();
+                watched = Some(STOP.watch(callbacks.clone()));
+                let asked = PluginOpening { outbox, request, headers, protocols, alone, callbacks };
                 let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
                     let uri = r.uri().to_string_lossy();
                     log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
@@ -451,6 +454,7 @@ impl Upgrade {
                     socket,
                     early,
                     takeover,
+                    watched,
                     signals,
                 };
                 // SAFETY: the connection is the request's own (wrap::R1), which has left HTTP; the handler returns.
@@ -480,8 +484,12 @@ impl Upgrade {
             super::count_bytes(r.connection(), ended.received as i64, summary.bytes_out as i64);
         }
         finish(r, &summary, ended.lost);
+        if ended.hurried && !ended.lost {
+            // SAFETY: the connection is the request's own (wrap::R1).
+            unsafe { filters::end_input(r.connection()) };
+        }
         release_after_log(r, signals);
-        drop((reserve, worker));
+        drop((reserve, worker, watched));
         sys::HOOK_OK
     }
 }

@@ -130,11 +130,12 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
         let middle = sys::APR_HOOK_MIDDLE as c_int;
         sys::ap_hook_check_config(Some(hook_check_config), none, none, middle);
         sys::ap_hook_post_config(Some(hook_post_config), none, none, middle);
+        let really_first = sys::APR_HOOK_REALLY_FIRST;
+        sys::ap_hook_post_read_request(Some(hook_post_read_request), none, none, really_first);
         sys::ap_hook_handler(Some(hook_handler), none, none, first);
         sys::ap_hook_child_init(Some(hook_child_init), none, none, middle);
         sys::ap_hook_child_stopping(Some(hook_child_stopping), none, none, middle);
         // Another module's error would end this hook's run, and httpd would shut down a socket that lives on.
-        let really_first = sys::APR_HOOK_REALLY_FIRST;
         sys::ap_hook_pre_close_connection(Some(hook_pre_close), none, none, really_first);
         filters::register();
         status::register();
@@ -199,6 +200,15 @@ unsafe extern "C" fn hook_post_config(
         }
         sys::HOOK_OK
     })
+}
+
+/// A request's headers have been read.
+unsafe extern "C" fn hook_post_read_request(r: *mut sys::request_rec) -> c_int {
+    if let Some(r) = NonNull::new(r) {
+        // SAFETY: httpd passes a live request, and the value is used within this call only.
+        ending::request_begins(unsafe { wrap::Request::from_ptr(r) });
+    }
+    sys::DECLINED
 }
 
 unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {

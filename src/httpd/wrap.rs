@@ -98,6 +98,11 @@ impl<'r> Request<'r> {
         self.rec().main.is_null()
     }
 
+    /// Whether it is that, as the client has sent it, and not where another one was redirected to.
+    pub(super) fn is_initial(self) -> bool {
+        self.is_main() && self.rec().prev.is_null()
+    }
+
     pub(super) fn handler(self) -> Option<&'r CStr> {
         string(self.rec().handler)
     }

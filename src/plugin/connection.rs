@@ -21,6 +21,7 @@ use std::{
 
 use super::{Plugin, abi, headers::Headers, protocols::Protocols};
 use crate::{
+    callbacks::Callbacks,
     endpoint::Endpoint,
     journal::Level,
     outbox::{Outbox, Refused},
@@ -42,6 +43,8 @@ pub struct Opening {
     pub protocols: Protocols,
     /// The process serves one connection after the other: the plugin sees all of them at one address.
     pub alone: bool,
+    /// Those of this connection.
+    pub callbacks: Arc<Callbacks>,
 }
 
 /// What the plugin wants in the 101.
@@ -64,6 +67,8 @@ pub struct Connection {
     server: AtomicPtr<abi::WebSocketServer>,
     /// As in [`Opening`].
     alone: bool,
+    /// As in [`Opening`].
+    callbacks: Arc<Callbacks>,
 }
 
 /// The way from a plugin's pointer to a connection.
@@ -185,7 +190,7 @@ static GRAVES: Mutex<VecDeque<Owned<Handle>>> = Mutex::new(VecDeque::new());
 impl Connection {
     /// Asks the plugin's on_connect. `None` if it refuses.
     pub fn open(plugin: Arc<Plugin>, opening: Opening) -> Option<(Self, Answer)> {
-        let Opening { outbox, request, headers, protocols, alone } = opening;
+        let Opening { outbox, request, headers, protocols, alone, callbacks } = opening;
         let handle = Owned::new(Handle {
             view: View::new(),
             state: State {
@@ -214,7 +219,7 @@ impl Connection {
             Some(on_connect) => {
                 // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until its handle is retired,
                 // or as long as the plugin.
-                let private = unsafe { on_connect(server) };
+                let private = callbacks.run(|| unsafe { on_connect(server) });
                 if private.is_null() {
                     handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
                     handle.get().state.outbox.end("the plugin refuses");
@@ -231,6 +236,7 @@ impl Connection {
             handle: Mutex::new(Some(handle)),
             server: AtomicPtr::new(server),
             alone,
+            callbacks,
         };
         Some((connection, answer))
     }
@@ -254,7 +260,8 @@ impl Endpoint for Connection {
         let (buffer, size) = (data.as_mut_ptr(), data.len());
         // SAFETY: the ABI's on_message takes what on_connect returned, the same server structure, and a buffer
         // that it may change during the call.
-        let _ = unsafe { (self.plugin.on_message)(private, server, kind, buffer, size) };
+        let call = || unsafe { (self.plugin.on_message)(private, server, kind, buffer, size) };
+        let _ = self.callbacks.run(call);
     }
 
     fn closed(&self) {
@@ -263,10 +270,15 @@ impl Endpoint for Connection {
         if let Some(on_disconnect) = self.plugin.on_disconnect {
             let server = self.server.load(Ordering::Relaxed);
             // SAFETY: as for on_message; it is the last call of this connection.
-            unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
+            let call = || unsafe { on_disconnect(self.private.load(Ordering::Relaxed), server) };
+            self.callbacks.run(call);
         }
         handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
         retire(handle, self.alone.then_some(&self.plugin.window));
+    }
+
+    fn callbacks(&self) -> Option<&Callbacks> {
+        Some(&self.callbacks)
     }
 
     /// From now on the plugin gets NULL for it.
@@ -539,6 +551,7 @@ mod tests {
             on_disconnect: Some(on_disconnect),
             wants_request: Arc::default(),
             window: Window::new(),
+            file: "a.so".into(),
             _library: Library::this(),
         })
     }
@@ -567,6 +580,7 @@ mod tests {
             headers: Arc::default(),
             protocols: Protocols::default(),
             alone,
+            callbacks: plugin.callbacks(),
         };
         calls();
         let (connection, answer) = Connection::open(plugin.clone(), opening).unwrap();
@@ -655,6 +669,7 @@ mod tests {
             headers: Arc::default(),
             protocols: Protocols::default(),
             alone: false,
+            callbacks: plugin(refuse).callbacks(),
         };
         assert!(Connection::open(plugin(refuse), opening).is_none());
         assert_eq!((outbox.state(), calls()), (Conversation::Closed, vec![]));

@@ -21,7 +21,10 @@ use std::{
 
 use libloading::os::unix::Library;
 
-use crate::library::{self, NoFunction};
+use crate::{
+    callbacks::Callbacks,
+    library::{self, NoFunction},
+};
 
 pub mod abi;
 pub mod connection;
@@ -39,6 +42,8 @@ pub struct Plugin {
     wants_request: Arc<AtomicBool>,
     /// Where it sees the connections of a process that serves one after the other.
     window: connection::Window,
+    /// The library's file.
+    file: Arc<str>,
     /// Closed after `drop` has called `destroy`.
     _library: Library,
 }
@@ -112,6 +117,11 @@ impl Plugin {
         self.wants_request.load(Ordering::Relaxed)
     }
 
+    /// The callbacks of a connection that it is going to have.
+    pub fn callbacks(&self) -> Arc<Callbacks> {
+        Arc::new(Callbacks::new(self.file.clone()))
+    }
+
     fn load_anew(library: &CStr, init: &CStr) -> Result<Self, LoadError> {
         let path = Path::new(OsStr::from_bytes(library.to_bytes()));
         // SAFETY: the administrator vouches for the library's constructors by naming it.
@@ -140,6 +150,7 @@ impl Plugin {
             on_disconnect: members.on_disconnect,
             wants_request: Arc::default(),
             window: connection::Window::new(),
+            file: path.to_string_lossy().into(),
             _library: library,
         })
     }

@@ -42,6 +42,7 @@
  *     X-Debug-Protocol: P            protocol_set()
  *     X-Debug-Greet: TEXT            sends that text from within on_connect
  *     X-Debug-Refuse: 1              refuses the connection
+ *     X-Debug-Sleep-Last: MS         on_disconnect sleeps
  *     X-Debug-Greet-Thread: TEXT     sends that text from a thread started in on_connect
  *
  * In the keys, values and names of header_set and protocol_set, %XX stands for a byte. If the
@@ -66,6 +67,7 @@ struct connection {
     const char *trail;            /* a request header: lives as long as the connection */
     const char *name;             /* another one */
     const char *request_answer;   /* what request() gave in on_connect */
+    unsigned long sleep_last;     /* milliseconds */
     const char *thread_greeting;  /* NULL if there is no thread */
     pthread_t thread;
     atomic_int inside; /* callbacks of this connection that are running */
@@ -371,6 +373,8 @@ static struct connection *open_connection(const WebSocketServer *server)
     connection->trail = server->header_get(server, "X-Debug-Trail");
     connection->name = server->header_get(server, "X-Debug-Name");
     connection->request_answer = "not asked";
+    text = server->header_get(server, "X-Debug-Sleep-Last");
+    connection->sleep_last = text != NULL ? strtoul(text, NULL, 10) : 0;
 
     if (connection->name != NULL) {
         append_event(connection, "connect");
@@ -458,6 +462,7 @@ static void CALLBACK on_disconnect(void *private, const WebSocketServer *server)
         append(connection->trail, "overlap");
     }
     append_event(connection, "disconnect");
+    sleep_ms(connection->sleep_last);
     leave(connection);
     free(connection);
 }

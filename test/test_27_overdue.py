@@ -1,0 +1,277 @@
+"""Who would hold up a child's end, and may not: callbacks that do not return, and clients that have no end of their own.
+
+A stop takes two seconds, anything graceful WebSocketDrainTime and 1.5 seconds; nothing is left to httpd, which kills a
+child that takes long, and says so in lines that no test here expects.
+"""
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from httpd import DETACH, DETACHED, ENDS, ONE_CHILD, PREFORK, TLS, debug, echo, wait_until
+from ws_frame import BINARY, CLOSE, TEXT, close_frame, frame, works
+
+pytestmark = pytest.mark.timing
+
+DRAIN = 1
+# On a machine with other things to do.
+SLACK = 0.5
+BOUNDS = {end: DRAIN + 1.5 if "graceful" in end else 2 for end in ENDS}
+HANGS = "WS0403: a callback of /.*/debug.so does not return; the child exits without it"
+HOMES = {"detached": "", "blocking": "/off"} if DETACHED else {"blocking": "/off"}
+
+
+def site(drain=f"{DRAIN}s"):
+    """Each plugin in both homes."""
+    off, queue = "WebSocketDetach Off", "WebSocketSendQueueLimit 64k"
+    sections = echo() + echo("/echo/off", off) + debug("/debug", queue) + debug("/debug/off", queue, off)
+    return f"Timeout 60\nWebSocketDrainTime {drain}\n{DETACH}{TLS}{sections}"
+
+
+class Visit:
+    """A client on its way to a plugin in one home."""
+
+    def __init__(self, httpd, connect, kind, home, trail):
+        self.httpd, self.connect, self.home = httpd, connect, HOMES[home]
+        self.usual = {"port": httpd.tls_port, "tls": httpd.tls_context()} if kind == "wss" else {}
+        self.trail = trail
+
+    def arrive(self, plugin="/debug", headers=(), **kw):
+        client = self.connect(**self.usual, **kw)
+        client.upgrade(plugin + self.home, [("X-Debug-Trail", str(self.trail)), *headers])
+        return client
+
+
+# --- callbacks that do not return ----------------------------------------------------------------
+
+
+def on_connect(visit):
+    client = visit.connect(**visit.usual)
+    client.send(client.request(f"/debug{visit.home}", [("X-Debug-Sleep", "60000")]))
+    return visit.httpd.child_of(client)
+
+
+def on_message(visit):
+    client = visit.arrive()
+    client.send(frame(TEXT, "sleep 60000"))
+    return visit.httpd.child_of(client)
+
+
+def on_message_with_the_request(visit):
+    client = visit.arrive(headers=[("X-Debug-Request", "1")])
+    client.send(frame(TEXT, "sleep 60000"))
+    return visit.httpd.child_of(client)
+
+
+def on_disconnect(visit):
+    client = visit.arrive(headers=[("X-Debug-Sleep-Last", "60000")])
+    child = visit.httpd.child_of(client)
+    client.send(close_frame(1000))
+    wait_until(lambda: visit.httpd.trail_lines(visit.trail), 3, "on_disconnect")
+    return child
+
+
+def on_disconnect_at_the_end(visit):
+    return visit.httpd.child_of(visit.arrive(headers=[("X-Debug-Sleep-Last", "60000")]))
+
+
+CALLBACKS = [on_connect, on_message, on_message_with_the_request, on_disconnect, on_disconnect_at_the_end]
+
+
+# --- clients that have no end of their own ---------------------------------------------------------
+
+
+def does_not_answer(visit):
+    return visit.arrive("/echo")
+
+
+def answers_and_stays(visit):
+    client = visit.arrive("/echo")
+
+    def answer():
+        with contextlib.suppress(EOFError, OSError):
+            if client.read_frame(15).opcode == CLOSE:
+                client.send(close_frame(1001))
+
+    threading.Thread(target=answer, daemon=True).start()
+    return client
+
+
+def half_a_message(visit):
+    client = visit.arrive("/echo")
+    client.send(frame(BINARY, bytes(1000), length=1_000_000))
+    return client
+
+
+def sends_on(visit):
+    """And takes no notice of what comes."""
+    client = visit.arrive("/echo")
+
+    def send():
+        with contextlib.suppress(OSError):
+            while True:
+                client.send(frame(BINARY, bytes(1000)))
+
+    threading.Thread(target=send, daemon=True).start()
+    return client
+
+
+def does_not_read(visit):
+    """The plugin's callback waits in send."""
+    client = visit.arrive("/debug", rcvbuf=4096)
+    client.send(frame(TEXT, "flood 100000 60000"))
+    client.read_frame()
+    return client
+
+
+def trickles(visit):
+    """The same, with a client that takes a little."""
+    client = does_not_read(visit)
+
+    def read():
+        with contextlib.suppress(OSError):
+            while client.sock.recv(100):
+                time.sleep(0.02)
+
+    client.sock.settimeout(None)
+    threading.Thread(target=read, daemon=True).start()
+    return client
+
+
+CLIENTS = [does_not_answer, answers_and_stays, half_a_message, sends_on, does_not_read, trickles]
+
+
+class TestEnds:
+    @pytest.fixture(autouse=True)
+    def own_server(self, httpd):
+        with httpd.serve(site()):
+            yield
+
+    def ends(self, httpd, connect, end, home, child):
+        """The child goes in time, and a client that knows how to behave is told."""
+        polite = connect()
+        polite.upgrade("/echo" + HOMES[home])
+        works(polite)
+        time.sleep(0.2)
+        begun = time.monotonic()
+        httpd.tell(ENDS[end])
+        try:
+            got = polite.read_frame()
+            assert (got.opcode, got.code) == (CLOSE, 1001)
+            polite.send(close_frame(1001))
+        except EOFError:
+            # event and worker close the sockets of their own threads before they say that they stop.
+            assert home == "blocking" and not PREFORK and "graceful" not in end, "no Close"
+        polite.sock.close()
+        wait_until(lambda: child not in httpd.children(), 15, "the end of the child")
+        took = time.monotonic() - begun
+        if "restart" in end:
+            httpd.renewed()
+        else:
+            httpd.stop(ENDS[end])
+        assert took < BOUNDS[end] + SLACK, f"the child took {took:.1f} s"
+
+    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("home", HOMES)
+    @pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: callback.__name__)
+    def test_a_callback_that_does_not_return(self, httpd, connect, callback, home, end):
+        httpd.expect_log(HANGS)
+        child = callback(Visit(httpd, connect, "ws", home, httpd.trail("overdue")))
+        self.ends(httpd, connect, end, home, child)
+
+    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("home", HOMES)
+    def test_the_same_over_tls(self, httpd, connect, home, end):
+        httpd.expect_log(HANGS)
+        child = on_message(Visit(httpd, connect, "wss", home, httpd.trail("overdue")))
+        self.ends(httpd, connect, end, home, child)
+
+    @pytest.mark.parametrize("end", ["stop", "graceful restart"])
+    @pytest.mark.parametrize("home", HOMES)
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
+    def test_a_client_without_an_end(self, httpd, connect, client, kind, home, end):
+        visit = Visit(httpd, connect, kind, home, httpd.trail("overdue"))
+        self.ends(httpd, connect, end, home, httpd.child_of(client(visit)))
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_who_else_is_at_work_is_not_cut_short(httpd, connect, home):
+    """A graceful end waits for what httpd serves besides, and lasts no longer than that."""
+    if PREFORK:
+        pytest.skip("a process serves nothing besides")
+    with httpd.serve(site() + "\nSendBufferSize 4096\n"):
+        large = httpd.root / "htdocs/large"
+        large.write_bytes(bytes(10_000_000))
+        httpd.expect_log(HANGS)
+        child = on_message(Visit(httpd, connect, "ws", home, httpd.trail("overdue")))
+        with socket.socket() as download:
+            download.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            download.connect(("127.0.0.1", httpd.port))
+            download.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            got = len(download.recv(1000))
+            httpd.tell(signal.SIGUSR1)
+            time.sleep(DRAIN + 1.5 + 1)
+            assert child in httpd.children()
+            while got < 10_000_000 and (data := download.recv(1 << 16)):
+                got += len(data)
+            assert got > 10_000_000, "the answer was cut short"
+        wait_until(lambda: child not in httpd.children(), 3, "the end of the child")
+        httpd.renewed()
+
+
+@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("kind", ["ws", "wss"])
+def test_who_answers_and_stays_is_not_waited_for(httpd, connect, kind, home):
+    """httpd would give such a client two more seconds."""
+    with httpd.serve(site("1ms")):
+        visit = Visit(httpd, connect, kind, home, httpd.trail("overdue"))
+        child = httpd.child_of(answers_and_stays(visit))
+        time.sleep(0.2)
+        begun = time.monotonic()
+        httpd.tell(signal.SIGUSR1)
+        wait_until(lambda: child not in httpd.children(), 15, "the end of the child")
+        took = time.monotonic() - begun
+        httpd.renewed()
+    assert took < 1.5 + SLACK, f"the child took {took:.1f} s"
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_a_stop_cuts_a_drain_short(httpd, connect, home):
+    with httpd.serve(site("1h")):
+        httpd.expect_log(HANGS)
+        on_message(Visit(httpd, connect, "ws", home, httpd.trail("overdue")))
+        httpd.graceful()
+        time.sleep(0.5)
+        begun = time.monotonic()
+        httpd.stop()
+        # httpd looks after its children now and then.
+        assert time.monotonic() - begun < 2 + 1 + SLACK
+
+
+@pytest.mark.skipif(not DETACHED, reason="about detached connections")
+@pytest.mark.parametrize("end", ENDS)
+def test_detached_connections_hear_of_the_end_meanwhile(httpd, connect, end):
+    """On prefork the process's only thread of httpd's is in the callback, and holds the signals back."""
+    with httpd.serve(ONE_CHILD + site()):
+        httpd.expect_log(HANGS)
+        httpd.allow_log("AH00161|AH03490")  # there is no room for a second child
+        polite = connect()
+        polite.upgrade("/echo")
+        works(polite)
+        child = on_message(Visit(httpd, connect, "ws", "blocking", httpd.trail("overdue")))
+        assert httpd.child_of(polite) == child
+        time.sleep(0.2)
+        begun = time.monotonic()
+        httpd.tell(ENDS[end])
+        polite.expect_close(1001)
+        assert time.monotonic() - begun < (DRAIN if "graceful" in end else 0) + SLACK
+        wait_until(lambda: child not in httpd.children(), 15, "the end of the child")
+        assert time.monotonic() - begun < BOUNDS[end] + SLACK
+        if "restart" in end:
+            httpd.renewed()
+        else:
+            httpd.stop(ENDS[end])
