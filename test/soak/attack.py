@@ -15,8 +15,6 @@ from peers import PORT, Listener, bridge
 FORK = multiprocessing.get_context("fork")
 # Where attackers' connections live: over TLS or not, and below which path.
 HOMES = [(False, ""), (True, ""), (False, "/held"), (True, "/held")]
-# Bytes of heap that a client may have a child hold: a message that is coming, one that is going, codecs.
-HELD = 4 << 20
 # What the error log may say of them.
 SAID = r"WS0310: as many threads as may"
 
