@@ -43,6 +43,17 @@ impl Buffer {
         self.filled == 0
     }
 
+    /// Takes the memory for a message, if there is that much.
+    pub fn claim(&mut self) -> bool {
+        self.claim.cover(self.capacity()).is_ok()
+    }
+
+    /// Nobody's message uses the memory.
+    pub fn disclaim(&mut self) {
+        self.clear();
+        self.claim.release();
+    }
+
     /// How much memory it takes.
     #[inline]
     pub fn capacity(&self) -> usize {
@@ -98,8 +109,12 @@ impl Buffer {
     fn grow(&mut self, least: usize, enough: usize) -> Result<(), Exhausted> {
         const FIRST: usize = 512;
         let double = (2 * self.bytes.len()).max(self.bytes.capacity());
-        let size = double.max(FIRST).min(enough).max(least);
-        self.claim.cover(size)?;
+        let mut size = double.max(FIRST).min(enough).max(least);
+        if self.claim.cover(size).is_err() {
+            // It may do with less.
+            size = least;
+            self.claim.cover(size)?;
+        }
         self.bytes.reserve_exact(size - self.bytes.len());
         self.bytes.resize(size, 0);
         Ok(())

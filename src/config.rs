@@ -158,9 +158,9 @@ impl Detach {
 /// How long a message may take to arrive.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MessageTimeout {
-    /// The time it has at first.
+    /// The time it has.
     pub time: Duration,
-    /// For each so many bytes it has a second more.
+    /// If so many bytes a second have come in that time it has as much again.
     pub rate: Option<u32>,
 }
 
@@ -181,10 +181,10 @@ impl MessageTimeout {
         }
     }
 
-    /// How long a message may take of which `len` bytes have come.
-    pub fn of(&self, len: u64) -> Duration {
-        let more = self.rate.map_or(0, |rate| len / u64::from(rate));
-        self.time.saturating_add(Duration::from_secs(more))
+    /// Whether a message may go on of which `len` bytes have come in `passed`.
+    pub fn is_met(&self, len: u64, passed: Duration) -> bool {
+        let enough = |rate: u32| u128::from(len) * 1000 >= u128::from(rate) * passed.as_millis();
+        passed < self.time || self.rate.is_some_and(enough)
     }
 }
 
@@ -266,9 +266,16 @@ impl Settings {
         self.max_message.unwrap_or(MAX_MESSAGE)
     }
 
-    /// The most bytes that wait for a slow client; as many as the largest message unless set.
+    /// The most bytes that wait for a slow client; as many as the largest message of the server's own configuration unless
+    /// set. What a .htaccess file says of the client's messages is no reason to let the plugin wait.
     pub fn send_queue(&self) -> usize {
-        self.send_queue.unwrap_or_else(|| self.max_message())
+        self.send_queue.unwrap_or_else(|| self.max_message_of_server())
+    }
+
+    /// Whether a page's origin is compared with the server's own.
+    pub fn compares_origins(&self) -> bool {
+        let own = |origins: &Origins| origins.check() == OriginCheck::Same;
+        own(&self.origins) || own(&self.origins.merge(&self.htaccess.origins))
     }
 
     /// Whether the server's own configuration lets a page of this origin in. `own` is the request's.
@@ -454,8 +461,9 @@ mod tests {
         ] {
             assert_eq!(MessageTimeout::parse(text), expected, "{text}");
         }
-        assert_eq!(timeout(60, Some(500)).of(1499), Duration::from_secs(62));
-        assert_eq!(timeout(60, None).of(1 << 40), Duration::from_secs(60));
+        let is_met = |rate, len, passed| timeout(60, rate).is_met(len, Duration::from_secs(passed));
+        assert!(is_met(None, 0, 59) && !is_met(None, 1 << 40, 60));
+        assert!(is_met(Some(500), 30_000, 60) && !is_met(Some(500), 29_999, 60));
     }
 
     #[test]
@@ -589,6 +597,7 @@ mod tests {
             (server(Some(9), trusted(None, &[])), (999, Some(list), &[b]), Some(99), 99, &[b]),
         ] {
             let file = local(file.0, trusted(file.1, file.2));
+            let queue = after.or(before.max_message).unwrap_or(MAX_MESSAGE);
             let after = after.map_or_else(Settings::default, |size| {
                 server(Some(size), trusted(Some(list), &[b]))
             });
@@ -598,7 +607,7 @@ mod tests {
                 file.merge(&before).merge(&after),
                 before.merge(&after).merge(&file),
             ] {
-                assert_eq!((merged.max_message(), merged.send_queue()), (size, size));
+                assert_eq!((merged.max_message(), merged.send_queue()), (size, queue));
                 for origin in [a, b, own] {
                     let bytes = origin.as_bytes();
                     let is_allowed =
@@ -606,6 +615,24 @@ mod tests {
                     assert_eq!(is_allowed, allowed.contains(&origin), "{origin} {merged:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn when_the_servers_own_origin_matters() {
+        let origins = |check| Origins { check, trusted: None };
+        let (off, same, list) = (OriginCheck::Off, OriginCheck::Same, OriginCheck::Trusted);
+        for (server, file, compares) in [
+            (None, None, true),
+            (Some(off), None, false),
+            (Some(list), None, false),
+            (Some(off), Some(list), false),
+            (Some(off), Some(same), true),
+            (Some(same), Some(list), true),
+        ] {
+            let htaccess = Htaccess { origins: origins(file), ..Htaccess::default() };
+            let settings = Settings { origins: origins(server), htaccess, ..Settings::default() };
+            assert_eq!(settings.compares_origins(), compares, "{server:?} {file:?}");
         }
     }
 

@@ -1,17 +1,19 @@
 //! The memory of a child's connections: what clients can make grow is counted here before it does.
 //!
 //! That is unfinished messages, what waits to be sent, and the state of compression. What a connection takes anyway, and
-//! a little more ([`FREE`]), is not counted, so that those who hold little are never refused.
+//! a little more ([`FREE`]), is not counted. Those who hold much leave a quarter to the others.
 #![deny(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// So many bytes of anything are not counted.
 pub const FREE: usize = 4096;
+/// Who holds no more than so many finds room when three quarters are used up by those who hold more.
+const SMALL: usize = 64 * 1024;
 /// What is more is counted in steps of so many.
 const STEP: usize = 16 * 1024;
 
-/// For what need not be counted: tests, benchmarks.
+/// A budget without a bound, for tests and benchmarks.
 pub static UNLIMITED: Budget = Budget::new(usize::MAX);
 
 /// How many bytes a child may hold, and does (`WebSocketMemoryLimit`).
@@ -20,6 +22,8 @@ pub struct Budget {
     // Mere counts, which nothing else hangs on.
     bound: AtomicUsize,
     used: AtomicUsize,
+    /// What is kept for the next messages, besides.
+    spare: AtomicUsize,
     refused: AtomicU64,
 }
 
@@ -30,8 +34,8 @@ pub struct Exhausted;
 impl Budget {
     /// A budget of `bound` bytes.
     pub const fn new(bound: usize) -> Self {
-        let (used, refused) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { bound: AtomicUsize::new(bound), used, refused }
+        let (used, spare) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { bound: AtomicUsize::new(bound), used, spare, refused: AtomicU64::new(0) }
     }
 
     /// Changes the bound; what is held stays so.
@@ -59,9 +63,14 @@ impl Budget {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Whether less than half of it is held, so that memory can be kept for later, too.
-    pub fn is_at_ease(&self) -> bool {
-        self.used() <= self.bound() / 2
+    /// Whether `bytes` more may be kept for the next messages: an eighth of what may be held, in all.
+    pub fn spare(&self, bytes: usize) -> bool {
+        take(&self.spare, bytes, self.bound() / 8)
+    }
+
+    /// They are not kept any more.
+    pub fn unspare(&self, bytes: usize) {
+        self.spare.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// A part of it that holds nothing yet.
@@ -71,13 +80,14 @@ impl Budget {
 
     /// Takes `bytes` if no more than half of the budget is held then: for what is useful, but not needed.
     pub fn reserve(&'static self, bytes: usize) -> Option<Claim> {
-        self.take(bytes, self.bound() / 2).then(|| Claim { budget: self, bytes })
+        take(&self.used, bytes, self.bound() / 2).then(|| Claim { budget: self, bytes })
     }
+}
 
-    fn take(&self, bytes: usize, bound: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= bound);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
-    }
+/// Adds `bytes` to a count unless that would exceed `bound`.
+fn take(count: &AtomicUsize, bytes: usize, bound: usize) -> bool {
+    let fits = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= bound);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
 }
 
 /// What somebody holds of a [`Budget`], until it is dropped.
@@ -97,11 +107,21 @@ impl Claim {
     #[cold]
     fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
         let more = bytes.checked_next_multiple_of(STEP).ok_or(Exhausted)? - self.bytes;
-        if !self.budget.take(more, self.budget.bound()) {
+        let bound = self.budget.bound();
+        let bound = if bytes <= SMALL { bound } else { bound - bound / 4 };
+        if !take(&self.budget.used, more, bound) {
             return Err(Exhausted);
         }
         self.bytes += more;
         Ok(())
+    }
+
+    /// No more than `bytes` are held any more. To be called where that is much less than before.
+    pub fn lower(&mut self, bytes: usize) {
+        let bytes = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.budget.used.fetch_sub(less, Ordering::Relaxed);
     }
 
     /// Nothing is held any more.
@@ -114,7 +134,7 @@ impl Claim {
 
     #[cold]
     fn give_back(&mut self) {
-        self.budget.used.fetch_sub(core::mem::take(&mut self.bytes), Ordering::Relaxed);
+        self.lower(0);
     }
 
     /// Whose claim it is.
@@ -160,6 +180,27 @@ mod tests {
     }
 
     #[test]
+    fn those_who_hold_much_leave_a_quarter_to_the_others() {
+        let budget = budget(16 * SMALL);
+        let mut large: Vec<_> = (0..7).map(|_| budget.claim()).collect();
+        for claim in &mut large[..6] {
+            assert_eq!(claim.cover(2 * SMALL), Ok(()));
+        }
+        assert_eq!(large[6].cover(2 * SMALL), Err(Exhausted));
+        let mut small: Vec<_> = (0..4).map(|_| budget.claim()).collect();
+        for claim in &mut small {
+            assert_eq!(claim.cover(SMALL), Ok(()));
+        }
+        assert_eq!(budget.claim().cover(SMALL), Err(Exhausted));
+        small[0].lower(STEP + 1);
+        assert_eq!(budget.used(), 16 * SMALL - 2 * STEP);
+        small[0].lower(FREE);
+        assert_eq!(budget.claim().cover(SMALL), Ok(()));
+        // What is there may stay.
+        assert_eq!(large[0].cover(2 * SMALL), Ok(()));
+    }
+
+    #[test]
     fn no_size_is_too_large_to_be_refused() {
         let budget = budget(usize::MAX);
         let mut claim = budget.claim();
@@ -169,10 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_for_the_next_messages_takes_nothing_from_others() {
+        let budget = budget(8 * STEP);
+        assert!(budget.spare(STEP / 2) && !budget.spare(STEP));
+        assert_eq!(budget.claim().cover(2 * STEP), Ok(()));
+        budget.unspare(STEP / 2);
+        assert!(budget.spare(STEP));
+    }
+
+    #[test]
     fn half_of_it_is_for_what_is_not_needed() {
         let budget = budget(100);
         let kept = budget.reserve(50).expect("half of it");
-        assert!(budget.is_at_ease());
         assert!(budget.reserve(1).is_none());
         drop(kept);
         assert!(budget.reserve(51).is_none());

@@ -169,6 +169,8 @@ struct Queue {
     asleep: bool,
     /// The length of a message that was received and is delivered when so much room is there.
     awaited: Option<usize>,
+    /// That message is whole, and comes before what others send.
+    is_held: bool,
     /// The driver was woken because that room is there.
     told: bool,
     /// Senders that wait for room.
@@ -204,10 +206,16 @@ impl Queue {
         unsent == 0 || unsent + len <= bound
     }
 
+    /// How much room is kept for a message that waits to be delivered.
+    #[inline]
+    fn reserved(&self) -> usize {
+        if self.is_held { self.awaited.unwrap_or(0) } else { 0 }
+    }
+
     /// Whether the child has memory for `len` more bytes.
     #[inline]
     fn has_memory(&mut self, len: usize) -> bool {
-        self.claim.cover(self.unsent() + len).is_ok()
+        self.claim.cover(self.bytes.len() + self.in_flight + len).is_ok()
     }
 
     /// Queues a frame.
@@ -235,6 +243,13 @@ impl Queue {
         self.push(Opcode::Close, false, payload);
     }
 
+    /// Forgets what has left when it is the greater part, and gives back the memory that is not needed any more.
+    fn compact(&mut self) {
+        if drop_front(&mut self.bytes, &mut self.written) {
+            self.claim.lower(self.bytes.capacity() + self.in_flight);
+        }
+    }
+
     /// Writes queued bytes until none are left (`true`) or the socket is full.
     fn flush(&mut self, socket: &dyn Socket) -> io::Result<bool> {
         while self.written < self.bytes.len() {
@@ -244,11 +259,7 @@ impl Queue {
                     self.bytes_out += n as u64;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    // What has left must not pile up before what has not.
-                    if self.written > self.bytes.len() / 2 {
-                        self.bytes.drain(..self.written);
-                        self.written = 0;
-                    }
+                    self.compact();
                     return Ok(false);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -309,6 +320,7 @@ impl Outbox {
                 in_flight: 0,
                 asleep: false,
                 awaited: None,
+                is_held: false,
                 told: false,
                 waiting: 0,
                 code: None,
@@ -394,11 +406,14 @@ impl Outbox {
         let Some(deflater) = &mut *deflater else { return Err(Refused::Closing) };
         let mut packed = Vec::new();
         let compressed = deflater.compress(payload, &mut packed);
+        let payload = if compressed { &packed } else { payload };
         let queue = self.lock();
         if queue.state > State::Open {
             return Err(Refused::Closing);
         }
-        self.queue_frame(queue, opcode, compressed, if compressed { &packed } else { payload });
+        // Others may have emptied the queue meanwhile, and given its memory back.
+        let queue = self.admit(queue, payload.len())?;
+        self.queue_frame(queue, opcode, compressed, payload);
         Ok(())
     }
 
@@ -525,7 +540,7 @@ impl Outbox {
         if queue.state > State::Open {
             return Err(Refused::Closing);
         }
-        if queue.fits(len + queue.awaited.unwrap_or(0), self.bounds.queue) {
+        if queue.fits(len + queue.reserved(), self.bounds.queue) {
             return self.admit(queue, len);
         }
         self.wait(queue, len)
@@ -561,7 +576,7 @@ impl Outbox {
             if queue.state > State::Open {
                 return Err(Refused::Closing);
             }
-            if queue.fits(len + queue.awaited.unwrap_or(0), self.bounds.queue) {
+            if queue.fits(len + queue.reserved(), self.bounds.queue) {
                 return self.admit(queue, len);
             }
             let left = queue.bytes_out;
@@ -647,6 +662,8 @@ impl Outbox {
         let mut queue = self.lock();
         if queue.bytes.is_empty() && queue.bytes.capacity() > REST {
             *spare = core::mem::take(&mut queue.bytes);
+        } else {
+            queue.compact();
         }
         drop(queue);
         self.owner.store(0, Ordering::Relaxed);
@@ -664,7 +681,7 @@ impl Outbox {
             return Reception::Ignore;
         }
         if room.is_some_and(|room| !queue.fits(room, self.bounds.queue)) {
-            (queue.awaited, queue.told) = (room, false);
+            (queue.awaited, queue.is_held, queue.told) = (room, true, false);
             return Reception::Later;
         }
         queue.messages_in += 1;
@@ -752,6 +769,9 @@ impl Outbox {
         queue.bytes_out += left;
         if queue.unsent() == 0 {
             queue.claim.release();
+        } else if left > 0 {
+            let held = queue.bytes.capacity() + queue.in_flight;
+            queue.claim.lower(2 * held);
         }
         let waiting = queue.waiting > 0 && left > 0;
         drop(queue);
@@ -765,7 +785,7 @@ impl Outbox {
     pub fn has_to_pause(&self, len: usize) -> bool {
         let mut queue = self.lock();
         queue.awaited = (!queue.fits(len, self.bounds.queue)).then_some(len);
-        queue.told = false;
+        (queue.is_held, queue.told) = (false, false);
         queue.awaited.is_some() && queue.state <= State::Open
     }
 
@@ -807,6 +827,20 @@ impl Outbox {
         };
         (queue.state, summary, queue.unsent() > 0)
     }
+}
+
+/// Drops the first `written` bytes of a queue when they are the greater part, so that what has left does not pile up before what
+/// has not. `true` if memory was given back.
+pub fn drop_front(bytes: &mut Vec<u8>, written: &mut usize) -> bool {
+    if *written > bytes.len() / 2 {
+        bytes.drain(..*written);
+        *written = 0;
+    }
+    let is_large = bytes.capacity() > REST && (1..bytes.capacity() / 4).contains(&bytes.len());
+    if is_large {
+        bytes.shrink_to(2 * bytes.len());
+    }
+    is_large
 }
 
 /// Whether text may be sent where it must not contain the byte that ends a frame.
@@ -1055,7 +1089,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_the_childs_memory_is_not_queued() {
-        let memory = budget(96 << 10);
+        let memory = budget(128 << 10);
         let (outbox, log) = outbox_of(Bounds { memory, ..bounds(1 << 20) });
         let wire = Wire::new();
         let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
@@ -1509,8 +1543,9 @@ mod tests {
         assert_eq!(spare.capacity(), 0);
         binary(&outbox, b"1").unwrap();
         outbox.disown(&mut spare);
-        // It holds something.
-        assert_eq!((spare.capacity(), outbox.lock().bytes.capacity()), (0, 5000));
+        // It holds something, and keeps no more than that takes.
+        assert_eq!(spare.capacity(), 0);
+        assert!(outbox.lock().bytes.capacity() < REST);
         take(&outbox);
         outbox.lend(&mut Vec::with_capacity(5000));
         outbox.disown(&mut spare);

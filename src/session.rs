@@ -88,6 +88,8 @@ pub struct Session {
     /// The payload of a control frame that spans reads; empty otherwise, or lent.
     control: Vec<u8>,
     phase: Phase,
+    /// Messages mean nothing any more.
+    discards: bool,
 }
 
 /// What the input means.
@@ -125,6 +127,7 @@ impl Session {
             message: None,
             buffer: Buffer::new(limits.memory),
             control: Vec::new(),
+            discards: false,
         }
     }
 
@@ -136,6 +139,16 @@ impl Session {
     /// Whether a Close or a violation has ended the conversation.
     pub fn is_finished(&self) -> bool {
         self.phase == Phase::Finished
+    }
+
+    /// Messages that come in parts are not kept any more, since a Close of ours is on its way.
+    pub fn discard(&mut self) {
+        if !core::mem::replace(&mut self.discards, true) {
+            self.buffer = self.buffer.another();
+            if let Some(inflater) = &mut self.inflater {
+                inflater.release();
+            }
+        }
     }
 
     /// Nothing more is expected of the client, nor kept.
@@ -187,7 +200,7 @@ impl Session {
                         Opcode::Pong => Event::Pong(payload),
                         _ => {
                             (self.phase, self.message) = (Phase::Finished, None);
-                            self.buffer = self.buffer.another();
+                            (self.buffer, self.inflater) = (self.buffer.another(), None);
                             let reason = CloseReason::parse(payload, self.limits.allow_reserved)?;
                             Event::Close(reason)
                         }
@@ -258,7 +271,12 @@ impl Session {
             self.message = Some(Assembly { kind, compressed: false, utf8: Validator::default() });
         }
         let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
-        self.buffer.extend(data, if ends { 0 } else { usize::MAX })?;
+        if self.discards {
+            self.message = self.message.filter(|_| !ends);
+            return Ok(Taken::Nothing);
+        }
+        let most = self.limits.max_message.saturating_sub(self.buffer.len() + data.len());
+        self.buffer.extend(data, if ends { 0 } else { most })?;
         if kind == Kind::Text {
             let valid = message.utf8.push(data);
             if !valid || ends && !message.utf8.is_complete() {
@@ -276,7 +294,7 @@ impl Session {
     /// and says how long they are. What is different in any way is left as it is: nothing but speed depends on this.
     fn take_middle(&mut self, input: &mut [u8]) -> Result<usize, Violation> {
         let Some(message) = &mut self.message else { return Ok(0) };
-        if message.compressed || !self.deframer.is_idle() {
+        if message.compressed || self.discards || !self.deframer.is_idle() {
             return Ok(0);
         }
         let mut consumed = 0;
@@ -288,7 +306,7 @@ impl Session {
             let Some(data) = rest.get_mut(..len).filter(|_| len <= room) else { break };
             let ascii = mask.apply(data);
             message.check(data, ascii, false)?;
-            self.buffer.extend(data, usize::MAX)?;
+            self.buffer.extend(data, room - len)?;
             consumed += 6 + len;
         }
         Ok(consumed)
@@ -341,6 +359,10 @@ impl Session {
         }
         let Some(message) = &mut self.message else { return Ok(Taken::Nothing) };
         let last = header.fin && piece.ends;
+        if self.discards {
+            self.message = self.message.filter(|_| !last);
+            return Ok(Taken::Nothing);
+        }
         match &mut self.inflater {
             Some(inflater) if message.compressed => {
                 let before = self.buffer.len();
@@ -352,7 +374,9 @@ impl Session {
             }
             _ => {
                 message.check(data, piece.ascii, last)?;
-                self.buffer.extend(data, if last { 0 } else { self.deframer.missing_message() })?;
+                let most = self.limits.max_message.saturating_sub(self.buffer.len() + data.len());
+                let more = if last { 0 } else { self.deframer.missing_message().min(most) };
+                self.buffer.extend(data, more)?;
             }
         }
         if !last {
@@ -369,11 +393,13 @@ impl Session {
     pub fn room(&mut self) -> Option<&mut [u8]> {
         let missing = self.deframer.missing_data();
         let message = self.message.as_ref()?;
-        if missing < DIRECT || message.compressed || self.phase != Phase::Frames {
+        if missing < DIRECT || message.compressed || self.discards || self.phase != Phase::Frames {
             return None;
         }
         // Without memory the bytes come as others do, and are refused.
-        self.buffer.room(missing.min(DIRECT_MOST) as usize, self.deframer.missing_message()).ok()
+        let most = self.limits.max_message.saturating_sub(self.buffer.len());
+        let more = self.deframer.missing_message().min(most);
+        self.buffer.room(missing.min(DIRECT_MOST) as usize, more).ok()
     }
 
     /// `len` bytes were read into the [`room`](Self::room). They may complete a message.

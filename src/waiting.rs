@@ -1,6 +1,6 @@
 //! How long a thread may wait for a client that does not take what it is sent.
 //!
-//! Anybody may wait as long as the client takes [`RATE`] bytes a second. A thread that serves many connections would make
+//! Anybody may wait as long as the client takes 500 bytes a second. A thread that serves many connections would make
 //! all of them wait, so there is more to it: for all that is sent within one callback, to whomever, it waits httpd's
 //! `Timeout` at most, and only so many threads wait at a time.
 #![deny(unsafe_code)]
@@ -31,6 +31,8 @@ thread_local! {
     static SHARED: Cell<Option<&'static Waits>> = const { Cell::new(None) };
     /// How long the callback on the calling thread has waited.
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// How long of that when too many others did already.
+    static IN_EXCESS: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 impl Waits {
@@ -65,6 +67,7 @@ impl Waits {
 #[inline]
 pub fn begin_callback() {
     WAITED.set(Duration::ZERO);
+    IN_EXCESS.set(Duration::ZERO);
 }
 
 /// A wait of the calling thread.
@@ -104,9 +107,11 @@ impl Wait {
             return Err("what was sent in answer to one message has waited for Timeout in all");
         }
         if self.counted.is_none() {
+            let in_excess = IN_EXCESS.get() + (now - before);
+            IN_EXCESS.set(in_excess);
             if waits.enter() {
                 self.counted = Some(waits);
-            } else if waited >= GRACE {
+            } else if in_excess >= GRACE {
                 waits.refused.fetch_add(1, Ordering::Relaxed);
                 return Err("as many threads wait for clients as may");
             }
@@ -124,10 +129,10 @@ impl Drop for Wait {
 }
 
 /// How fast a client takes what waits for it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Pace {
-    /// When the time in which it is measured began, and how many bytes had left then.
-    since: Option<(Duration, u64)>,
+    /// When the time in which it is measured began, and how many bytes had left then. Most clients have nothing waiting.
+    since: Option<Box<(Duration, u64)>>,
 }
 
 impl Pace {
@@ -138,17 +143,18 @@ impl Pace {
 
     /// When it will be known of the time that is measured now.
     pub fn due(&self, timeout: Duration) -> Option<Duration> {
-        self.since.map(|(since, _)| since + timeout)
+        self.since.as_ref().map(|since| since.0 + timeout)
     }
 
-    /// Whether in the `timeout` that has just passed less than [`RATE`] has left; `left` is how many bytes have so far.
+    /// Whether in the `timeout` that has just passed less than 500 has left; `left` is how many bytes have so far.
     pub fn is_slow(&mut self, now: Duration, left: u64, timeout: Duration) -> bool {
-        let (since, before) = *self.since.get_or_insert((now, left));
+        let begun = self.since.get_or_insert_with(|| Box::new((now, left)));
+        let (since, before) = **begun;
         let passed = now.saturating_sub(since);
         if passed < timeout {
             return false;
         }
-        self.since = Some((now, left));
+        **begun = (now, left);
         u128::from(left.saturating_sub(before)) < RATE * passed.as_millis() / 1000
     }
 }

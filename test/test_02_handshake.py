@@ -11,7 +11,9 @@ INCREMENT = location(
 )
 PLUGIN = 'WebSocketHandler "${EXAMPLES}/mod_websocket_echo.so" echo_init'
 CONF = (
-    echo()
+    "ServerName WWW.Example.Net:${PORT}\n"
+    + echo()
+    + echo("/canonical", "UseCanonicalName On")
     + INCREMENT
     # Its endpoint is for no request.
     + f'<Location /bare>\nSetHandler websocket-handler\n<If "false">\n{PLUGIN}\n</If>\n</Location>\n'
@@ -320,6 +322,11 @@ class TestOrigin:
     @pytest.mark.parametrize("path", ["/echo", "/same"])
     def test_own(self, connect, httpd, path):
         works_at(connect, path, Origin=f"http://localhost:{httpd.port}")
+
+    def test_canonical_name_in_capitals(self, connect, httpd):
+        """It is as the administrator has written it, a page's origin in lower case."""
+        works_at(connect, "/canonical", Origin=f"http://www.example.net:{httpd.port}")
+        refused(connect, 403, "/canonical", Origin=f"http://localhost:{httpd.port}")
 
     def test_host_in_capitals(self, connect, httpd):
         host, origin = f"LocalHost:{httpd.port}", f"http://localhost:{httpd.port}"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from websockets.asyncio.client import connect as dial
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
-from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame
+from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame, silent
 
 from httpd import DETACH, DETACHED, TLS, debug, echo, location, wait_until
 
@@ -783,8 +783,7 @@ class TestSamples:
             if code:
                 client.expect_close(code)
             else:
-                client.send(frame(PING, b"in its middle")[:0])
-                client.expect_silence(0.3)
+                silent(client, 0.3)
 
 
 # --- what must not be ------------------------------------------------------------------------------
@@ -1154,7 +1153,8 @@ class TestMemoryBound:
 
 
 class TestNoMemory:
-    CONF = "WebSocketMemoryLimit 1k\n" + takeovers()
+    # Half of it is less than any context takes.
+    CONF = "WebSocketMemoryLimit 80k\n" + takeovers()
 
     @pytest.mark.parametrize("path", PATHS)
     def test_too_little_for_any_context(self, peer, path):

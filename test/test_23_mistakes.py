@@ -38,6 +38,14 @@ MISTAKES = {
         "WebSocketMemoryLimit 64M\n" + echo("/x", "WebSocketMaxMessageSize 65M"), "warn",
         ["WS0414", "WebSocketMaxMessageSize 65M", "set WebSocketMemoryLimit higher"], "WebSocketMaxMessageSize",
     ),
+    "the same in quotes": (
+        "WebSocketMemoryLimit 64M\n" + echo("/x", "WebSocketMaxMessageSize '65M'"), "warn",
+        ["WS0414", "set WebSocketMemoryLimit higher"], "WebSocketMaxMessageSize",
+    ),
+    "the default size larger than the memory": (
+        "WebSocketMemoryLimit 16M\n" + echo("/a", "WebSocketMaxMessageSize 1M") + echo("/x"), "warn",
+        ["WS0414", "default of WebSocketMaxMessageSize", "set WebSocketMemoryLimit higher"], "WebSocketMemoryLimit",
+    ),
     # --- an endpoint that no request gets to ---
     "no SetHandler": (here("/x", PLUGIN), "warn", ["WS0420", "<Location /x>", "add that line beside it"], PLUGIN),
     "no SetHandler for a bridge": (here("/x", BRIDGE), "warn", ["WS0420", "WebSocketBridge on", HANDLER], BRIDGE),
@@ -237,6 +245,10 @@ IN_ORDER = {
         "WebSocketTrustedOrigin https://example.com\n"
         + section('Directory "${ROOT}/htdocs"', "AllowOverride AuthConfig")
     ),
+    "a small memory and a small size for all": (
+        "WebSocketMemoryLimit 16M\nWebSocketMaxMessageSize 16M\n" + echo("/x")
+    ),
+    "a small memory and small sizes": "WebSocketMemoryLimit 16M\n" + echo("/x", "WebSocketMaxMessageSize 1M"),
     "messages as large as the memory": echo("/x", "WebSocketMaxMessageSize 256M"),
     "Same without origins": echo("/x", "WebSocketOriginCheck Same"),
     "origins of all kinds": echo(

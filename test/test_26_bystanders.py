@@ -10,7 +10,7 @@ import pytest
 from attackers import Attackers, Rush, Source, attack_until
 from httpd import DETACHED, ONE_CHILD, PREFORK, STATUS, TLS, debug, echo, location, sized
 from peers import PORT, Listener, bridge, random_bytes
-from ws_frame import BINARY, TEXT, frame
+from ws_frame import BINARY, TEXT, frame, random_text
 
 pytestmark = [
     pytest.mark.once,
@@ -21,11 +21,14 @@ pytestmark = [
 COUNT = 120  # attackers: more of them are more than two cores can serve in the time that is asked for
 BUSY = sized(40, 80)  # of those who keep processors busy
 SECONDS = sized(2, 15)
+LIMIT = 256 << 20  # WebSocketMemoryLimit, unless it is set
 FORK = multiprocessing.get_context("fork")
 
 
 class Bystander:
     """An honest client: how long its echoes and its pages take; 99 of 100 pages less than `page` seconds."""
+
+    TEXT = random_text(20_000)
 
     def __init__(self, httpd, ws, page=0.1):
         self.httpd, self.client, self.most = httpd, ws("/bystander"), page
@@ -36,8 +39,9 @@ class Bystander:
         )]
 
     def echo(self):
-        self.client.send(frame(TEXT, "there"))
-        self.client.expect(TEXT, "there")
+        # More than what any connection may hold uncounted.
+        self.client.send(frame(TEXT, self.TEXT))
+        self.client.expect(TEXT, self.TEXT)
 
     def page(self):
         assert self.httpd.get()[0] == 200
@@ -93,6 +97,7 @@ def beside(httpd, ws):
             process.start()
             process.join(SECONDS + 30)
             assert process.exitcode == 0
+            assert httpd.sums()["Memory"] <= len(httpd.children()) * LIMIT
 
     return attacked
 
@@ -151,7 +156,9 @@ class TestSlowReaders:
 class TestFrames:
     """What needs no plugin's help."""
 
-    CONF = SITE + echo("/bystander") + echo("/echo", "WebSocketMaxMessageSize 1M")
+    CONF = SITE + echo("/bystander") + echo(
+        "/echo", "WebSocketMaxMessageSize 1M", "WebSocketMessageTimeout 1s,MinRate=500"
+    )
 
     @OVER
     def test_unfinished_messages(self, beside, kind):

@@ -239,6 +239,32 @@ def test_who_answers_and_stays_is_not_waited_for(httpd, connect, kind, home):
     assert took < 1.5 + SLACK, f"the child took {took:.1f} s"
 
 
+@pytest.mark.parametrize("late", [0, DRAIN + 2])
+@pytest.mark.parametrize("home", HOMES)
+def test_who_comes_too_late_is_sent_away(httpd, connect, home, late):
+    """A request whose headers end when its child is ending already: another child serves it as long as it likes."""
+    # On prefork mod_reqtimeout answers headers with 400 in whose midst the signal comes.
+    with httpd.serve(site() + "RequestReadTimeout header=0\n"):
+        client, trail = connect(), httpd.trail("late")
+        request = client.request("/debug" + HOMES[home], [("X-Debug-Trail", str(trail)), ("X-Debug-Name", "late")])
+        client.send(request[:-2])
+        child = httpd.child_of(client)
+        time.sleep(0.3)
+        httpd.graceful()
+        assert child in httpd.before[1]
+        time.sleep(late)
+        client.send(request[-2:])
+        response = client.read_response()
+        assert response.status == 503
+        assert int(response.headers["retry-after"]) > 0
+        assert not httpd.trail_lines(trail), "the plugin was asked"
+        client.sock.close()
+        httpd.outlived()
+        with connect() as other:
+            other.upgrade("/echo" + HOMES[home])
+            works(other)
+
+
 @pytest.mark.parametrize("home", HOMES)
 def test_a_stop_cuts_a_drain_short(httpd, connect, home):
     with httpd.serve(site("1h")):

@@ -5,7 +5,7 @@ import time
 import zlib
 
 import pytest
-from httpd import DETACHED, ONE_CHILD, PREFORK, STATUS, TLS, echo, sized, wait_until
+from httpd import DETACHED, ONE_CHILD, PREFORK, STATUS, TLS, debug, echo, sized, wait_until
 from peers import random_bytes
 from ws_frame import BINARY, CONTINUATION, PING, TEXT, frame, silent, works
 
@@ -99,12 +99,42 @@ class TestWhoIsRefused:
 
 
 @pytest.mark.once
+@pytest.mark.skipif(PREFORK, reason="a child has one connection")
+class TestEarlyBytes:
+    """What comes with the handshake is counted, too."""
+
+    CONF = "WebSocketMemoryLimit 8M\nSendBufferSize 16384\n" + ONE_CHILD + STATUS + TLS + debug(
+        "/debug", "WebSocketSendQueueLimit 64k"
+    )
+
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_much_behind_the_handshake(self, httpd, connect, over, kind):
+        httpd.allow_log("WS0312: the connections of this child hold as much as WebSocketMemoryLimit allows")
+        over(kind, "/debug")
+        (child,) = httpd.children()
+        start = httpd.memory(child)
+        frames = frame(BINARY, random_bytes(4000)) * 250
+        tls = {"port": httpd.tls_port, "tls": httpd.tls_context()} if kind == "wss" else {}
+        clients = []
+        # One after the other: each holds a worker until it has shaken hands.
+        for _ in range(60 if DETACHED else 16):
+            clients.append(connect(rcvbuf=4096, **tls))
+            # It comes while on_connect takes its time.
+            send_what_is_taken(clients[-1], [clients[-1].request("/debug", [("X-Debug-Sleep", "60")]) + frames])
+        held = (httpd.memory(child) - start) / 1024
+        assert held < 8 * 1.5 + 28, f"{held:.0f} MiB"
+        for client in clients:
+            client.reset()
+        wait_until(lambda: httpd.sums()["Memory"] == 0, what="all memory given back")
+
+
+@pytest.mark.once
 class TestAtStart:
     CONF = "WebSocketMemoryLimit 100M\nServerLimit 16\nMaxRequestWorkers 128\n" + echo()
 
     def test_what_the_limit_adds_up_to(self, httpd):
         children = 16 if PREFORK else 2
-        line = f"may take 100 MiB in each of up to {children} children, {children * 100} MiB in all (WebSocketMemoryLimit)"
+        line = f"may take 100 MiB in each of up to {children} children, {children * 100} MiB in all children of one generation"
         assert line in httpd.error_log.read_text()
 
 

@@ -26,7 +26,7 @@ use crate::{
     endpoint::{Endpoint, Peer, Readiness, Relayed},
     journal::Level,
     memory::Claim,
-    outbox::{self, Outbox},
+    outbox::{self, Outbox, drop_front},
     proto::{
         Kind,
         close::{self, CloseCode},
@@ -102,8 +102,8 @@ struct Outbound {
     complained: bool,
     /// How much has left so far.
     taken: u64,
-    /// What `taken` was when the clock saw it change last, and when that was.
-    seen: (u64, Duration),
+    /// How much had reached the peer when the clock saw that change last, and when that was.
+    seen: Option<(u64, Duration)>,
 }
 
 /// How reading from the peer ended.
@@ -148,7 +148,7 @@ impl Relay {
             broken: false,
             complained: false,
             taken: 0,
-            seen: (0, Duration::ZERO),
+            seen: None,
         };
         let (waiting, state) = (AtomicUsize::new(0), Mutex::new(State { inbound, outbound }));
         Self { outbox, socket, max_piece, waiting, state }
@@ -446,14 +446,9 @@ impl Outbound {
         self.claim.release();
     }
 
-    /// What has left must not pile up before what has not.
     fn compact(&mut self) {
-        if self.written == self.bytes.len() {
-            self.bytes.clear();
-            self.written = 0;
-        } else if self.written > self.bytes.len() / 2 {
-            self.bytes.drain(..self.written);
-            self.written = 0;
+        if drop_front(&mut self.bytes, &mut self.written) {
+            self.claim.lower(self.held(self.bytes.capacity() - self.bytes.len()));
         }
     }
 
@@ -542,6 +537,7 @@ impl Peer for Relay {
         } else if inbound.claim.cover(inbound.rest.len()).is_err() {
             self.outbox.refuse_memory();
             (inbound.over, inbound.rest) = (true, Vec::new());
+            inbound.claim.release();
         }
         Relayed {
             again: reading == Reading::Again,
@@ -566,10 +562,13 @@ impl Peer for Relay {
         let Ok(mut state) = self.state.try_lock() else { return false };
         let outbound = &mut state.outbound;
         let waits = outbound.waits();
-        if !waits || outbound.taken != outbound.seen.0 {
-            outbound.seen = (outbound.taken, now);
-        }
-        if !waits || now - outbound.seen.1 < patience {
+        // The kernel takes more from us only when the peer has taken a good part of what it holds.
+        let kernels = if self.is_stream() { self.socket.unacknowledged() } else { 0 };
+        let taken = outbound.taken.wrapping_sub(kernels);
+        let seen = outbound.seen.filter(|(before, _)| waits && *before == taken);
+        let since = seen.map_or(now, |(_, since)| since);
+        outbound.seen = Some((taken, since));
+        if !waits || now - since < patience {
             return false;
         }
         outbound.give_up();

@@ -142,7 +142,10 @@ pub fn serve(
         Ok(blocking) => {
             let carrier: Arc<dyn Carrier> = blocking.clone();
             let entry = stop.enter(&carrier);
-            let _ = blocking.end.moment.set(entry.moment());
+            let ending = signals.map_or(Ending::None, |_| pending()).max(entry.ending());
+            // Who comes when the drain has begun does not lengthen it.
+            let moment = if ending == Ending::None { entry.moment() } else { Duration::ZERO };
+            let _ = blocking.end.moment.set(moment);
             let weak: Weak<dyn Carrier> = Arc::downgrade(&carrier);
             outbox.open(weak);
             outbox.own();
@@ -232,6 +235,7 @@ fn turns(
             summary,
             unsent: arrived.is_some(),
             unfinished: turn.unfinished(),
+            running: false,
             hurry: stopping,
         };
         let deadline = match clocks.check(&sight, &patience) {
@@ -422,15 +426,31 @@ mod tests {
         // Its moment is hours away, whatever the number of this process.
         stop.reset(Duration::from_millis(u32::MAX.into()));
         serving(PATIENCE, stop, Recorder::echo, |wire, outbox, _| {
+            let works = || {
+                wire.frame(Opcode::Ping, b"");
+                wire.expect(&from_us(Opcode::Pong, b""));
+            };
+            works();
             stop.end(Ending::Drain);
-            wire.frame(Opcode::Ping, b"");
-            wire.expect(&from_us(Opcode::Pong, b""));
+            works();
             assert_eq!(outbox.state(), State::Open);
             // As a signal handler does it: nobody is woken.
             stop.hasten();
             wire.expect(&going_away());
             wire.frame(Opcode::Close, b"");
         });
+    }
+
+    #[test]
+    fn a_connection_that_comes_when_a_drain_has_begun_is_closed_at_once() {
+        let stop = child();
+        stop.reset(Duration::from_millis(u32::MAX.into()));
+        stop.end(Ending::Drain);
+        let (ended, code, _) = serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
+            wire.expect(&going_away());
+            wire.frame(Opcode::Close, b"");
+        });
+        assert_eq!((ended.lost, code), (false, CloseCode::GOING_AWAY));
     }
 
     #[test]

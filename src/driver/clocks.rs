@@ -32,6 +32,8 @@ pub struct Sight {
     pub unsent: bool,
     /// A message that is arriving.
     pub unfinished: Option<Unfinished>,
+    /// A thread is at work on it, so nobody knows what has arrived.
+    pub running: bool,
     /// The child goes down: what waits does not delay the end.
     pub hurry: bool,
 }
@@ -51,8 +53,18 @@ pub enum Verdict {
     GiveUp(&'static str),
 }
 
-/// What a connection's clocks saw last.
+/// A message that is arriving, as its time is measured.
 #[derive(Clone, Copy, Debug)]
+struct Arriving {
+    /// Where it began, which tells it from the next one.
+    begun: u64,
+    /// When its present time began, and how much of it had come then.
+    since: Duration,
+    len: u64,
+}
+
+/// What a connection's clocks saw last.
+#[derive(Debug)]
 pub struct Clocks {
     /// When the client said anything.
     heard: Duration,
@@ -64,12 +76,12 @@ pub struct Clocks {
     closing: Option<Duration>,
     /// The client has been pinged since it was heard.
     pinged: bool,
-    /// What there is is to be read before the client is given up.
+    /// The socket is to be read empty before the client is judged.
     listening: bool,
     /// How fast it takes what waits for it.
     pace: Pace,
-    /// Which message is arriving, and since when.
-    arriving: Option<(u64, Duration)>,
+    /// The message that is arriving.
+    arriving: Option<Box<Arriving>>,
     /// It has been given up, which is said once.
     gave_up: bool,
     messages_out: u64,
@@ -104,7 +116,7 @@ impl Clocks {
         verdict
     }
 
-    /// Whether what there is is to be read before more can be said.
+    /// Whether the socket is to be read empty before more can be said.
     pub fn is_listening(&self) -> bool {
         self.listening && !self.gave_up
     }
@@ -115,13 +127,23 @@ impl Clocks {
         self.pinged = false;
     }
 
-    /// When the message that is arriving has to be there.
+    /// When the message that is arriving has to be there, or enough of it.
     fn message_end(&mut self, sight: &Sight, timeout: Option<MessageTimeout>) -> Option<Duration> {
-        let same =
-            |unfinished: Unfinished| self.arriving.filter(|(begun, _)| *begun == unfinished.begun);
-        let arriving = sight.unfinished.map(|u| same(u).unwrap_or((u.begun, sight.now)));
-        self.arriving = arriving;
-        Some(arriving?.1 + timeout?.of(sight.unfinished?.len))
+        if sight.running {
+            return None;
+        }
+        let (now, timeout) = (sight.now, timeout?);
+        let before = self.arriving.take();
+        let Unfinished { begun, len } = sight.unfinished?;
+        let same = before.filter(|message| message.begun == begun);
+        let mut message = same.unwrap_or_else(|| Box::new(Arriving { begun, since: now, len }));
+        let passed = now - message.since;
+        if passed >= timeout.time && timeout.is_met(len - message.len, passed) {
+            (message.since, message.len) = (now, len);
+        }
+        let end = message.since + timeout.time;
+        self.arriving = Some(message);
+        Some(end)
     }
 
     fn judge(&mut self, sight: &Sight, patience: &Patience) -> Verdict {
@@ -155,8 +177,8 @@ impl Clocks {
             if is_slow {
                 return Verdict::GiveUp(SLOW);
             }
-            // The client cannot answer a Close that it has not got yet.
-            if !unsent || hurry {
+            // The client cannot answer a Close that it has not got yet; but memory that is short is not kept for it.
+            if !unsent || hurry || summary.code == CloseCode::TRY_AGAIN_LATER {
                 self.closing.get_or_insert(now);
             }
             let close = self.closing.zip(patience.close).map(|(since, patience)| since + patience);
@@ -192,8 +214,8 @@ impl Clocks {
             self.listening = false;
             return Verdict::Wait(next.into_iter().flatten().min());
         };
-        // What is missing may be there, if nobody had the time to read it.
-        if hurry || self.listening && heard.all {
+        // What is missing may be there, if nobody had the time to read it. Of who sends on and on, never all is read.
+        if hurry || self.listening && !sight.running && (heard.all || heard.bytes) {
             return end;
         }
         if !core::mem::replace(&mut self.listening, true) {
@@ -219,7 +241,16 @@ mod tests {
         let (messages_in, messages_out, bytes_out) = (0, 0, 0);
         let summary = Summary { code: CloseCode::ABNORMAL, messages_in, messages_out, bytes_out };
         let (now, state, heard) = (Duration::from_secs(seconds), State::Open, Heard::default());
-        Sight { now, state, heard, summary, unsent: false, unfinished: None, hurry: false }
+        Sight {
+            now,
+            state,
+            heard,
+            summary,
+            unsent: false,
+            unfinished: None,
+            running: false,
+            hurry: false,
+        }
     }
 
     /// All there is has been read.
@@ -269,13 +300,11 @@ mod tests {
             Sight { heard, unfinished, ..sight(seconds) }
         };
         assert_eq!(clocks.check(&arriving(100, 5, 0), &patience), wait(120));
-        // Ten bytes a second are enough.
+        // Ten bytes a second are enough, each time that the time is over.
         for seconds in 101..300 {
-            let end = 100 + 20 + (seconds - 100);
-            assert_eq!(
-                clocks.check(&arriving(seconds, 5, 10 * (seconds - 100)), &patience),
-                wait(end)
-            );
+            let end = 120 + (seconds - 100) / 20 * 20;
+            let sight = arriving(seconds, 5, 10 * (seconds - 100));
+            assert_eq!(clocks.check(&sight, &patience), wait(end), "{seconds}");
         }
         // Another message has its own time.
         assert_eq!(clocks.check(&arriving(300, 6, 1), &patience), wait(320));
@@ -286,6 +315,13 @@ mod tests {
         assert_eq!(clocks.check(&arriving(350, 6, 9), &patience), Verdict::Listen);
         let verdict = clocks.check(&arriving(350, 6, 9), &patience);
         assert!(matches!(verdict, Verdict::Close(CloseCode::POLICY, _)), "{verdict:?}");
+        // What came at first does not help for long, nor that a thread is at work now and then.
+        let mut clocks = Clocks::new(Duration::ZERO);
+        assert_eq!(clocks.check(&arriving(1, 5, 0), &patience), wait(21));
+        assert_eq!(clocks.check(&arriving(21, 5, 1_000_000), &patience), wait(41));
+        let running = Sight { running: true, unfinished: None, ..arriving(40, 5, 0) };
+        assert_eq!(clocks.check(&running, &patience), Verdict::Wait(None));
+        assert_eq!(clocks.check(&arriving(41, 5, 1_000_100), &patience), Verdict::Listen);
     }
 
     #[test]
@@ -328,6 +364,27 @@ mod tests {
         assert_eq!(clocks.check(&now, &PATIENCE), Verdict::Listen);
         now.heard = all_read(116).heard;
         assert!(matches!(clocks.check(&now, &PATIENCE), Verdict::GiveUp(_)));
+    }
+
+    #[test]
+    fn who_sends_on_and_on_does_not_put_off_the_end() {
+        let mut clocks = Clocks::new(Duration::ZERO);
+        let heard = Heard { bytes: true, message: true, all: false };
+        let sends = |seconds| Sight { heard, state: State::Closing, ..sight(seconds) };
+        assert_eq!(clocks.check(&sends(70), &PATIENCE), wait(75));
+        assert_eq!(clocks.check(&sends(75), &PATIENCE), Verdict::Listen);
+        // While a thread is at work nobody knows.
+        let running = Sight { running: true, ..sends(76) };
+        assert_eq!(clocks.check(&running, &PATIENCE), Verdict::Wait(None));
+        assert!(matches!(clocks.check(&sends(77), &PATIENCE), Verdict::GiveUp(_)));
+    }
+
+    #[test]
+    fn who_is_closed_for_want_of_memory_has_no_longer_than_others() {
+        let mut clocks = Clocks::new(Duration::ZERO);
+        let mut closing = Sight { state: State::Closing, unsent: true, ..sight(10) };
+        closing.summary.code = CloseCode::TRY_AGAIN_LATER;
+        assert_eq!(clocks.check(&closing, &PATIENCE), wait(15));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     socket::Socket,
     wait::{Interest, unacknowledged, wait},
 };
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, drop_front};
 
 /// A transport with what its outbox needs to be written.
 pub struct Lane {
@@ -88,6 +88,7 @@ impl Io {
                     self.accepted += n as u64;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    drop_front(&mut self.taken, &mut self.written);
                     self.tell(outbox, false);
                     break Flushed::Blocked;
                 }

@@ -699,6 +699,11 @@ impl Service {
         }
     }
 
+    /// Has the clock look, and tell what there is, though no connection is here: others have ended, on threads of httpd's.
+    pub fn look(&self) {
+        self.alarm.wake();
+    }
+
     /// What the clock does.
     fn keep_time(&'static self) {
         let mut clock = Clock::new(self.now(), self.memory);
@@ -711,7 +716,9 @@ impl Service {
                 (Ending::None, true) if !clock.listening.is_empty() => Some(ENDING_TICK),
                 // The last round, in which everybody was found to be gone, has been made.
                 (Ending::None, true)
-                    if self.guests() == 0 && self.peak.load(Ordering::Relaxed) == 0 =>
+                    if self.guests() == 0
+                        && self.peak.load(Ordering::Relaxed) == 0
+                        && self.memory.used() == 0 =>
                 {
                     None
                 }
@@ -1066,7 +1073,7 @@ impl Seated {
     /// Asks the clocks. Called by the clock thread, which must not be held up by a callback. `since`: how long ago the child's
     /// end came to this connection. `true` if it reads what there is now, and should be asked again then.
     fn check(&self, now: Duration, ending: Ending, since: Option<Duration>) -> bool {
-        let mut unfinished = None;
+        let (mut unfinished, mut running) = (None, false);
         let lingers = match &*self.phase.lock().unwrap_or_else(|e| e.into_inner()) {
             Phase::Lingering(until) => Some(ending == Ending::Stop || *until <= now),
             Phase::Talking(turn) => {
@@ -1076,6 +1083,7 @@ impl Seated {
             Phase::Running => {
                 // Nobody reads while a callback runs, so the client cannot be blamed for its silence.
                 self.heard.fetch_or(0b11, Ordering::Relaxed);
+                running = true;
                 // On its way to the end it needs no clock.
                 (self.lane.outbox.state() == State::Closed).then_some(false)
             }
@@ -1110,7 +1118,7 @@ impl Seated {
             patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
         }
         let (unsent, hurry) = (arrived.is_some(), stopping);
-        let sight = Sight { now, state, heard, summary, unsent, unfinished, hurry };
+        let sight = Sight { now, state, heard, summary, unsent, unfinished, running, hurry };
         let mut clocks = self.clocks.lock().unwrap_or_else(|e| e.into_inner());
         let verdict = clocks.check(&sight, &patience);
         let listening = clocks.is_listening();
@@ -1142,7 +1150,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        driver::socket::{self, Plain},
+        driver::socket::{self, Early, Plain},
         fakes::{
             Log, Read, Recorder, StuckPeer, Watched, Wire, from_client, from_us, outbox, session,
         },
@@ -1638,7 +1646,8 @@ mod tests {
     fn on_socket(alone: &Alone) -> (UnixStream, Arc<Outbox>, Recorder, Arc<Watched<usize>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let transport = Plain::new(Arc::new(socket::Socket::new(ours.into()).unwrap()), vec![]);
+        let socket = Arc::new(socket::Socket::new(ours.into()).unwrap());
+        let transport = Plain::new(socket, Early::new(&UNLIMITED));
         let (outbox, _) = outbox(QUEUE);
         let (recorder, ended) = (Recorder::echo(&outbox), Arc::new(Watched::default()));
         let count: Arc<Watched<usize>> = ended.clone();

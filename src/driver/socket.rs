@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::Transport;
-use crate::outbox;
+use crate::{
+    memory::{Budget, Claim, Exhausted},
+    outbox,
+};
 
 /// A stream socket in non-blocking mode.
 #[derive(Debug)]
@@ -56,14 +59,14 @@ impl outbox::Socket for Socket {
 pub struct Plain {
     socket: Arc<Socket>,
     /// Read before the socket itself.
-    early: Vec<u8>,
+    early: Early,
     /// The socket has not been read since it was shown to be ready: what was read so far were early bytes.
     unread: bool,
 }
 
 impl Plain {
     /// Reads `early` and then `socket`.
-    pub fn new(socket: Arc<Socket>, early: Vec<u8>) -> Self {
+    pub fn new(socket: Arc<Socket>, early: Early) -> Self {
         Self { socket, early, unread: true }
     }
 }
@@ -74,7 +77,7 @@ impl Transport for Plain {
             self.unread = false;
             return self.socket.read(buffer);
         }
-        Ok(take_front(&mut self.early, buffer))
+        Ok(self.early.take(buffer))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -102,26 +105,61 @@ impl Transport for Plain {
     }
 }
 
-/// Moves bytes from the front of `early`, whose memory goes with the last of them, into `buffer`.
-pub fn take_front(early: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
-    let n = early.len().min(buffer.len());
-    buffer[..n].copy_from_slice(&early[..n]);
-    early.drain(..n);
-    if early.is_empty() {
-        *early = Vec::new();
+/// Bytes that a client sent behind its handshake, and that were read with it.
+#[derive(Debug)]
+pub struct Early {
+    bytes: Vec<u8>,
+    claim: Claim,
+}
+
+impl Early {
+    /// None yet; their memory will be taken from `budget`.
+    pub fn new(budget: &'static Budget) -> Self {
+        Self { bytes: Vec::new(), claim: budget.claim() }
     }
-    n
+
+    /// Adds some, if there is memory for them.
+    pub fn extend(&mut self, bytes: &[u8]) -> Result<(), Exhausted> {
+        self.claim.cover(self.bytes.len() + bytes.len())?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Moves bytes from their front into `buffer`; their memory goes with the last of them.
+    pub fn take(&mut self, buffer: &mut [u8]) -> usize {
+        let n = self.bytes.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&self.bytes[..n]);
+        self.bytes.drain(..n);
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
+            self.claim.release();
+        }
+        n
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory;
     use std::os::unix::net::UnixStream;
 
     #[test]
     fn early_bytes_do_not_stand_for_those_in_the_socket() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut plain = Plain::new(Arc::new(Socket::new(ours.into()).unwrap()), b"early".to_vec());
+        let mut early = Early::new(&memory::UNLIMITED);
+        early.extend(b"early").unwrap();
+        let mut plain = Plain::new(Arc::new(Socket::new(ours.into()).unwrap()), early);
         theirs.write_all(b"late").unwrap();
         let mut buffer = [0; 64];
         assert_eq!(plain.read(&mut buffer).unwrap(), 5);

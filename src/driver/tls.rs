@@ -24,7 +24,7 @@ use std::{
 use super::{
     Transport,
     openssl::{self, Bio, BioMethod, OpenSsl, Ssl},
-    socket::{Socket, take_front},
+    socket::{Early, Socket},
 };
 use crate::{memory::Claim, outbox::Socket as _, proto::Violation};
 
@@ -86,6 +86,16 @@ struct Records {
     sent: usize,
 }
 
+impl Records {
+    /// Counts what the connection keeps: records that wait to be sent, and `input` bytes of what has been received.
+    fn count(&mut self, input: usize) -> io::Result<()> {
+        self.claim.cover(self.output.len() + input).map_err(|_| {
+            self.claim.budget().refuse();
+            io::Error::new(io::ErrorKind::OutOfMemory, Violation::Memory)
+        })
+    }
+}
+
 /// A TLS connection on a socket of ours.
 pub struct Tls {
     openssl: &'static OpenSsl,
@@ -95,7 +105,7 @@ pub struct Tls {
     records: NonNull<Records>,
     socket: Arc<Socket>,
     /// Data that was read before the connection was taken over.
-    early: Vec<u8>,
+    early: Early,
     /// The `SSL` may hold something that no further byte will bring out.
     unread: bool,
     /// The socket may have more: the last receive filled the buffer, or the last read did not ask the socket at all.
@@ -133,7 +143,7 @@ impl Tls {
         method: NonNull<BioMethod>,
         ssl: NonNull<Ssl>,
         socket: Arc<Socket>,
-        early: Vec<u8>,
+        early: Early,
         claim: Claim,
     ) -> io::Result<Self> {
         let records = Box::new(Records {
@@ -298,12 +308,12 @@ impl Tls {
         let records = unsafe { self.records.as_mut() };
         if records.input_len == 0 {
             records.rest = Vec::new();
-            records.claim.release();
-        } else if records.claim.cover(records.input_len).is_err() {
-            records.claim.budget().refuse();
+            if records.output.is_empty() {
+                records.claim.release();
+            }
+        } else if let Err(error) = records.count(records.input_len) {
             records.rest = Vec::new();
-            let why = io::Error::new(io::ErrorKind::OutOfMemory, Violation::Memory);
-            self.failed.get_or_insert(why);
+            self.failed.get_or_insert(error);
         } else {
             // SAFETY: `input` leads to so many bytes of the thread's buffer, or of `rest`, both of which still live.
             let rest = unsafe { slice::from_raw_parts(records.input, records.input_len) };
@@ -328,6 +338,7 @@ impl Tls {
                     let rest = records.output[records.sent..].to_vec();
                     give_back(mem::replace(&mut records.output, rest));
                     records.sent = 0;
+                    records.count(records.input_len)?;
                     return Ok(false);
                 }
                 Err(e) => return Err(e),
@@ -352,7 +363,7 @@ fn give_back(mut output: Vec<u8>) {
 impl Transport for Tls {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !self.early.is_empty() {
-            return Ok(take_front(&mut self.early, buffer));
+            return Ok(self.early.take(buffer));
         }
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -545,6 +556,7 @@ mod tests {
     //! answer of [`ANSWER`] bytes, as a KeyUpdate does, and nothing is read while that cannot be written.
 
     use super::*;
+    use crate::memory::UNLIMITED;
     use std::{ffi::CStr, io::Read as _, io::Write as _, os::unix::net::UnixStream};
 
     const ANSWER: usize = 1000;
@@ -666,7 +678,10 @@ mod tests {
             return -1;
         }
         let buffer = unsafe { slice::from_raw_parts_mut(buffer.cast::<u8>(), len as usize) };
-        take_front(&mut ssl.data, buffer) as c_int
+        let n = ssl.data.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&ssl.data[..n]);
+        ssl.data.drain(..n);
+        n as c_int
     }
 
     unsafe extern "C" fn free(ssl: *mut Ssl) {
@@ -701,7 +716,7 @@ mod tests {
         let ssl = NonNull::from(Box::leak(Box::<FakeSsl>::default())).cast();
         (
             unsafe {
-                Tls::new(openssl, method, ssl, socket, Vec::new(), crate::memory::UNLIMITED.claim())
+                Tls::new(openssl, method, ssl, socket, Early::new(&UNLIMITED), UNLIMITED.claim())
             }
             .unwrap(),
             theirs,

@@ -2,6 +2,7 @@
 //! with one call.
 #![deny(unsafe_code)]
 
+use core::num::NonZeroU64;
 use std::io;
 
 use super::lane::{Flush, Flushed, Lane};
@@ -34,9 +35,22 @@ pub struct Buffers {
     pub output: Vec<u8>,
     /// Memory of large messages that were delivered, for those that come next: fresh pages from the kernel cost more
     /// than what is done with them.
-    spare: Vec<Buffer>,
+    spare: Vec<Spare>,
     /// How much that is.
     held: usize,
+}
+
+/// Memory that is kept for the next message, and counts as such.
+#[derive(Debug)]
+struct Spare {
+    buffer: Buffer,
+    size: usize,
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.buffer.budget().unspare(self.size);
+    }
 }
 
 impl Default for Buffers {
@@ -58,15 +72,19 @@ impl Buffers {
     }
 
     fn take(&mut self) -> Option<Buffer> {
-        let buffer = self.spare.pop()?;
-        self.held -= buffer.capacity();
-        Some(buffer)
+        let mut spare = self.spare.pop()?;
+        self.held -= spare.size;
+        let none = spare.buffer.another();
+        let mut buffer = core::mem::replace(&mut spare.buffer, none);
+        buffer.claim().then_some(buffer)
     }
 
-    fn keep(&mut self, buffer: Buffer) {
-        if self.held + buffer.capacity() <= SPARE && buffer.budget().is_at_ease() {
-            self.held += buffer.capacity();
-            self.spare.push(buffer);
+    fn keep(&mut self, mut buffer: Buffer) {
+        let size = buffer.capacity();
+        if self.held + size <= SPARE && buffer.budget().spare(size) {
+            buffer.disclaim();
+            self.held += size;
+            self.spare.push(Spare { buffer, size });
         }
     }
 }
@@ -75,12 +93,8 @@ impl Buffers {
 pub struct Turn {
     session: Session,
     input: Input,
-    /// A message that waits to be delivered; meanwhile nothing is read.
-    held: Option<Held>,
-    /// Bytes that were read but not looked at when reading was paused.
-    unread: Vec<u8>,
-    /// What the memory of both counts for.
-    claim: Claim,
+    /// What could not be handled when reading was paused; nothing is read before it.
+    aside: Option<Box<Aside>>,
     /// The end of the stream, or an error, has been announced; it is so once only.
     to_the_end: bool,
     /// How many bytes have been read.
@@ -88,7 +102,7 @@ pub struct Turn {
     /// What has come since this was asked last.
     heard: Heard,
     /// How many bytes had been read when a message was first seen to have begun that has not ended.
-    begun: Option<u64>,
+    begun: Option<NonZeroU64>,
 }
 
 /// A message of which more is to come.
@@ -98,6 +112,16 @@ pub struct Unfinished {
     pub begun: u64,
     /// How many more have come.
     pub len: u64,
+}
+
+/// What is kept of a client that is not read from.
+struct Aside {
+    /// A message that waits to be delivered.
+    held: Option<Held>,
+    /// Bytes behind it that have not been looked at.
+    unread: Vec<u8>,
+    /// What the memory of both counts for.
+    claim: Claim,
 }
 
 /// A message that waits to be delivered.
@@ -157,13 +181,10 @@ fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
 impl Turn {
     /// A connection whose handshake is answered; bytes may have come with it.
     pub fn new(session: Session) -> Self {
-        let claim = session.limits().memory.claim();
         Self {
             session,
-            claim,
             input: Input::Paused,
-            held: None,
-            unread: Vec::new(),
+            aside: None,
             to_the_end: false,
             received: 0,
             heard: Heard::default(),
@@ -178,7 +199,7 @@ impl Turn {
 
     /// The message that is arriving, unless its client is not read from.
     pub fn unfinished(&self) -> Option<Unfinished> {
-        let begun = self.begun.filter(|_| self.input == Input::Waiting)?;
+        let begun = self.begun.filter(|_| self.input == Input::Waiting)?.get();
         Some(Unfinished { begun, len: self.received - begun })
     }
 
@@ -225,7 +246,15 @@ impl Turn {
             if self.input == Input::Waiting && waits && is_crowded(outbox, peer) {
                 self.input = Input::Paused;
             }
-            let over = self.input == Input::Over || outbox.state() == State::Closed;
+            let state = outbox.state();
+            if state > State::Open {
+                // Messages mean nothing any more.
+                self.session.discard();
+                if let Some(aside) = &mut self.aside {
+                    aside.held = None;
+                }
+            }
+            let over = self.input == Input::Over || state == State::Closed;
             if flushed == Flushed::Done && over && relayed.settled {
                 return Ok(Outcome::Over);
             }
@@ -238,18 +267,15 @@ impl Turn {
             }
             if !relay && (self.input != Input::Paused || Self::has_to_pause(outbox, peer)) {
                 // A message that is held may be there.
-                if self.held.is_none() {
+                if self.aside.is_none() {
                     if let Some(buffer) = self.session.trim() {
                         buffers.keep(buffer);
-                    }
-                    if self.unread.is_empty() {
-                        self.claim.release();
                     }
                 }
                 if self.session.is_between_frames() {
                     self.begun = None;
-                } else if self.heard.message || self.begun.is_none() {
-                    self.begun = Some(self.received);
+                } else {
+                    self.begun = self.begun.or_else(|| NonZeroU64::new(self.received));
                 }
                 let read = self.input == Input::Waiting;
                 return Ok(Outcome::Rest { read, write: flushed == Flushed::Blocked });
@@ -271,24 +297,27 @@ impl Turn {
         buffers: &mut Buffers,
     ) -> io::Result<Input> {
         let is_relay = endpoint.peer().is_some();
-        if let Some(mut held) = self.held.take() {
-            let (kind, data) = match &mut held {
-                Held::Copied(kind, data) => (*kind, &mut data[..]),
-                Held::Assembled(kind) => (*kind, self.session.lent()),
-            };
-            if !deliver(kind, data, &lane.outbox, endpoint, is_relay) {
-                self.held = Some(held);
-                return Ok(Input::Paused);
+        if let Some(mut aside) = self.aside.take() {
+            if let Some(held) = &mut aside.held {
+                let (kind, data) = match held {
+                    Held::Copied(kind, data) => (*kind, &mut data[..]),
+                    Held::Assembled(kind) => (*kind, self.session.lent()),
+                };
+                let delivered = deliver(kind, data, &lane.outbox, endpoint, is_relay);
+                if delivered {
+                    aside.held = None;
+                    // Who is always short of room must not keep others from their turn.
+                    *reads = reads.saturating_sub(1);
+                }
+                if !delivered || *reads == 0 {
+                    self.aside = Some(aside);
+                    return Ok(Input::Paused);
+                }
             }
-            // Who is always short of room must not keep others from their turn.
-            *reads = reads.saturating_sub(1);
-            if *reads == 0 {
-                return Ok(Input::Paused);
-            }
-        }
-        if !self.unread.is_empty() {
-            let mut unread = core::mem::take(&mut self.unread);
-            if !self.handle(&lane.outbox, endpoint, &mut unread) {
+            let Aside { mut unread, claim, .. } = *aside;
+            // What has to wait on is counted anew.
+            drop(claim);
+            if !unread.is_empty() && !self.handle(&lane.outbox, endpoint, &mut unread) {
                 return Ok(Input::Paused);
             }
             if self.session.is_finished() {
@@ -324,9 +353,9 @@ impl Turn {
             if straight {
                 match self.session.filled(n) {
                     Ok(Some((kind, data))) => {
-                        self.heard.message = true;
+                        (self.heard.message, self.begun) = (true, None);
                         if !deliver(kind, data, &lane.outbox, endpoint, is_relay) {
-                            self.held = Some(Held::Assembled(kind));
+                            self.set_aside(Some(Held::Assembled(kind)), &[], &lane.outbox);
                             return Ok(Input::Paused);
                         }
                     }
@@ -378,7 +407,7 @@ impl Turn {
             let Some(event) = progress.event else { return true };
             match event {
                 Event::Message { kind, data } => {
-                    self.heard.message = true;
+                    (self.heard.message, self.begun) = (true, None);
                     if !deliver(kind, data, outbox, endpoint, peer.is_some()) {
                         let held = if here.contains(&data.as_ptr()) {
                             Held::Copied(kind, data.to_vec())
@@ -404,15 +433,16 @@ impl Turn {
         }
     }
 
-    /// Keeps what cannot be handled now. `true` if there is no memory for that, and so no later.
+    /// Keeps what cannot be handled now. `true` if the connection was closed instead, for want of memory.
     fn set_aside(&mut self, held: Option<Held>, rest: &[u8], outbox: &Outbox) -> bool {
         let copied = if let Some(Held::Copied(_, data)) = &held { data.len() } else { 0 };
-        if self.claim.cover(copied + rest.len()).is_err() {
+        let mut claim = self.session.limits().memory.claim();
+        if claim.cover(copied + rest.len()).is_err() {
             self.session.finish();
             outbox.refuse_memory();
             return true;
         }
-        (self.held, self.unread) = (held, rest.to_vec());
+        self.aside = Some(Box::new(Aside { held, unread: rest.to_vec(), claim }));
         false
     }
 }
@@ -731,7 +761,8 @@ mod tests {
             assert_eq!(memory.used(), 32 << 10);
             // Who needs little is served on.
             let mut other = Talk::with_memory(1000, memory);
-            others.cover(80 << 10).unwrap();
+            let mut rest = memory.claim();
+            rest.cover(48 << 10).unwrap();
             let echo = Recorder::echo(&other.outbox);
             other.wire.frame(Opcode::Binary, &[1; 1000]);
             assert_eq!(other.run(&echo).unwrap(), REST);

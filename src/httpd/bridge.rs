@@ -165,13 +165,15 @@ pub(super) struct Bridge {
 }
 
 impl Bridge {
-    /// Finds out which peer a request leads to, and connects to it; otherwise the status that refuses the request.
+    /// Finds out which peer a request leads to, and connects to it; otherwise the status that refuses the request. Asks
+    /// `may_wait` if that takes more than a moment.
     pub(super) fn reach(
         r: Request<'_>,
         source: &Source,
         settings: &Settings,
         max_message: usize,
         offered: Offered<'_>,
+        may_wait: &mut dyn FnMut() -> bool,
     ) -> Result<Self, c_int> {
         let refuse = |status: u32, level, line: std::fmt::Arguments<'_>| {
             log::request(r, level, line);
@@ -192,9 +194,11 @@ impl Bridge {
                 format_args!("WS0507: no framing for {peer}: {e}"),
             )
         })?;
-        let socket = connect(&peer, settings.connect_timeout()).map_err(|e| {
+        let socket = connect(&peer, settings.connect_timeout(), may_wait).map_err(|e| {
             let status = match e {
                 ConnectError::TimedOut => sys::HTTP_GATEWAY_TIME_OUT,
+                // The log says why.
+                ConnectError::NotNow => return handler::come_later(r),
                 ConnectError::Failed(_) => sys::HTTP_BAD_GATEWAY,
             };
             refuse(status, Level::Error, format_args!("WS0501: no connection to {peer}: {e}"))

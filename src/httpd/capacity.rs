@@ -74,7 +74,7 @@ pub(super) unsafe fn warn(
             Level::Notice,
             format_args!(
                 "WS0413: messages, queues and compression of WebSockets may take {} MiB in each of up to {children} \
-                 children, {} MiB in all (WebSocketMemoryLimit)",
+                 children, {} MiB in all children of one generation (WebSocketMemoryLimit)",
                 memory.div_ceil(1 << 20),
                 (memory as u64).saturating_mul(children).div_ceil(1 << 20)
             ),

@@ -7,7 +7,7 @@
 use core::{ffi::c_void, ptr};
 use std::sync::Arc;
 
-use super::{boundary, ending, module, sys, tls::Takeover};
+use super::{MEMORY, boundary, ending, module, sys, tls::Takeover};
 use crate::{
     config::Patience,
     driver::{
@@ -15,7 +15,7 @@ use crate::{
         lane::Lane,
         openssl::Ssl,
         service::{Ended, Farewell, Guest},
-        socket::{Plain, Socket},
+        socket::{Early, Plain, Socket},
         stop::Watched,
         wait::Signals,
     },
@@ -43,7 +43,7 @@ pub(super) struct Leaving {
     /// A descriptor of our own.
     pub(super) socket: Arc<Socket>,
     /// Read by httpd, and not looked at yet.
-    pub(super) early: Vec<u8>,
+    pub(super) early: Early,
     /// For TLS.
     pub(super) takeover: Option<Takeover>,
     /// Until then its callbacks are called on this thread.
@@ -148,13 +148,16 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
         taken(place.cast())
     };
     let Some(mut leaving) = leaving else { return };
-    let (socket, early) = (leaving.socket.clone(), core::mem::take(&mut leaving.early));
+    let (socket, early) =
+        (leaving.socket.clone(), core::mem::replace(&mut leaving.early, Early::new(&MEMORY)));
     let transport: Result<Box<dyn Transport>, &str> = match leaving.takeover.take() {
         None => Ok(Box::new(Plain::new(socket, early))),
-        // SAFETY: the caller's word. The handler has emptied the filters, and left a connection that is not to be kept alive:
-        // httpd reads no further request from that (ap_check_pipeline), nor a request's body (ap_discard_request_body).
         Some(takeover) => {
-            unsafe { takeover.take(connection, socket, early, leaving.outbox.memory().claim()) }
+            let claim = leaving.outbox.memory().claim();
+            // SAFETY: the caller's word. The handler has emptied the filters, and left a connection that is not to be kept
+            // alive: httpd reads no further request from that (ap_check_pipeline), nor a request's body
+            // (ap_discard_request_body).
+            unsafe { takeover.take(connection, socket, early, claim) }
                 .map(|tls| Box::new(tls) as Box<dyn Transport>)
         }
     };

@@ -16,7 +16,7 @@ use std::{
 use super::{
     boundary, capacity, directives,
     filters::Filters,
-    handler::timeout,
+    handler::{come_later, timeout},
     is_threaded, log, module_index, shared, structure, sys,
     wrap::{Request, Table},
 };
@@ -101,8 +101,13 @@ pub(super) fn opening<'a>(
 const WAIT: Duration = Duration::from_secs(2);
 
 /// Reads the eight bytes behind the headers of draft 76, and works out what has to follow those of the answer; or the
-/// status that refuses the request. Waits for a client that has not sent them yet, but only on few workers at a time.
-pub(super) fn proof(r: Request<'_>, challenge: Challenge) -> Result<[u8; 16], c_int> {
+/// status that refuses the request. Waits for a client that has not sent them yet, but only on few workers at a time, and
+/// if `may_wait` says so.
+pub(super) fn proof(
+    r: Request<'_>,
+    challenge: Challenge,
+    may_wait: &mut dyn FnMut() -> bool,
+) -> Result<[u8; 16], c_int> {
     let (mut key3, mut filled) = ([0; 8], 0);
     let start = Instant::now();
     // SAFETY: the connection is the request's own (wrap::R1).
@@ -112,35 +117,38 @@ pub(super) fn proof(r: Request<'_>, challenge: Challenge) -> Result<[u8; 16], c_
             return came;
         }
         let _place = place().ok_or(io::ErrorKind::ResourceBusy)?;
+        if !may_wait() {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         filters.fill(&mut key3, &mut filled, start + WAIT.min(timeout(r)))
     });
     let Err(error) = read else { return Ok(challenge.proof(key3)) };
-    let status = match error.kind() {
-        io::ErrorKind::TimedOut => sys::HTTP_REQUEST_TIME_OUT,
-        io::ErrorKind::ResourceBusy => sys::HTTP_SERVICE_UNAVAILABLE,
-        _ => sys::HTTP_BAD_REQUEST,
-    };
-    let why = if status == sys::HTTP_SERVICE_UNAVAILABLE {
-        r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
-        "a quarter of the workers waits for others' already".to_owned()
-    } else {
-        error.to_string()
+    let (status, why) = match error.kind() {
+        io::ErrorKind::TimedOut => (sys::HTTP_REQUEST_TIME_OUT as c_int, error.to_string()),
+        io::ErrorKind::ResourceBusy => {
+            (come_later(r), "a quarter of the workers waits for others' already".to_owned())
+        }
+        io::ErrorKind::QuotaExceeded => {
+            (come_later(r), "WebSockets hold as many workers as they may".to_owned())
+        }
+        _ => (sys::HTTP_BAD_REQUEST as c_int, error.to_string()),
     };
     let line = "WS0602: the bytes behind the headers did not come:";
     log::request(r, Level::Info, format_args!("{line} {why}"));
-    Err(status as c_int)
+    Err(status)
 }
 
 /// A worker's place among those that wait; `None` if there are enough already: a quarter of a child's, one at least.
-/// Where children have one each, those of all children count.
-fn place() -> Option<Counted> {
+/// Where children have one each, those of all children count. Where there is no shared memory none is counted.
+fn place() -> Option<Option<Counted>> {
     let (number, scope) = if is_threaded() {
         (sys::AP_MPMQ_MAX_THREADS, std::process::id().to_string())
     } else {
         (sys::AP_MPMQ_MAX_DAEMONS, String::new())
     };
     let most = capacity::mpm(number) / 4;
-    shared::counts()?.enter(&["draft 76", &scope], most.max(1))
+    let Some(table) = shared::counts() else { return Some(None) };
+    table.enter(&["draft 76", &scope], most.max(1)).map(Some)
 }
 
 /// Sets the fields of the answer, in the order that the drafts prescribe. Those of others follow.

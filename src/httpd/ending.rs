@@ -27,6 +27,12 @@ use crate::{
     journal::Level,
 };
 
+/// Whether the child is about to go. prefork does not say so before it is at its end, but for the state that it shows.
+pub(super) fn has_begun() -> bool {
+    STOP.ending() != Ending::None
+        || capacity::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
+}
+
 /// How many descriptors WebSockets leave to httpd, which cannot accept a connection without one: for its threads at
 /// work, the log files and the like.
 pub(super) const RESERVE: u64 = 256;

@@ -12,11 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{http2, sys, tls};
-use crate::driver::{
-    Transport,
-    socket::{Socket, take_front},
-    wait::{self, Interest},
+use super::{MEMORY, http2, sys, tls};
+use crate::{
+    driver::{
+        Transport,
+        socket::{Early, Socket},
+        wait::{self, Interest},
+    },
+    proto::Violation,
 };
 
 /// The largest portion for the output filters, as a part of the limit at which the core filter starts to block
@@ -44,7 +47,7 @@ pub(super) struct Filters {
     /// TLS is among the filters.
     is_tls: bool,
     /// Read before the filters themselves.
-    early: Vec<u8>,
+    early: Early,
 }
 
 // SAFETY: a driver uses a transport on one thread at a time: the one that owns the connection.
@@ -71,7 +74,7 @@ impl Filters {
         let stream = unsafe { http2::is_stream(connection) }.then(http2::Held::default);
         // SAFETY: the caller's word.
         let is_tls = stream.is_none() && unsafe { tls::is_https(connection) };
-        let (input, output, early) = (brigade(), brigade(), Vec::new());
+        let (input, output, early) = (brigade(), brigade(), Early::new(&MEMORY));
         Ok(Self { connection, input, output, descriptor, portion, stream, is_tls, early })
     }
 
@@ -88,15 +91,18 @@ impl Filters {
     }
 
     /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done: then
-    /// what was taken is read again first, and the filters stay in use.
-    pub(super) fn drain(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut early = Vec::new();
+    /// what was taken is read again first, and the filters stay in use. An error if there is no memory for it.
+    pub(super) fn drain(&mut self) -> io::Result<Option<Early>> {
+        let mut early = Early::new(&MEMORY);
         let mut buffer = vec![0; 64 * 1024];
         for _ in 0..EARLY_READS {
             match self.get(&mut buffer, sys::apr_read_type_e_APR_NONBLOCK_READ) {
                 Ok(0) => return Ok(Some(early)),
                 Ok(n) => {
-                    early.extend_from_slice(&buffer[..n]);
+                    early.extend(&buffer[..n]).map_err(|_| {
+                        MEMORY.refuse();
+                        io::Error::new(io::ErrorKind::OutOfMemory, Violation::Memory)
+                    })?;
                     // A short read leaves nothing behind in the core filter; there may be more in the socket.
                     if !self.is_tls && n < buffer.len() {
                         return Ok(Some(early));
@@ -277,7 +283,7 @@ impl Filters {
 impl Transport for Filters {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !self.early.is_empty() {
-            return Ok(take_front(&mut self.early, buffer));
+            return Ok(self.early.take(buffer));
         }
         // Behind a record without data, a KeyUpdate, mod_ssl says that there is nothing, though httpd's core has more.
         for _ in 0..EMPTY_READS {
@@ -391,9 +397,10 @@ pub(super) unsafe fn end_stream(connection: *mut sys::conn_rec) {
 /// the stream as soon as it has read what is there. Its own goodbye still leaves.
 ///
 /// # Safety
-/// - `connection` is live and owned by this thread.
+/// - `connection` is live and owned by this thread, and the child is not being stopped: event and worker close the descriptors
+///   of their threads then, and the number may be another one's.
 pub(super) unsafe fn end_input(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word. A socket that event or worker have closed because the server stops gives an error.
+    // SAFETY: the caller's word. A stop that comes just now may close the socket, which gives an error.
     unsafe {
         if !http2::is_stream(connection) {
             let socket = sys::ap_get_conn_socket(connection);

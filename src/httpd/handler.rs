@@ -29,7 +29,8 @@ use crate::{
         Transport, blocking,
         lane::Lane,
         service::Ended,
-        socket::{Plain, Socket},
+        socket::{Early, Plain, Socket},
+        stop::Ending,
         wait::Signals,
     },
     endpoint::Endpoint,
@@ -105,6 +106,9 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     if let Err(status) = http2::check(r) {
         return status;
     }
+    if ending::has_begun() {
+        return leave_to_next(r);
+    }
     let way = PastFilters::way(r);
     let known_to_stay = way.is_err() || stays(section);
     let worker = match known_to_stay.then(|| worker(r)).transpose() {
@@ -115,8 +119,16 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         Ok(counted) => counted,
         Err(status) => return status,
     };
+    // While the thread waits for the client, or for a peer, it is held as by a WebSocket that stays.
+    let mut waiting = None;
+    let mut may_wait = || {
+        if worker.is_none() && waiting.is_none() {
+            waiting = workers::take(r);
+        }
+        worker.is_some() || waiting.is_some()
+    };
     // Only now: nobody waits for a client who is refused.
-    match challenge.map(|challenge| draft::proof(r, challenge)).transpose() {
+    match challenge.map(|challenge| draft::proof(r, challenge, &mut may_wait)).transpose() {
         Ok(proof) => opening.proof = proof,
         Err(status) => return status,
     }
@@ -125,14 +137,18 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         (None, Some(source)) => {
             let (settings, max_message) =
                 (&section.settings.bridge, section.settings.max_message());
-            match Bridge::reach(r, source, settings, max_message, opening.protocols) {
+            let offered = opening.protocols;
+            match Bridge::reach(r, source, settings, max_message, offered, &mut may_wait) {
                 Ok(bridge) => Chosen::Bridge(bridge),
                 Err(status) => return status,
             }
         }
         (None, None) => return sys::HTTP_INTERNAL_SERVER_ERROR as c_int,
     };
+    drop(waiting);
     match Upgrade::prepare(r, &section.settings, &opening, way, counted, worker) {
+        // prefork's signals are held back by now: none comes between this look and the conversation.
+        Ok(_) if ending::has_begun() => leave_to_next(r),
         Ok(upgrade) => upgrade.serve(r, endpoint, section.settings.detach(), &opening),
         Err(error) => unavailable(r, &error),
     }
@@ -151,16 +167,20 @@ fn stays(section: &Section) -> bool {
 /// Takes the worker of httpd's, or of mod_http2's, that a connection holds; the status that refuses it if WebSockets hold
 /// as many as they may.
 fn worker(r: Request<'_>) -> Result<Worker, c_int> {
-    workers::take(r).ok_or_else(|| {
-        come_later(r);
-        sys::HTTP_SERVICE_UNAVAILABLE as c_int
-    })
+    workers::take(r).ok_or_else(|| come_later(r))
 }
 
-/// Tells a client that is refused when to try again.
-fn come_later(r: Request<'_>) {
+/// Tells a client that there is no room for it, and when to try again.
+pub(super) fn come_later(r: Request<'_>) -> c_int {
     // A guess, but one that spreads those who come again.
     r.set(Table::ErrHeadersOut, c"Retry-After", c"10");
+    sys::HTTP_SERVICE_UNAVAILABLE as c_int
+}
+
+/// Refuses a request that came to a child which is about to go: its WebSocket would outlive the time that the others have.
+fn leave_to_next(r: Request<'_>) -> c_int {
+    log::request(r, Level::Info, format_args!("WS0112: refused: this child is ending"));
+    come_later(r)
 }
 
 /// What a request's messages are for.
@@ -224,8 +244,12 @@ fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
 }
 
 fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> bool {
-    let (scheme, host, port) = r.origin();
-    let own = handshake::own_origin(&scheme.to_string_lossy(), &host.to_string_lossy(), port);
+    // httpd may ask the resolver for its name (UseCanonicalName DNS).
+    let own = if opening.origins.iter().any(Option::is_some) && settings.compares_origins() {
+        own_origin(r)
+    } else {
+        String::new()
+    };
     let by_server = opening.is_from(|origin| settings.server_allows(origin, &own));
     let by_htaccess = opening.is_from(|origin| settings.htaccess_allows(origin, &own));
     if !by_server && by_htaccess {
@@ -235,6 +259,14 @@ fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>)
         mistakes::tell_of_no_origins(r, settings);
     }
     by_server && by_htaccess
+}
+
+/// The origin that the pages of the server itself have.
+fn own_origin(r: Request<'_>) -> String {
+    let (scheme, host, port) = r.origin();
+    // Browsers write it in lower case, ServerName is as the administrator has written it.
+    let host = host.to_string_lossy().to_ascii_lowercase();
+    handshake::own_origin(&scheme.to_string_lossy(), &host, port)
 }
 
 /// All that an upgrade needs, obtained before anything is promised to the client or the plugin.
@@ -425,6 +457,7 @@ impl Upgrade {
                 outbox.end("the connection is lost");
                 endpoint.closed();
                 finish(r, &outbox.summary(), true);
+                drop((deflate, counted, worker, watched));
                 release_after_log(r, signals);
                 return sys::HOOK_OK;
             }
@@ -479,17 +512,21 @@ impl Upgrade {
         let uncounted = transport.socket().is_some();
         let (lane, held) = (Lane::new(transport, outbox.clone()), signals.as_ref());
         let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
+        if let Some(service) = ending::service() {
+            service.look();
+        }
         let summary = outbox.summary();
         if uncounted {
             super::count_bytes(r.connection(), ended.received as i64, summary.bytes_out as i64);
         }
         finish(r, &summary, ended.lost);
-        if ended.hurried && !ended.lost {
-            // SAFETY: the connection is the request's own (wrap::R1).
+        // In a stop event and worker close the connection themselves.
+        if ended.hurried && !ended.lost && STOP.ending() != Ending::Stop {
+            // SAFETY: the connection is the request's own (wrap::R1), and httpd keeps its descriptor but for a stop.
             unsafe { filters::end_input(r.connection()) };
         }
-        release_after_log(r, signals);
         drop((reserve, worker, watched));
+        release_after_log(r, signals);
         sys::HOOK_OK
     }
 }
@@ -585,7 +622,7 @@ fn leave_filters(
     filters: &mut Filters,
     connection: *mut sys::conn_rec,
     past: Result<PastFilters, String>,
-) -> io::Result<Result<(PastFilters, Vec<u8>), String>> {
+) -> io::Result<Result<(PastFilters, Early), String>> {
     // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
     unsafe { filters::set_timeout(connection, 0) };
     let past = match past {

@@ -44,9 +44,13 @@ pub(super) unsafe fn warn(main: *const sys::server_rec) {
 /// Message sizes that exceed the memory of a child.
 fn too_large_messages(memory: usize) -> Vec<String> {
     let mut lines = Vec::new();
+    let mut sizes = Places::default();
     tree::each(&mut |directive| {
         let is_one = ["WebSocketMaxMessageSize", "MaxMessageSize"].iter().any(|n| directive.is(n));
-        let size = config::size(directive.args().trim().trim_matches('"'));
+        if is_one {
+            sizes.add(directive);
+        }
+        let size = config::size(directive.args().trim().trim_matches(['"', '\'']));
         if lines.len() < MOST && is_one && size.is_some_and(|size| size > memory) {
             let (name, args, place) = (directive.name(), directive.args(), directive.place());
             lines.push(format!(
@@ -55,7 +59,28 @@ fn too_large_messages(memory: usize) -> Vec<String> {
             ));
         }
     });
+    if config::MAX_MESSAGE > memory {
+        lines.extend(too_large_by_default(&sizes));
+    }
     lines
+}
+
+/// The default size exceeds the memory that is set, and an endpoint has it; `sizes` are those that are set.
+fn too_large_by_default(sizes: &Places) -> Option<String> {
+    let (mut limit, mut endpoint) = (None, None);
+    tree::each(&mut |directive| {
+        if directive.is("WebSocketMemoryLimit") {
+            limit =
+                Some(format!("WebSocketMemoryLimit {} on {}", directive.args(), directive.place()));
+        } else if ENDPOINTS.iter().any(|name| directive.is(name)) && !sizes.may_meet(directive) {
+            endpoint.get_or_insert_with(|| directive.place());
+        }
+    });
+    let (limit, endpoint) = (limit?, endpoint?);
+    Some(format!(
+        "WS0414: {limit} has no room for messages of 32M, the default of WebSocketMaxMessageSize, which the endpoint on \
+         {endpoint} has: set WebSocketMemoryLimit higher, or WebSocketMaxMessageSize lower"
+    ))
 }
 
 /// How many endpoints without requests are named; they have one cause, as a rule.

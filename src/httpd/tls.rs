@@ -26,7 +26,7 @@ use super::{boundary, detach, sys, wrap::Request};
 use crate::{
     driver::{
         openssl::{self, BioMethod, Context, OpenSsl, RemoveSession, Ssl},
-        socket::Socket,
+        socket::{Early, Socket},
         tls::{self, Tls},
     },
     memory::Claim,
@@ -316,7 +316,7 @@ impl Takeover {
         self,
         connection: *mut sys::conn_rec,
         socket: Arc<Socket>,
-        early: Vec<u8>,
+        early: Early,
         claim: Claim,
     ) -> Result<Tls, &'static str> {
         unsafe extern "C" fn no_info(_: *const Ssl, _: c_int, _: c_int) {}

@@ -65,11 +65,15 @@ pub(super) unsafe fn begin(server: *mut sys::server_rec) {
     // SAFETY: the caller's word.
     match unsafe { http2::workers(server) } {
         Some(workers) => {
-            let most = workers.saturating_sub(LEFT_TO_HTTP2).max(u32::from(workers > 1));
-            HTTP2S.set(workers, share.of(workers).min(most));
+            HTTP2S.set(workers, share.of(workers).min(most_over_http2(workers)));
         }
         None => HTTP2S.set(0, u32::MAX),
     }
+}
+
+/// How many of so many workers of mod_http2's can be WebSockets' at all.
+fn most_over_http2(workers: u32) -> u32 {
+    workers.saturating_sub(LEFT_TO_HTTP2).max(u32::from(workers > 1))
 }
 
 /// How many workers httpd has for requests, in each child or, on prefork, in all; and how many of them WebSockets may
@@ -162,6 +166,17 @@ fn tell(r: Request<'_>, short: Short) {
         }
         Short::Httpds => ("WS0109", &HTTPDS, "of httpd's processes", "MaxRequestWorkers"),
     };
+    let (all, most) = (workers.all(), workers.most());
+    let most_of_all = Share::Percent(100).of(all);
+    let cap = match short {
+        Short::Http2s => most_of_all.min(most_over_http2(all)),
+        Short::Httpds => most_of_all,
+    };
+    let why = if most < cap {
+        format!("{directive} {all} and WebSocketWorkerShare allow: raise one of the two")
+    } else {
+        format!("{directive} {all} allows: raise that")
+    };
     // SAFETY: the connection is the request's own (wrap::R1).
     let remedy = if unsafe { http2::is_stream(r.connection()) } {
         "set H2WebSockets Off"
@@ -172,10 +187,7 @@ fn tell(r: Request<'_>, short: Short) {
         r,
         level,
         format_args!(
-            "{tag}: refused: WebSockets hold {} {what}, the most that {directive} {} and WebSocketWorkerShare allow: \
-             raise one of the two, or {remedy}",
-            workers.most(),
-            workers.all()
+            "{tag}: refused: WebSockets hold {most} {what}, the most that {why}, or {remedy}"
         ),
     );
 }

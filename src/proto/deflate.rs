@@ -396,8 +396,8 @@ impl Inflater {
         Ok(())
     }
 
-    /// Gives the codec back to the pool.
-    fn release(&mut self) {
+    /// Gives the codec back to the pool: what follows is not inflated, or begins anew.
+    pub fn release(&mut self) {
         if let Some(mut codec) = self.codec.take() {
             codec.reset(false);
             DECOMPRESSORS.put((self.window, 0), codec);

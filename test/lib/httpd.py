@@ -90,7 +90,7 @@ SUSPICIOUS = re.compile(
 )
 MACHINE = re.compile("AH01882")  # mod_ssl does not like the installed OpenSSL's number
 # Advice about settings of the MPM, which tests choose as it suits them; TestAdvice reads it.
-ADVICE = re.compile("WS04(0[6-9]|10)")
+ADVICE = re.compile("WS04(0[6-9]|10|14)")
 ACCESS = re.compile(r'(\d+) (\d+) (\d+) (\d+) (\d+) (\S+) (\S+) (\S+) "(.*)"')
 
 
