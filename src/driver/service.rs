@@ -193,6 +193,8 @@ pub struct Service {
     turns: AtomicU64,
     /// How the child ends, if it does.
     ending: EndingWord,
+    /// The clock has seen that the end has come to all connections.
+    drained: AtomicBool,
     /// The clock has seen that the end takes longer than it may.
     overdue: AtomicBool,
     elsewhere: Elsewhere,
@@ -284,11 +286,11 @@ impl Clock {
         now.checked_sub(come)
     }
 
-    /// Whether the end takes longer than it may.
-    fn is_overdue(&self, drain: Duration, now: Duration) -> bool {
+    /// How long ago the end came to the last of all connections.
+    fn since_last(&self, drain: Duration, now: Duration) -> Option<Duration> {
         let last = self.ending_since.map(|since| since + drain);
-        let last = last.into_iter().chain(self.stopping_since).min();
-        last.is_some_and(|last| last + GRACE <= now)
+        let last = last.into_iter().chain(self.stopping_since).min()?;
+        now.checked_sub(last)
     }
 }
 
@@ -403,6 +405,7 @@ impl Service {
             memory,
             turns: AtomicU64::new(0),
             ending,
+            drained: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
             elsewhere,
             peak: AtomicU64::new(0),
@@ -480,6 +483,11 @@ impl Service {
     pub fn end(&self, ending: Ending) {
         self.ending.raise(ending);
         self.alarm.wake();
+    }
+
+    /// Whether the child's end has come to every connection: who came now would outlive the time that the others had.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
     }
 
     /// Stops, unless it already ends.
@@ -798,9 +806,12 @@ impl Service {
                 give_back_memory();
             }
         }
-        if clock.is_overdue(self.ending.drain(), now) {
-            self.overdue.store(true, Ordering::Relaxed);
-            (self.elsewhere.overdue)(ending);
+        if let Some(since) = clock.since_last(self.ending.drain(), now) {
+            self.drained.store(true, Ordering::Relaxed);
+            if since >= GRACE {
+                self.overdue.store(true, Ordering::Relaxed);
+                (self.elsewhere.overdue)(ending);
+            }
         }
     }
 

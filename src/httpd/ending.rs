@@ -27,10 +27,17 @@ use crate::{
     journal::Level,
 };
 
-/// Whether the child is about to go. prefork does not say so before it is at its end, but for the state that it shows.
-pub(super) fn has_begun() -> bool {
-    STOP.ending() != Ending::None
-        || capacity::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
+/// Whether the child has no time left for a WebSocket that comes now. While others are drained it has: httpd still serves
+/// the connections that it accepted before. prefork shows its end by its state before it says so, and serves nothing then.
+pub(super) fn is_near() -> bool {
+    match STOP.ending() {
+        Ending::Stop => true,
+        Ending::Drain => service().is_none_or(Service::is_drained),
+        Ending::None => {
+            !is_threaded()
+                && capacity::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
+        }
+    }
 }
 
 /// How many descriptors WebSockets leave to httpd, which cannot accept a connection without one: for its threads at

@@ -106,7 +106,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     if let Err(status) = http2::check(r) {
         return status;
     }
-    if ending::has_begun() {
+    if ending::is_near() {
         return leave_to_next(r);
     }
     let way = PastFilters::way(r);
@@ -148,7 +148,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     drop(waiting);
     match Upgrade::prepare(r, &section.settings, &opening, way, counted, worker) {
         // prefork's signals are held back by now: none comes between this look and the conversation.
-        Ok(_) if ending::has_begun() => leave_to_next(r),
+        Ok(_) if ending::is_near() => leave_to_next(r),
         Ok(upgrade) => upgrade.serve(r, endpoint, section.settings.detach(), &opening),
         Err(error) => unavailable(r, &error),
     }

@@ -322,7 +322,7 @@ class Httpd:
         file = Path(self.binary) if "mod_http2.c" in self.static else self.modules / "mod_http2.so"
         return file.exists() and b"H2WebSockets" in file.read_bytes()
 
-    def text(self, conf, modules=()):
+    def text(self, conf, modules=(), ipv6=True):
         """A complete configuration around `conf`."""
         conf = textwrap.dedent(conf)
         tls = "SSLEngine" in conf
@@ -348,7 +348,7 @@ class Httpd:
             *("".join(map(self._load, wanted)).splitlines()),
             f'LoadModule websocket_module "{self.module}"',
             f"Listen 127.0.0.1:{self.port}",
-            *([f"Listen [::1]:{self.port}"] if self.ipv6 else []),
+            *([f"Listen [::1]:{self.port}"] if self.ipv6 and ipv6 else []),
             *([f"Listen 127.0.0.1:{self.tls_port}"] if tls else []),
         ]
         if os.geteuid() == 0:
@@ -529,6 +529,9 @@ class Httpd:
         while open_connections() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.02)  # the descriptor is closed a little before the worker is done
+        # A process of prefork's that is told to stop while it starts cleans up in the midst of its own allocations.
+        while PREFORK and self.process and self._youngest() < 0.2 and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def get(self, path="/", timeout=5.0):
         """A plain GET on a new connection: its status, and the seconds it took."""
@@ -555,12 +558,12 @@ class Httpd:
 
     @staticmethod
     def _stat(pid):
-        """State, parent and process group from /proc; None if the process is gone."""
+        """State, parent, process group and start (ticks after the machine's) from /proc; None if the process is gone."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
-        return fields[0], int(fields[1]), int(fields[2])
+        return fields[0], int(fields[1]), int(fields[2]), int(fields[19])
 
     @classmethod
     def _alive(cls):
@@ -575,6 +578,11 @@ class Httpd:
     def children(self):
         """The pids of the server's children."""
         return [pid for pid, stat in self._alive() if stat[1] == self.process.pid]
+
+    def _youngest(self):
+        """The age of the youngest child, in seconds."""
+        started = [stat[3] for _, stat in self._alive() if stat[1] == self.process.pid]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - max(started, default=0) / os.sysconf("SC_CLK_TCK")
 
     def child_of(self, client):
         """The child that holds the server's end of a client's IPv4 connection."""
