@@ -619,7 +619,7 @@ fn owned(event: Event<'_>, limits: &Limits) -> (u8, Vec<u8>) {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    static LIMITS: Limits = Limits {
         version: Version::V13,
         max_message: 1000,
         allow_reserved: false,
