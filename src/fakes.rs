@@ -18,14 +18,17 @@ use std::{
 };
 
 use crate::{
-    callbacks::Callbacks,
-    driver::{Transport, lane::Lane, socket, wait::Waker},
-    endpoint::{Endpoint, Peer, Readiness, Relayed},
-    journal::{Journal, Level},
-    memory::{self, Budget},
-    outbox::{Bounds, Carrier, Outbox, Socket},
+    conn::{
+        callbacks::Callbacks,
+        endpoint::{Endpoint, Peer, Readiness, Relayed},
+        log::{Journal, Level},
+        outbox::{Bounds, Carrier, Outbox, Socket},
+        session::{Limits, Session},
+    },
+    driver::{Transport, conn_io::Lane, plain},
+    limits::memory::{self, Budget},
+    os::Waker,
     proto::{Kind, Version, frame::Opcode},
-    session::{Limits, Session},
 };
 
 /// How long a test waits for what another thread does; only one that fails waits so long.
@@ -401,7 +404,7 @@ impl Transport for Plug {
         true
     }
 
-    fn socket(&self) -> Option<Arc<socket::Socket>> {
+    fn socket(&self) -> Option<Arc<plain::Socket>> {
         None
     }
 

@@ -13,12 +13,12 @@ use core::{
 use std::alloc::System;
 
 use mod_websocket::{
+    conn::session::{Event, Limits, Progress, Session},
     proto::{
         Kind, Version, Violation,
         close::CloseReason,
         deflate::{Deflater, Params},
     },
-    session::{Event, Limits, Progress, Session},
 };
 
 const FIN: u8 = 0x80;
@@ -163,7 +163,7 @@ impl Stream {
             version: Version::V13,
             max_message: self.limit,
             allow_reserved: false,
-            memory: &mod_websocket::memory::UNLIMITED,
+            memory: &mod_websocket::limits::memory::UNLIMITED,
         };
         let mut session = Session::new(limits, self.params.as_ref());
         let (mut events, mut violation, mut from) = (self.events.iter(), None, 0);
@@ -514,7 +514,7 @@ fn a_claimed_length_takes_no_memory() {
         version: Version::V13,
         max_message: 64 << 20,
         allow_reserved: false,
-        memory: &mod_websocket::memory::UNLIMITED,
+        memory: &mod_websocket::limits::memory::UNLIMITED,
     };
     let claim =
         |first: u8| [&[first, 0xff][..], &(32u64 << 20).to_be_bytes(), &[0; 4], b"x"].concat();
@@ -542,7 +542,7 @@ fn a_bomb_takes_no_more_memory_than_the_limit() {
         version: Version::V13,
         max_message: BOUND,
         allow_reserved: false,
-        memory: &mod_websocket::memory::UNLIMITED,
+        memory: &mod_websocket::limits::memory::UNLIMITED,
     };
     let mut session = Session::new(limits, stream.params.as_ref());
     let grown = growth(|| {

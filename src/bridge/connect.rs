@@ -17,7 +17,7 @@ use std::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Address, address::Host, socket::PeerSocket};
-use crate::driver::wait::{AllSignals, Interest, bind_anywhere, wait};
+use crate::os::{AllSignals, Interest, bind_anywhere, wait};
 
 /// Whoever connects within this time does not wait.
 const AT_ONCE: Duration = Duration::from_millis(100);

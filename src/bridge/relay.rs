@@ -23,10 +23,12 @@ use super::{
     socket::{PeerSocket, SocketKind},
 };
 use crate::{
-    endpoint::{Endpoint, Peer, Readiness, Relayed},
-    journal::Level,
-    memory::Claim,
-    outbox::{self, Outbox, drop_front},
+    conn::{
+        endpoint::{Endpoint, Peer, Readiness, Relayed},
+        log::Level,
+        outbox::{self, Outbox, drop_front},
+    },
+    limits::memory::Claim,
     proto::{
         Kind,
         close::{self, CloseCode},
@@ -613,8 +615,8 @@ mod tests {
     use super::*;
     use crate::{
         bridge::{Address, framing},
+        conn::outbox::State as Conversation,
         fakes::{Driver, Log, Wire, from_us, outbox},
-        outbox::State as Conversation,
         proto::frame::Opcode,
     };
 

@@ -10,7 +10,7 @@ use std::{
 use socket2::Socket;
 
 use super::Address;
-use crate::driver::wait;
+use crate::os;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl PeerSocket {
 
     /// How many bytes the next datagram has, if that may be more than a read takes.
     pub fn next_len(&self) -> io::Result<usize> {
-        retry(|| wait::peek_len(self.descriptor()))
+        retry(|| os::peek_len(self.descriptor()))
     }
 
     /// Ends our direction of the stream. What is already ended, or lost, stays so.
@@ -74,7 +74,7 @@ impl PeerSocket {
 
     /// How many bytes the peer has not got.
     pub fn unacknowledged(&self) -> u64 {
-        wait::unacknowledged(self.descriptor()).unwrap_or(0)
+        os::unacknowledged(self.descriptor()).unwrap_or(0)
     }
 }
 

@@ -10,23 +10,25 @@ use std::{
 };
 
 use super::{
-    clocks::{Clocks, Sight, Verdict},
-    lane::Lane,
+    conn_io::Lane,
+    reader::{Buffers, Outcome, READ, Turn},
     service::STOP_TIMEOUT,
-    stop::{Ending, EndingWord, Stop},
-    turn::{Buffers, Outcome, READ, Turn},
-    wait::{Interest, Signals, Waker, pending, wait, wait_for_two},
+    shutdown::{Ending, EndingWord, Stop},
 };
 use crate::{
-    config::Patience,
-    endpoint::{Endpoint, Peer},
-    journal::Level,
-    outbox::{Carrier, Outbox, Socket, State},
+    conn::{
+        deadlines::{Clocks, Sight, Verdict},
+        endpoint::{Endpoint, Peer},
+        log::Level,
+        outbox::{Carrier, Outbox, Socket, State},
+        session::Session,
+    },
+    os::{Interest, Signals, Waker, pending, wait, wait_for_two},
     proto::{
         close::{self, CloseCode},
         frame::Opcode,
     },
-    session::Session,
+    settings::Patience,
 };
 
 /// How often a connection that waits for its moment of a drain looks whether that has become a stop.
@@ -320,8 +322,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        conn::outbox::Refused,
         fakes::{EndOnFailure, Log, Read, Recorder, StuckPeer, Wire, from_us, session},
-        outbox::Refused,
         proto::Kind,
     };
 

@@ -9,35 +9,27 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`lane`] | a connection's bytes on their way out and in, for the thread at work on it |
-//! | [`turn`] | what happens when a connection is ready: read, handle, write |
-//! | [`clocks`] | when a connection's patience ends |
+//! | [`conn_io`] | a connection's bytes on their way out and in, for the thread at work on it |
+//! | [`reader`] | what happens when a connection is ready: read, handle, write |
 //! | [`blocking`] | one thread per connection |
 //! | [`service`] | few threads for all connections on sockets of our own |
-//! | [`threads`] | how many threads there are of it, and whether its clock may be slow |
-//! | [`run_word`] | the word that keeps a second thread away from a connection |
-//! | [`epoll`] | the kernel's list of ready sockets |
-//! | [`socket`] | the transport over such a socket |
+//! | [`run_state`] | what keeps a second thread away from a connection |
+//! | [`plain`] | the transport over such a socket |
 //! | [`tls`] | the transport over such a socket with TLS |
 //! | [`openssl`] | the functions of OpenSSL that it needs |
-//! | [`stop`] | telling every blocking connection that the child goes down |
-//! | [`wait`] | waiting for a descriptor, a wake-up or a deadline |
+//! | [`shutdown`] | how a child ends, and telling every blocking connection |
 
 use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
 
 pub mod blocking;
-pub mod clocks;
-pub mod epoll;
-pub mod lane;
+pub mod conn_io;
 pub mod openssl;
-pub mod run_word;
+pub mod plain;
+pub mod reader;
+pub mod run_state;
 pub mod service;
-pub mod socket;
-pub mod stop;
-pub mod threads;
+pub mod shutdown;
 pub mod tls;
-pub mod turn;
-pub mod wait;
 
 /// A byte stream that never blocks: [`io::ErrorKind::WouldBlock`] says that it would.
 pub trait Transport: Send {
@@ -56,7 +48,7 @@ pub trait Transport: Send {
     fn holds_input(&self) -> bool;
 
     /// The socket beneath, if any thread may write to it; then `write` and `flush` are not used.
-    fn socket(&self) -> Option<Arc<socket::Socket>>;
+    fn socket(&self) -> Option<Arc<plain::Socket>>;
 
     /// The descriptor to wait on.
     fn descriptor(&self) -> RawFd;

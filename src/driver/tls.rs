@@ -24,9 +24,9 @@ use std::{
 use super::{
     Transport,
     openssl::{self, Bio, BioMethod, OpenSsl, Ssl},
-    socket::{Early, Socket},
+    plain::{Early, Socket},
 };
-use crate::{memory::Claim, outbox::Socket as _, proto::Violation};
+use crate::{conn::outbox::Socket as _, limits::memory::Claim, proto::Violation};
 
 /// How much is received at a time.
 const RECEIVE: usize = 64 * 1024;
@@ -556,7 +556,7 @@ mod tests {
     //! answer of [`ANSWER`] bytes, as a KeyUpdate does, and nothing is read while that cannot be written.
 
     use super::*;
-    use crate::memory::UNLIMITED;
+    use crate::limits::memory::UNLIMITED;
     use std::{ffi::CStr, io::Read as _, io::Write as _, os::unix::net::UnixStream};
 
     const ANSWER: usize = 1000;

@@ -15,8 +15,9 @@ use std::{
 };
 
 use super::{
-    handler, log, sys,
-    wrap::{Request, Table},
+    handler, log,
+    request::{Request, Table},
+    sys,
 };
 use crate::{
     bridge::{
@@ -28,8 +29,7 @@ use crate::{
         settings::Settings,
         socket::PeerSocket,
     },
-    journal::Level,
-    outbox::Outbox,
+    conn::{log::Level, outbox::Outbox},
     proto::handshake::Offered,
 };
 
@@ -137,7 +137,7 @@ impl Expression {
     /// The expression's value for a request.
     fn evaluate(self, r: Request<'_>) -> Result<String, String> {
         let mut error = ptr::null();
-        // SAFETY: the expression lives as long as the configuration (wrap::R3), the request for the call (wrap::R1), and the
+        // SAFETY: the expression lives as long as the configuration (request::R3), the request for the call (request::R1), and the
         // results, strings or NULL, as long as the request.
         unsafe {
             let value = sys::ap_expr_str_exec(r.as_ptr(), self.0, &raw mut error);

@@ -7,22 +7,19 @@
 use core::{ffi::c_void, ptr};
 use std::sync::Arc;
 
-use super::{MEMORY, boundary, ending, module, sys, tls::Takeover};
+use super::{MEMORY, boundary, child, module, sys, tls::Takeover};
 use crate::{
-    config::Patience,
+    conn::{endpoint::Endpoint, log::Level, outbox::Outbox, session::Session},
     driver::{
         Transport,
-        lane::Lane,
+        conn_io::Lane,
         openssl::Ssl,
+        plain::{Early, Plain, Socket},
         service::{Ended, Farewell, Guest},
-        socket::{Early, Plain, Socket},
-        stop::Watched,
-        wait::Signals,
+        shutdown::Watched,
     },
-    endpoint::Endpoint,
-    journal::Level,
-    outbox::Outbox,
-    session::Session,
+    os::Signals,
+    settings::Patience,
 };
 
 /// What the module keeps of a connection, in the connection's configuration vector and its pool.
@@ -163,7 +160,7 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
     };
     // SAFETY: the caller's word.
     unsafe { (*connection).aborted = 1 };
-    let service = ending::service().ok_or("the service is gone");
+    let service = child::service().ok_or("the service is gone");
     match transport.and_then(|transport| Ok((transport, service?))) {
         Ok((transport, service)) => {
             let Leaving { outbox, session, endpoint, patience, ended, watched, signals, .. } =

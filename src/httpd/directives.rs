@@ -18,16 +18,17 @@ use std::{
 use super::{
     boundary,
     bridge::{Discovery, Expression, Source},
-    log, module, sys,
-    wrap::Request,
+    log, module,
+    request::Request,
+    sys,
 };
 use crate::{
     bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
-    config::{self, AddressLimit, Detach, Limit, MessageTimeout, Origins, Settings},
-    journal::Level,
+    conn::log::Level,
+    limits::workers::Share,
     plugin::Plugin,
     proto::handshake::{self, OriginCheck},
-    share::Share,
+    settings::{self, AddressLimit, Detach, Limit, MessageTimeout, Origins, Settings},
 };
 
 /// Legal in server configuration and in sections, but not in .htaccess files.
@@ -339,7 +340,7 @@ fn max_connections_per_ip(
 ) -> Result<(), String> {
     let ipv6_prefix = match words.get(1) {
         Some(word) => number(Some(word), 1, 128)? as u8,
-        None => config::IPV6_PREFIX,
+        None => settings::IPV6_PREFIX,
     };
     let limit = limit(parms, words)?;
     section.settings.max_connections_per_ip =
@@ -576,7 +577,7 @@ fn bridge_connect_timeout(
 ) -> Result<(), String> {
     let time = duration(words)?;
     if time.is_zero() {
-        return Err(format!("0 leaves a peer no time: expected {}", config::DURATION));
+        return Err(format!("0 leaves a peer no time: expected {}", settings::DURATION));
     }
     section.settings.bridge.connect_timeout = Some(time);
     Ok(())
@@ -606,7 +607,7 @@ fn on(words: &[&str]) -> bool {
 
 fn size(words: &[&str]) -> Result<usize, String> {
     let word = words.first().ok_or(ARGUMENTS)?;
-    config::size(word).ok_or_else(|| format!("'{word}' is not {}", config::SIZE))
+    settings::size(word).ok_or_else(|| format!("'{word}' is not {}", settings::SIZE))
 }
 
 fn message_timeout(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Result<(), String> {
@@ -618,10 +619,10 @@ fn message_timeout(_: Parms<'_>, section: &mut Section, words: &[&str]) -> Resul
         let wrong = || {
             format!(
                 "'{word}' is neither {} above 0, with a number of bytes a second if need be, as 60s,MinRate=500, nor Off",
-                config::DURATION
+                settings::DURATION
             )
         };
-        let advice = || config::duration_advice(time).unwrap_or_else(wrong);
+        let advice = || settings::duration_advice(time).unwrap_or_else(wrong);
         Some(MessageTimeout::parse(word).ok_or_else(advice)?)
     };
     section.settings.message_timeout = Some(timeout);
@@ -634,20 +635,20 @@ fn duration_or_off(words: &[&str]) -> Result<Option<Duration>, String> {
     if word.eq_ignore_ascii_case("Off") {
         return Ok(None);
     }
-    match config::duration(word) {
+    match settings::duration(word) {
         Some(time) if !time.is_zero() => Ok(Some(time)),
         _ => {
-            let neither = || format!("'{word}' is neither {} nor Off", config::DURATION);
-            Err(config::duration_advice(word).unwrap_or_else(neither))
+            let neither = || format!("'{word}' is neither {} nor Off", settings::DURATION);
+            Err(settings::duration_advice(word).unwrap_or_else(neither))
         }
     }
 }
 
 fn duration(words: &[&str]) -> Result<Duration, String> {
     let word = words.first().ok_or(ARGUMENTS)?;
-    config::duration(word).ok_or_else(|| {
-        let expected = || format!("'{word}' is not {}", config::DURATION);
-        config::duration_advice(word).unwrap_or_else(expected)
+    settings::duration(word).ok_or_else(|| {
+        let expected = || format!("'{word}' is not {}", settings::DURATION);
+        settings::duration_advice(word).unwrap_or_else(expected)
     })
 }
 
@@ -706,7 +707,7 @@ pub(super) struct Server {
 impl Server {
     /// How many bytes the connections of a child may hold.
     pub(super) fn memory_limit(&self) -> usize {
-        self.memory_limit.unwrap_or(config::MEMORY_LIMIT)
+        self.memory_limit.unwrap_or(settings::MEMORY_LIMIT)
     }
 }
 

@@ -14,15 +14,16 @@ use std::{
 };
 
 use super::{
-    boundary, capacity, directives,
+    advice, boundary, directives,
     filters::Filters,
     handler::{come_later, timeout},
-    is_threaded, log, module_index, shared, structure, sys,
-    wrap::{Request, Table},
+    is_threaded, log, module_index,
+    request::{Request, Table},
+    shared, structure, sys,
 };
 use crate::{
-    journal::Level,
-    limits::Counted,
+    conn::log::Level,
+    limits::connections::Counted,
     plugin::connection::Answer,
     proto::{
         draft::{self, Challenge, Draft},
@@ -82,7 +83,7 @@ pub(super) fn opening<'a>(
     request: &handshake::Request<'a>,
 ) -> Result<Option<(Opening<'a>, Option<Challenge>)>, Refusal> {
     let connection = r.connection();
-    // SAFETY: the connection is the request's own (wrap::R1). The drafts know HTTP/1.1 only.
+    // SAFETY: the connection is the request's own (request::R1). The drafts know HTTP/1.1 only.
     if !is_loaded() || !unsafe { (*connection).master }.is_null() {
         return Ok(None);
     }
@@ -91,7 +92,7 @@ pub(super) fn opening<'a>(
     let found = draft::check(request, section.settings.draft75())?;
     if found.is_some() {
         // What follows is no HTTP, whatever becomes of the request.
-        // SAFETY: wrap::R1.
+        // SAFETY: request::R1.
         unsafe { (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE };
     }
     Ok(found)
@@ -110,7 +111,7 @@ pub(super) fn proof(
 ) -> Result<[u8; 16], c_int> {
     let (mut key3, mut filled) = ([0; 8], 0);
     let start = Instant::now();
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     let read = unsafe { Filters::new(r.connection()) }.and_then(|mut filters| {
         let came = filters.fill(&mut key3, &mut filled, start);
         if !came.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::TimedOut) {
@@ -146,7 +147,7 @@ fn place() -> Option<Option<Counted>> {
     } else {
         (sys::AP_MPMQ_MAX_DAEMONS, String::new())
     };
-    let most = capacity::mpm(number) / 4;
+    let most = advice::mpm(number) / 4;
     let Some(table) = shared::counts() else { return Some(None) };
     table.enter(&["draft 76", &scope], most.max(1)).map(Some)
 }

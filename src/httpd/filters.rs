@@ -16,9 +16,9 @@ use super::{MEMORY, http2, sys, tls};
 use crate::{
     driver::{
         Transport,
-        socket::{Early, Socket},
-        wait::{self, Interest},
+        plain::{Early, Socket},
     },
+    os::{self, Interest},
     proto::Violation,
 };
 
@@ -170,7 +170,7 @@ impl Filters {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                     let interest = Interest { read: true, write: false };
-                    wait::wait(self.descriptor, interest, None, Some(left), None)?;
+                    os::wait(self.descriptor, interest, None, Some(left), None)?;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted && Instant::now() < deadline => {}
                 Err(e) => return Err(e),

@@ -11,33 +11,35 @@ use std::{
 
 use super::{
     MEMORY, STOP,
+    access_log::Record,
     bridge::Bridge,
+    child,
     detach::{self, Leaving},
     directives::{self, Section},
-    draft, ending,
+    draft,
     filters::{self, Filters},
     http2, is_threaded, log, mistakes,
-    record::Record,
+    request::{Request, Table},
     shared, sys,
     tls::{self, Takeover},
     workers::{self, Worker},
-    wrap::{Request, Table},
 };
 use crate::{
-    config::{Detach, Limit, Patience, Settings},
+    conn::{
+        endpoint::Endpoint,
+        log::Level,
+        outbox::{Bounds, Outbox, Summary},
+        session::{Limits, Session},
+    },
     driver::{
         Transport, blocking,
-        lane::Lane,
+        conn_io::Lane,
+        plain::{Early, Plain, Socket},
         service::Ended,
-        socket::{Early, Plain, Socket},
-        stop::Ending,
-        wait::Signals,
+        shutdown::Ending,
     },
-    endpoint::Endpoint,
-    journal::Level,
-    limits::Counted,
-    memory::Claim,
-    outbox::{Bounds, Outbox, Summary},
+    limits::{connections::Counted, memory::Claim},
+    os::Signals,
     plugin::{
         Plugin,
         connection::{Answer, Connection, Opening as PluginOpening},
@@ -50,7 +52,7 @@ use crate::{
         deflate::{self, Deflater, Params},
         handshake::{self, Opening, Refusal},
     },
-    session::{Limits, Session},
+    settings::{Detach, Limit, Patience, Settings},
 };
 
 /// The name that SetHandler gives to requests for this module.
@@ -62,7 +64,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         mistakes::tell_of_other_handler(r);
         return sys::DECLINED;
     }
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     let is_stream = unsafe { http2::is_stream(r.connection()) };
     let header = |name: &str| {
         // mod_http2 sets this one itself while a stream has not ended, and lets no client send it.
@@ -106,7 +108,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     if let Err(status) = http2::check(r) {
         return status;
     }
-    if ending::is_near() {
+    if child::is_near() {
         return leave_to_next(r);
     }
     let way = PastFilters::way(r);
@@ -148,7 +150,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     drop(waiting);
     match Upgrade::prepare(r, &section.settings, &opening, way, counted, worker) {
         // prefork's signals are held back by now: none comes between this look and the conversation.
-        Ok(_) if ending::is_near() => leave_to_next(r),
+        Ok(_) if child::is_near() => leave_to_next(r),
         Ok(upgrade) => upgrade.serve(r, endpoint, section.settings.detach(), &opening),
         Err(error) => unavailable(r, &error),
     }
@@ -161,7 +163,7 @@ fn stays(section: &Section) -> bool {
         Some(plugin) => detach.allows_plugin(plugin.wants_request(), is_threaded()),
         None => detach.allows_bridge(),
     };
-    !may_leave || ending::service().is_none()
+    !may_leave || child::service().is_none()
 }
 
 /// Takes the worker of httpd's, or of mod_http2's, that a connection holds; the status that refuses it if WebSockets hold
@@ -301,7 +303,7 @@ impl PastFilters {
     /// Finds the way there may be. Nothing is changed.
     fn way(r: Request<'_>) -> Way {
         let connection = r.connection();
-        // SAFETY: the connection is the request's own (wrap::R1).
+        // SAFETY: the connection is the request's own (request::R1).
         let is_https = unsafe { tls::is_https(connection) };
         // SAFETY: as above.
         if let Some(name) = unsafe { filters::foreign(connection, is_https) } {
@@ -357,7 +359,7 @@ impl Upgrade {
             allow_reserved: settings.allow_reserved(),
             memory: &MEMORY,
         };
-        // SAFETY: the connection is the request's own (wrap::R1), and a lane with it does not outlive the handler.
+        // SAFETY: the connection is the request's own (request::R1), and a lane with it does not outlive the handler.
         let filters = unsafe { Filters::new(r.connection()) }?;
         let past = match way {
             Ok(takeover) => Ok(PastFilters::new(&filters, takeover)?),
@@ -396,7 +398,7 @@ impl Upgrade {
             Chosen::Plugin(plugin) => {
                 let (headers, protocols) = (headers.clone(), Protocols::copy(opening.protocols));
                 let threaded = is_threaded();
-                // SAFETY: the connection is the request's own (wrap::R1).
+                // SAFETY: the connection is the request's own (request::R1).
                 let is_stream = unsafe { http2::is_stream(r.connection()) };
                 // On a process's only thread, and to its end: nothing can be detached, whatever the plugin asks for.
                 let alone = !threaded && !is_stream && !detach.allows_plugin(false, threaded);
@@ -423,7 +425,7 @@ impl Upgrade {
                 (Box::new(bridge.open(outbox)), answer, (!detach.allows_bridge()).then_some(OFF))
             }
         };
-        let none = ending::service().is_none().then_some("there are no threads of the module's");
+        let none = child::service().is_none().then_some("there are no threads of the module's");
         let stays = stays.or(none);
         if stays.is_some() && self.worker.is_none() {
             match worker(r) {
@@ -435,7 +437,7 @@ impl Upgrade {
                 }
             }
         }
-        // SAFETY: the connection is the request's own (wrap::R1).
+        // SAFETY: the connection is the request's own (request::R1).
         unsafe { filters::remove_obstacles(r.connection()) };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
         let Self { outbox, session, past, mut filters, mut patience, .. } = self;
@@ -490,7 +492,7 @@ impl Upgrade {
                     watched,
                     signals,
                 };
-                // SAFETY: the connection is the request's own (wrap::R1), which has left HTTP; the handler returns.
+                // SAFETY: the connection is the request's own (request::R1), which has left HTTP; the handler returns.
                 unsafe { detach::leave(r.connection(), leaving) };
                 return sys::HOOK_OK;
             }
@@ -512,7 +514,7 @@ impl Upgrade {
         let uncounted = transport.socket().is_some();
         let (lane, held) = (Lane::new(transport, outbox.clone()), signals.as_ref());
         let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
-        if let Some(service) = ending::service() {
+        if let Some(service) = child::service() {
             service.look();
         }
         let summary = outbox.summary();
@@ -522,7 +524,7 @@ impl Upgrade {
         finish(r, &summary, ended.lost);
         // In a stop event and worker close the connection themselves.
         if ended.hurried && !ended.lost && STOP.ending() != Ending::Stop {
-            // SAFETY: the connection is the request's own (wrap::R1), and httpd keeps its descriptor but for a stop.
+            // SAFETY: the connection is the request's own (request::R1), and httpd keeps its descriptor but for a stop.
             unsafe { filters::end_input(r.connection()) };
         }
         drop((reserve, worker, watched));
@@ -556,7 +558,7 @@ pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
     // SAFETY: the structure is live.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     // The kernel gives the lowest free number, so this one tells how many there are.
-    if descriptor.as_raw_fd() as u64 + ending::RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
+    if descriptor.as_raw_fd() as u64 + child::RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
         return Err(io::Error::other(format!(
             "all but the last of the child's {} open files are in use (ulimit -n)",
             limit.rlim_cur
@@ -567,7 +569,7 @@ pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
 
 /// `Timeout` of the request's server.
 pub(super) fn timeout(r: Request<'_>) -> Duration {
-    // SAFETY: a request's server is live (wrap::R3). The value is in microseconds.
+    // SAFETY: a request's server is live (request::R3). The value is in microseconds.
     Duration::from_micros(unsafe { (*r.server()).timeout }.unsigned_abs())
 }
 
@@ -606,7 +608,7 @@ fn switch_protocols(
         }
         c"101 Switching Protocols"
     };
-    // SAFETY: the request is live and ours (wrap::R1); the status line is a literal.
+    // SAFETY: the request is live and ours (request::R1); the status line is a literal.
     unsafe {
         let rec = r.as_ptr();
         (*rec).status = sys::HTTP_SWITCHING_PROTOCOLS as c_int;
@@ -623,7 +625,7 @@ fn leave_filters(
     connection: *mut sys::conn_rec,
     past: Result<PastFilters, String>,
 ) -> io::Result<Result<(PastFilters, Early), String>> {
-    // SAFETY: the connection is the request's own (wrap::R1). From here on nothing may block in httpd's filters.
+    // SAFETY: the connection is the request's own (request::R1). From here on nothing may block in httpd's filters.
     unsafe { filters::set_timeout(connection, 0) };
     let past = match past {
         Ok(past) if filters.holds_output() => {
@@ -653,7 +655,7 @@ const ENV_OPEN: &CStr = c"websocket-open";
 fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     note_summary(r, summary);
     let connection = r.connection();
-    // SAFETY: the connection is live and ours (wrap::R1); the note's name and value are literals.
+    // SAFETY: the connection is live and ours (request::R1); the note's name and value are literals.
     unsafe {
         filters::allow_flushes(connection);
         filters::end_stream(connection);
@@ -677,12 +679,12 @@ fn release_after_log(r: Request<'_>, signals: Option<Signals>) {
         drop(unsafe { Box::from_raw(signals.cast::<Signals>()) });
         0
     }
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     let is_stream = unsafe { http2::is_stream(r.connection()) };
     if let Some(signals) = signals.filter(|_| !is_stream) {
         let signals = Box::into_raw(Box::new(signals)).cast();
         let (now, in_child) = (Some(release as _), Some(sys::apr_pool_cleanup_null as _));
-        // SAFETY: the request's pool is live (wrap::R1).
+        // SAFETY: the request's pool is live (request::R1).
         unsafe { sys::apr_pool_cleanup_register((*r.as_ptr()).pool, signals, now, in_child) };
     }
 }

@@ -14,8 +14,8 @@ use core::{
 };
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{filters::Filters, log, sys, wrap::Request};
-use crate::journal::Level;
+use super::{filters::Filters, log, request::Request, sys};
+use crate::conn::log::Level;
 
 /// Whether a connection is a stream of another one.
 ///
@@ -28,7 +28,7 @@ pub(super) unsafe fn is_stream(connection: *mut sys::conn_rec) -> bool {
 
 /// Sees whether a request that came on a stream can become a WebSocket; the status that refuses it if not.
 pub(super) fn check(r: Request<'_>) -> Result<(), c_int> {
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     if !unsafe { is_stream(r.connection()) } {
         return Ok(());
     }

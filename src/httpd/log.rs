@@ -11,8 +11,8 @@ use core::{
 };
 use std::{ffi::CString, time::SystemTime};
 
-use super::{module_index, sys, wrap::Request};
-use crate::journal::{Journal, Level};
+use super::{module_index, request::Request, sys};
+use crate::conn::log::{Journal, Level};
 
 /// httpd's number for a level; no errno is appended.
 fn number(level: Level) -> c_int {

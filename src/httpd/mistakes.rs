@@ -8,14 +8,14 @@ use core::ffi::{CStr, c_void};
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    directives, draft, log, sys, tree,
-    tree::Directive,
-    wrap::{Request, Table},
+    directives, draft, log,
+    request::{Request, Table},
+    sys,
+    tree::{self, Directive},
 };
 use crate::{
-    config::{self, Settings},
-    journal::Level,
-    scope::Scope,
+    conn::log::Level,
+    settings::{self, Settings, scope::Scope},
 };
 
 /// What names an endpoint.
@@ -50,7 +50,7 @@ fn too_large_messages(memory: usize) -> Vec<String> {
         if is_one {
             sizes.add(directive);
         }
-        let size = config::size(directive.args().trim().trim_matches(['"', '\'']));
+        let size = settings::size(directive.args().trim().trim_matches(['"', '\'']));
         if lines.len() < MOST && is_one && size.is_some_and(|size| size > memory) {
             let (name, args, place) = (directive.name(), directive.args(), directive.place());
             lines.push(format!(
@@ -59,7 +59,7 @@ fn too_large_messages(memory: usize) -> Vec<String> {
             ));
         }
     });
-    if config::MAX_MESSAGE > memory {
+    if settings::MAX_MESSAGE > memory {
         lines.extend(too_large_by_default(&sizes));
     }
     lines

@@ -7,11 +7,11 @@
 //! | `handler.rs` | the upgrade of a request |
 //! | `draft.rs` | `websocket_draft76_module`: what drafts 76 and 75 have different |
 //! | `bridge.rs` | which peer a request leads to |
-//! | `ending.rs` | the beginning and the end of a child process |
-//! | `capacity.rs` | how many connections the settings hold, and warnings about those that starve them |
+//! | `child.rs` | the beginning and the end of a child process |
+//! | `advice.rs` | how many connections the settings hold, and warnings about those that starve them |
 //! | `mistakes.rs` | warnings about what is legal and cannot be meant |
 //! | `tree.rs` | the configuration as httpd has read it |
-//! | `record.rs` | the access log's line for the end of a detached connection |
+//! | `access_log.rs` | the access log's line for the end of a detached connection |
 //! | `detach.rs` | a connection leaves httpd |
 //! | `tls.rs` | mod_ssl's connections, which leave it too |
 //! | `shared.rs` | the memory that all children share |
@@ -20,7 +20,7 @@
 //! | `http2.rs` | what is different on a stream of HTTP/2 |
 //! | `workers.rs` | how many of httpd's and mod_http2's workers WebSockets may hold |
 //! | `log.rs` | the error log |
-//! | `wrap.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
+//! | `request.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
 //! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
 #![allow(non_upper_case_globals)]
 // Calls of httpd come in sequences that one rule covers.
@@ -35,33 +35,33 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::{config, driver::stop::Stop, journal::Level, memory::Budget};
+use crate::{conn::log::Level, driver::shutdown::Stop, limits::memory::Budget, settings};
 
+mod access_log;
+mod advice;
 mod bridge;
-mod capacity;
+mod child;
 mod detach;
 mod directives;
 mod draft;
-mod ending;
 mod filters;
 mod handler;
 mod http2;
 mod log;
 mod mistakes;
-mod record;
+mod request;
 mod shared;
 mod status;
 mod sys;
 mod tls;
 mod tree;
 mod workers;
-mod wrap;
 
 /// The end of this child process, as its connections see it.
 static STOP: Stop = Stop::new();
 
 /// The memory that this child's connections may hold.
-static MEMORY: Budget = Budget::new(config::MEMORY_LIMIT);
+static MEMORY: Budget = Budget::new(settings::MEMORY_LIMIT);
 
 /// The module's name and version, which httpd puts behind its own: in the log when it starts, in server-status, and in
 /// the field Server if `ServerTokens` allows. C wants the NUL.
@@ -194,7 +194,7 @@ unsafe extern "C" fn hook_post_config(
         if state != sys::AP_SQ_MS_CREATE_PRE_CONFIG {
             // SAFETY: as above; httpd calls this hook when it has read the configuration.
             unsafe {
-                capacity::warn(server, (*directives::server(server)).memory_limit(), found);
+                advice::warn(server, (*directives::server(server)).memory_limit(), found);
                 mistakes::warn(server);
             }
         }
@@ -206,7 +206,7 @@ unsafe extern "C" fn hook_post_config(
 unsafe extern "C" fn hook_post_read_request(r: *mut sys::request_rec) -> c_int {
     if let Some(r) = NonNull::new(r) {
         // SAFETY: httpd passes a live request, and the value is used within this call only.
-        ending::request_begins(unsafe { wrap::Request::from_ptr(r) });
+        child::request_begins(unsafe { request::Request::from_ptr(r) });
     }
     sys::DECLINED
 }
@@ -215,7 +215,7 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
     let Some(r) = NonNull::new(r) else { return sys::DECLINED };
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes a live request, and the value is used within this call only.
-        handler::handle(unsafe { wrap::Request::from_ptr(r) })
+        handler::handle(unsafe { request::Request::from_ptr(r) })
     })
 }
 
@@ -230,13 +230,13 @@ unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sy
         let settings = unsafe { &*directives::server(server) };
         MEMORY.set_bound(settings.memory_limit());
         // SAFETY: httpd passes the child's pool and the main server.
-        unsafe { ending::begin(pool, server, settings) };
+        unsafe { child::begin(pool, server, settings) };
     });
 }
 
 /// The child goes down.
 unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, graceful: c_int) {
-    boundary((), || ending::stopping(graceful != 0));
+    boundary((), || child::stopping(graceful != 0));
 }
 
 /// httpd is about to close a connection.

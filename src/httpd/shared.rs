@@ -16,7 +16,10 @@ use std::{
 };
 
 use super::sys;
-use crate::{driver::service::Totals, limits, presence};
+use crate::{
+    driver::service::Totals,
+    limits::{connections, presence},
+};
 
 /// The key under which the address is kept. A change of the layout changes it.
 const KEY: &CStr = c"mod_websocket shared memory 4";
@@ -29,7 +32,7 @@ struct Shared {
     seed: AtomicU64,
     /// The descriptor by which children know of each other, the same in all of them: [`presence`].
     presence: AtomicI32,
-    words: [AtomicU64; limits::WORDS],
+    words: [AtomicU64; connections::WORDS],
     children: [Child; CHILDREN],
 }
 
@@ -96,10 +99,10 @@ pub(super) fn begin() -> io::Result<()> {
 }
 
 /// The connection counts, for this process.
-pub(super) fn counts() -> Option<limits::Table> {
+pub(super) fn counts() -> Option<connections::Table> {
     let shared = shared()?;
     let seed = shared.seed.load(Ordering::Relaxed);
-    Some(limits::Table::new(&shared.words, seed, std::process::id(), is_alive))
+    Some(connections::Table::new(&shared.words, seed, std::process::id(), is_alive))
 }
 
 /// Whether a child is still there.

@@ -22,14 +22,14 @@ use core::{
 };
 use std::sync::Arc;
 
-use super::{boundary, detach, sys, wrap::Request};
+use super::{boundary, detach, request::Request, sys};
 use crate::{
     driver::{
         openssl::{self, BioMethod, Context, OpenSsl, RemoveSession, Ssl},
-        socket::{Early, Socket},
+        plain::{Early, Socket},
         tls::{self, Tls},
     },
-    memory::Claim,
+    limits::memory::Claim,
 };
 
 /// `SSL_get_ex_data` gives mod_ssl's conn_rec at this index, which OpenSSL calls app data.
@@ -50,7 +50,7 @@ static REMOVE_SESSION: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 static FOREIGN_CACHE: AtomicBool = AtomicBool::new(false);
 
 fn openssl() -> Option<&'static OpenSsl> {
-    // SAFETY: `find` stores a table that lives as long as the configuration, which a child has to its end (wrap::R3).
+    // SAFETY: `find` stores a table that lives as long as the configuration, which a child has to its end (request::R3).
     unsafe { OPENSSL.load(Ordering::Acquire).as_ref() }
 }
 
@@ -230,7 +230,7 @@ pub(super) fn variables(r: Request<'_>) -> Vec<(&'static CStr, &CStr)> {
         *mut sys::request_rec,
         *mut c_char,
     ) -> *mut c_char;
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     if !unsafe { is_https(r.connection()) } {
         return Vec::new();
     }
@@ -242,11 +242,11 @@ pub(super) fn variables(r: Request<'_>) -> Vec<(&'static CStr, &CStr)> {
     let function = unsafe { mem::transmute::<unsafe extern "C" fn(), LookUp>(function) };
     let (rec, connection) = (r.as_ptr(), r.connection());
     let look_up = |name: &'static CStr| {
-        // SAFETY: the request is live (wrap::R1), and the name, which is not written to, lives as long as the module.
+        // SAFETY: the request is live (request::R1), and the name, which is not written to, lives as long as the module.
         let value = unsafe {
             function((*rec).pool, (*rec).server, connection, rec, name.as_ptr().cast_mut())
         };
-        // SAFETY: mod_ssl gives NULL or a string that lives as long as the pool (wrap::R2).
+        // SAFETY: mod_ssl gives NULL or a string that lives as long as the pool (request::R2).
         let value = (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })?;
         (!value.is_empty()).then_some((name, value))
     };
@@ -269,7 +269,7 @@ impl Takeover {
         let openssl = openssl().ok_or("mod_ssl's TLS library, which cannot be used")?;
         let method = NonNull::new(METHOD.load(Ordering::Acquire));
         let method = method.ok_or("no memory for OpenSSL's BIO")?;
-        // SAFETY: the connection is the request's own (wrap::R1).
+        // SAFETY: the connection is the request's own (request::R1).
         let ssl = unsafe { detach::remembered(connection) };
         let ssl = NonNull::new(ssl).ok_or("mod_ssl, which did not tell of its SSL")?;
         // SAFETY: mod_ssl told of the SSL, and has it as long as it calls the connection https, as it does now.

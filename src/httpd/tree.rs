@@ -6,7 +6,7 @@ use core::ffi::{CStr, c_char};
 use std::borrow::Cow;
 
 use super::sys;
-use crate::scope::Scope;
+use crate::settings::scope::Scope;
 
 /// A directive, or the beginning of a section.
 #[derive(Clone, Copy)]

@@ -8,11 +8,13 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use super::{capacity, directives, http2, is_threaded, log, shared, sys, wrap::Request};
+use super::{advice, directives, http2, is_threaded, log, request::Request, shared, sys};
 use crate::{
-    journal::Level,
-    limits::Counted,
-    share::{self, Share, Workers},
+    conn::log::Level,
+    limits::{
+        connections::Counted,
+        workers::{self, Share, Workers},
+    },
 };
 
 /// httpd's: threads of a child, or processes where those have no threads.
@@ -28,12 +30,12 @@ static CLIENTS: Mutex<BTreeMap<usize, (u32, Httpds)>> = Mutex::new(BTreeMap::new
 /// What a WebSocket holds until the value is dropped.
 pub(super) struct Worker {
     _httpds: Option<Httpds>,
-    _http2s: Option<(share::Held, Client)>,
+    _http2s: Option<(workers::Held, Client)>,
 }
 
 /// A worker of httpd's.
 struct Httpds {
-    _thread: Option<share::Held>,
+    _thread: Option<workers::Held>,
     _process: Option<Counted>,
 }
 
@@ -60,7 +62,7 @@ pub(super) unsafe fn begin(server: *mut sys::server_rec) {
     // SAFETY: the caller's word; the settings were made when the configuration was read.
     let share: Share = unsafe { &*directives::server(server) }.worker_share.unwrap_or_default();
     let code = if is_threaded() { sys::AP_MPMQ_MAX_THREADS } else { sys::AP_MPMQ_MAX_DAEMONS };
-    let workers = u32::try_from(capacity::mpm(code)).unwrap_or(u32::MAX).max(1);
+    let workers = u32::try_from(advice::mpm(code)).unwrap_or(u32::MAX).max(1);
     HTTPDS.set(workers, share.of(workers));
     // SAFETY: the caller's word.
     match unsafe { http2::workers(server) } {
@@ -91,7 +93,7 @@ pub(super) fn over_http2() -> Option<u32> {
 /// Takes the worker that a request's WebSocket will hold, for a stream of HTTP/2 those. If WebSockets hold as many as they
 /// may, there is none, and the log says so.
 pub(super) fn take(r: Request<'_>) -> Option<Worker> {
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     let client = unsafe { (*r.connection()).master };
     let taken = if client.is_null() {
         let httpds = Httpds::take().ok_or(Short::Httpds);
@@ -177,7 +179,7 @@ fn tell(r: Request<'_>, short: Short) {
     } else {
         format!("{directive} {all} allows: raise that")
     };
-    // SAFETY: the connection is the request's own (wrap::R1).
+    // SAFETY: the connection is the request's own (request::R1).
     let remedy = if unsafe { http2::is_stream(r.connection()) } {
         "set H2WebSockets Off"
     } else {

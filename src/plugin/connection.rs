@@ -21,10 +21,12 @@ use std::{
 
 use super::{Plugin, abi, headers::Headers, protocols::Protocols};
 use crate::{
-    callbacks::Callbacks,
-    endpoint::Endpoint,
-    journal::Level,
-    outbox::{Outbox, Refused},
+    conn::{
+        callbacks::Callbacks,
+        endpoint::Endpoint,
+        log::Level,
+        outbox::{Outbox, Refused},
+    },
     proto::{Kind, frame::Opcode},
 };
 
@@ -488,8 +490,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        conn::outbox::State as Conversation,
         fakes::{Driver, Log, Wire, from_us, outbox},
-        outbox::State as Conversation,
     };
 
     thread_local! {

@@ -22,7 +22,7 @@ use std::{
 use libloading::os::unix::Library;
 
 use crate::{
-    callbacks::Callbacks,
+    conn::callbacks::Callbacks,
     library::{self, NoFunction},
 };
 

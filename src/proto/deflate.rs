@@ -12,8 +12,8 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 
 use super::Violation;
 use crate::{
-    buffer::Buffer,
-    memory::{self, Budget, Claim},
+    conn::buffer::Buffer,
+    limits::memory::{self, Budget, Claim},
 };
 
 /// The extension's name.

@@ -15,7 +15,7 @@ use core::fmt;
 
 use close::CloseCode;
 
-use crate::memory::Exhausted;
+use crate::limits::memory::Exhausted;
 
 pub mod close;
 pub mod deflate;

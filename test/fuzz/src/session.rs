@@ -15,10 +15,7 @@
 
 use std::io::{self, Read, Write};
 
-use mod_websocket::{
-    proto::{Kind, Version, Violation, close::CloseReason, deflate::Params},
-    session::{Event, Limits, Progress, Session},
-};
+use mod_websocket::{proto::{Kind, Version, Violation, close::CloseReason, deflate::Params}, conn::session::{Event, Limits, Progress, Session}};
 use tungstenite::{
     Error, Message, WebSocket,
     error::ProtocolError,
@@ -113,7 +110,7 @@ fn cycle(cuts: [usize; 4], bytes: &[u8]) -> impl Iterator<Item = usize> + use<> 
 
 /// What our session makes of the bytes.
 fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]) -> Verdict {
-    let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false, memory: &mod_websocket::memory::UNLIMITED };
+    let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false, memory: &mod_websocket::limits::memory::UNLIMITED };
     let mut session = Session::new(limits, params);
     let (mut heard, mut end) = (Vec::new(), End::Open);
     let mut rest = bytes.to_vec();

@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mod_websocket::{
-    proto::{Kind, Version, mask::Mask, utf8},
-    session::{Event, Limits, Session},
-};
+use mod_websocket::{proto::{Kind, Version, utf8, mask::Mask}, conn::session::{Event, Limits, Session}};
 use mod_websocket_bench::{payload::Payload, wire};
 
 const BLOCK: usize = 16 * 1024;
@@ -38,7 +35,7 @@ fn time(mut f: impl FnMut()) -> f64 {
 }
 
 fn session() -> Session {
-    let limits = Limits { version: Version::V13, max_message: 32 << 20, allow_reserved: false, memory: &mod_websocket::memory::UNLIMITED };
+    let limits = Limits { version: Version::V13, max_message: 32 << 20, allow_reserved: false, memory: &mod_websocket::limits::memory::UNLIMITED };
     Session::new(limits, None)
 }
 

@@ -12,8 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::stop::Ending;
-use crate::endpoint::Readiness;
+use crate::{conn::endpoint::Readiness, driver::shutdown::Ending};
 
 /// A descriptor that makes a waiting thread look up.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
 //! The kernel's list of ready sockets (epoll), edge-triggered: each socket is registered once.
+#![allow(unsafe_code)]
 
 use std::{
     io,

@@ -9,6 +9,9 @@
 //! when the child goes down. So a callback that blocks holds one thread and its own connection, nothing else.
 #![deny(unsafe_code)]
 
+pub mod epoll;
+pub mod threads;
+
 use std::{
     collections::VecDeque,
     io,
@@ -22,26 +25,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::{
+    epoll::{Epoll, Events, Flags},
+    threads::Threads,
+};
 use super::{
     blocking::{act, peer_patience},
-    clocks::{Clocks, Sight, Verdict},
-    epoll::{Epoll, Events, Flags},
-    lane::Lane,
-    run_word::RunWord,
-    stop::{Ending, EndingWord},
-    threads::Threads,
-    turn::{Buffers, Heard, Outcome, Turn},
-    wait::{AllSignals, Interest, Pending, Waker, discard, give_back_memory, shut_down, wait},
+    conn_io::Lane,
+    reader::{Buffers, Heard, Outcome, Turn},
+    run_state::RunWord,
+    shutdown::{Ending, EndingWord},
 };
 use crate::{
-    config::Patience,
-    endpoint::{Endpoint, Readiness},
-    journal::{Journal, Level},
-    memory::Budget,
-    outbox::{Carrier, Socket, State, Summary},
+    conn::{
+        deadlines::{Clocks, Sight, Verdict},
+        endpoint::{Endpoint, Readiness},
+        log::{Journal, Level},
+        outbox::{Carrier, Socket, State, Summary},
+        session::Session,
+        waiting::{Waits, begin_callback},
+    },
+    limits::memory::Budget,
+    os::{AllSignals, Interest, Pending, Waker, discard, give_back_memory, shut_down, wait},
     proto::close::{self, CloseCode},
-    session::Session,
-    waiting::{Waits, begin_callback},
+    settings::Patience,
 };
 
 /// The token of the descriptor that wakes a waiting thread.
@@ -1161,12 +1168,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        driver::socket::{self, Early, Plain},
+        conn::outbox::Outbox,
+        driver::plain::{self, Early, Plain},
         fakes::{
             Log, Read, Recorder, StuckPeer, Watched, Wire, from_client, from_us, outbox, session,
         },
-        memory::UNLIMITED,
-        outbox::Outbox,
+        limits::memory::UNLIMITED,
         proto::{Kind, frame::Opcode},
     };
 
@@ -1657,7 +1664,7 @@ mod tests {
     fn on_socket(alone: &Alone) -> (UnixStream, Arc<Outbox>, Recorder, Arc<Watched<usize>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let socket = Arc::new(socket::Socket::new(ours.into()).unwrap());
+        let socket = Arc::new(plain::Socket::new(ours.into()).unwrap());
         let transport = Plain::new(socket, Early::new(&UNLIMITED));
         let (outbox, _) = outbox(QUEUE);
         let (recorder, ended) = (Recorder::echo(&outbox), Arc::new(Watched::default()));

@@ -3,6 +3,8 @@
 //! Every field is optional until a request asks for it, so that an inner section overrides only what it sets.
 #![deny(unsafe_code)]
 
+pub mod scope;
+
 use std::{
     net::{IpAddr, Ipv6Addr},
     time::Duration,

@@ -8,12 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Transport,
-    socket::Socket,
-    wait::{Interest, unacknowledged, wait},
+use super::{Transport, plain::Socket};
+use crate::{
+    conn::outbox::{Outbox, drop_front},
+    os::{Interest, unacknowledged, wait},
 };
-use crate::outbox::{Outbox, drop_front};
 
 /// A transport with what its outbox needs to be written.
 pub struct Lane {
@@ -219,8 +218,8 @@ impl Lane {
 mod tests {
     use super::*;
     use crate::{
+        conn::outbox::State,
         fakes::{Driver, Wire, from_us, outbox},
-        outbox::State,
         proto::{Kind, frame::Opcode},
     };
 

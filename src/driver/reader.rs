@@ -5,16 +5,18 @@
 use core::num::NonZeroU64;
 use std::io;
 
-use super::lane::{Flush, Flushed, Lane};
+use super::conn_io::{Flush, Flushed, Lane};
 use crate::{
-    buffer::Buffer,
-    endpoint::{Endpoint, Peer, Relayed},
-    journal::Level,
-    memory::Claim,
-    outbox::{Outbox, Reception, State},
+    conn::{
+        buffer::Buffer,
+        endpoint::{Endpoint, Peer, Relayed},
+        log::Level,
+        outbox::{Outbox, Reception, State},
+        session::{Event, Limits, Session},
+        waiting::begin_callback,
+    },
+    limits::memory::Claim,
     proto::{Kind, Violation, close, frame::Opcode},
-    session::{Event, Limits, Session},
-    waiting::begin_callback,
 };
 
 /// How much is read at a time.
@@ -494,14 +496,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        driver::{Transport, socket::Socket},
-        endpoint::Readiness,
+        conn::{endpoint::Readiness, outbox::Bounds},
+        driver::{Transport, plain::Socket},
         fakes::{
             Driver, Log, Read, Recorder, Watched, Wire, bounds, budget, from_client, from_us,
             outbox, session, session_of,
         },
-        memory::{self, Budget},
-        outbox::Bounds,
+        limits::memory::{self, Budget},
         proto::close::CloseCode,
     };
 

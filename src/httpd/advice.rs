@@ -5,8 +5,8 @@
 
 use core::ffi::c_int;
 
-use super::{ending::RESERVE, is_threaded, log, record, sys, tree, workers};
-use crate::journal::Level;
+use super::{access_log, child::RESERVE, is_threaded, log, sys, tree, workers};
+use crate::conn::log::Level;
 
 /// Says how many connections the child can hold.
 ///
@@ -111,7 +111,7 @@ pub(super) unsafe fn warn(
              keeps some for other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
         ));
     }
-    if detaches && !record::is_possible() {
+    if detaches && !access_log::is_possible() {
         warn(format_args!(
             "WS0410: with BufferedLogs On under prefork the end of a detached WebSocket cannot be logged: set BufferedLogs \
              Off, or WebSocketDetach Off"

@@ -14,17 +14,17 @@ use core::{
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    MEMORY, STOP, boundary, capacity, directives::Server, is_threaded, log, shared, sys, tls,
-    wrap::Request,
+    MEMORY, STOP, advice, boundary, directives::Server, is_threaded, log, request::Request, shared,
+    sys, tls,
 };
 use crate::{
-    config,
+    conn::log::Level,
     driver::{
         service::{Elsewhere, Service, Totals},
-        stop::Ending,
-        wait::stop_is_being_handled,
+        shutdown::Ending,
     },
-    journal::Level,
+    os::stop_is_being_handled,
+    settings,
 };
 
 /// Whether the child has no time left for a WebSocket that comes now. While others are drained it has: httpd still serves
@@ -35,7 +35,7 @@ pub(super) fn is_near() -> bool {
         Ending::Drain => service().is_none_or(Service::is_drained),
         Ending::None => {
             !is_threaded()
-                && capacity::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
+                && advice::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
         }
     }
 }
@@ -69,13 +69,13 @@ pub(super) unsafe fn begin(
     server: *const sys::server_rec,
     settings: &Server,
 ) {
-    let drain = settings.drain_time.unwrap_or(config::DRAIN_TIME);
+    let drain = settings.drain_time.unwrap_or(settings::DRAIN_TIME);
     // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
     STOP.reset(drain);
     tls::begin();
     let open_files = raise_open_files();
     // SAFETY: the caller's word.
-    unsafe { capacity::tell(server, open_files) };
+    unsafe { advice::tell(server, open_files) };
     let line = shared::child();
     LINE.store(
         line.map_or(ptr::null_mut(), |line| ptr::from_ref(line).cast_mut()),
@@ -86,7 +86,7 @@ pub(super) unsafe fn begin(
             line.tell(threads, totals);
         }
     });
-    let bound = settings.threads.unwrap_or(config::THREADS).into();
+    let bound = settings.threads.unwrap_or(settings::THREADS).into();
     // SAFETY: the caller's word.
     let journal = Box::new(unsafe { log::ServerJournal::new(server) });
     let main = Main(server);
@@ -178,7 +178,7 @@ pub(super) fn request_begins(r: Request<'_>) {
     }
     REQUESTS.fetch_add(1, Ordering::Relaxed);
     let in_child = Some(sys::apr_pool_cleanup_null as _);
-    // SAFETY: the request's pool is live (wrap::R1); the cleanup takes no data.
+    // SAFETY: the request's pool is live (request::R1); the cleanup takes no data.
     unsafe {
         sys::apr_pool_cleanup_register((*r.as_ptr()).pool, ptr::null(), Some(ends), in_child);
     }

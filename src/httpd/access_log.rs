@@ -11,10 +11,11 @@ use core::{ffi::CStr, ptr, slice};
 use std::sync::Arc;
 
 use super::{
-    capacity,
+    advice,
     handler::note_summary,
-    is_threaded, sys, tls,
-    wrap::{Request, Table},
+    is_threaded,
+    request::{Request, Table},
+    sys, tls,
 };
 use crate::{driver::service::Farewell, plugin::headers::Headers};
 
@@ -25,7 +26,7 @@ const LOGGERS: [&CStr; 2] = [c"mod_log_config.c", c"mod_logio.c"];
 /// Whether httpd's logging may be used from our threads. mod_log_config's buffers have no lock where the MPM has no
 /// threads.
 pub(super) fn is_possible() -> bool {
-    is_threaded() || !capacity::has(&["BufferedLogs On"])
+    is_threaded() || !advice::has(&["BufferedLogs On"])
 }
 
 /// What is kept of a request.
@@ -58,14 +59,14 @@ impl Record {
     /// What the line at the end of this request's connection needs. May ask the DNS, as httpd does for its own line.
     pub(super) fn of(r: Request<'_>, headers: Arc<Headers>) -> Self {
         let remote_host = sys::REMOTE_HOST as i32;
-        // SAFETY: wrap::R1; the result is NULL or a string of the request or its connection (R2).
+        // SAFETY: request::R1; the result is NULL or a string of the request or its connection (R2).
         let name = unsafe { sys::ap_get_useragent_host(r.as_ptr(), remote_host, ptr::null_mut()) };
-        // SAFETY: wrap::R1.
+        // SAFETY: request::R1.
         let rec = unsafe { &*r.as_ptr() };
-        // SAFETY: wrap::R1.
+        // SAFETY: request::R1.
         let connection = unsafe { &*rec.connection };
         let own = r.and_previous().last().unwrap_or(r.as_ptr());
-        // SAFETY: wrap::R1. `%U` is the path of the client's own request, if that was redirected.
+        // SAFETY: request::R1. `%U` is the path of the client's own request, if that was redirected.
         let uri = unsafe { (*own).uri };
         let words = [
             (LINE, rec.the_request.cast_const()),
@@ -78,10 +79,10 @@ impl Record {
             (LOCAL, connection.local_ip.cast_const()),
         ];
         let words = words.into_iter().filter(|(_, word)| !word.is_null());
-        // SAFETY: wrap::R2: all of them are strings of the request or its connection.
+        // SAFETY: request::R2: all of them are strings of the request or its connection.
         let words = words.map(|(name, word)| (name, unsafe { CStr::from_ptr(word) }));
         let port = |address: *const sys::apr_sockaddr_t| {
-            // SAFETY: wrap::R1: an address is NULL or live.
+            // SAFETY: request::R1: an address is NULL or live.
             unsafe { address.as_ref() }.map(|a| a.port)
         };
         Self {

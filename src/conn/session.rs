@@ -11,9 +11,9 @@
 
 use core::ops::Range;
 
+use super::buffer::Buffer;
 use crate::{
-    buffer::Buffer,
-    memory::{self, Budget},
+    limits::memory::{self, Budget},
     proto::{
         Kind, Version, Violation,
         close::CloseReason,

@@ -10,8 +10,8 @@ use std::{
 
 use super::Transport;
 use crate::{
-    memory::{Budget, Claim, Exhausted},
-    outbox,
+    conn::outbox,
+    limits::memory::{Budget, Claim, Exhausted},
 };
 
 /// A stream socket in non-blocking mode.
@@ -151,7 +151,7 @@ impl Early {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory;
+    use crate::limits::memory;
     use std::os::unix::net::UnixStream;
 
     #[test]

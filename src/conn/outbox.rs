@@ -16,9 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{
+    log::{Journal, Level},
+    waiting::Wait,
+};
 use crate::{
-    journal::{Journal, Level},
-    memory::{Budget, Claim},
+    limits::memory::{Budget, Claim},
     proto::{
         Kind, Version, Violation,
         close::{self, CloseCode, CloseReason},
@@ -28,7 +31,6 @@ use crate::{
         utf8,
     },
     sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering},
-    waiting::Wait,
 };
 
 /// The spare room an emptied queue may keep while its driver is at work.
@@ -380,7 +382,7 @@ impl Outbox {
 
     /// Sends a data message, waiting while the queue is full.
     ///
-    /// How long that may be, and for how many threads at a time, is [`waiting`](crate::waiting)'s. A client for whom that is
+    /// How long that may be, and for how many threads at a time, is [`waiting`](crate::conn::waiting)'s. A client for whom that is
     /// too fast is closed with 1008.
     ///
     /// In drafts 76 and 75 text that is not UTF-8 is [`Refused::Illegal`]: it may contain the byte that ends a frame.
@@ -933,7 +935,7 @@ mod loom_tests {
             queue,
             timeout: Duration::from_secs(3600),
             compress_from: 0,
-            memory: &crate::memory::UNLIMITED,
+            memory: &crate::limits::memory::UNLIMITED,
         };
         let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
         let driver = Arc::new(Driver { room: room.map(Mutex::new), ..Driver::default() });

@@ -4,7 +4,7 @@
 //! for the next large message costs neither the kernel's fresh pages nor zeroes.
 #![deny(unsafe_code)]
 
-use crate::memory::{Budget, Claim, Exhausted};
+use crate::limits::memory::{Budget, Claim, Exhausted};
 
 /// Bytes that are appended to; memory grows geometrically, with the bytes there are.
 #[derive(Debug)]

@@ -8,8 +8,7 @@ use std::{
 };
 
 use crate::{
-    callbacks::Callbacks,
-    outbox::Carrier,
+    conn::{callbacks::Callbacks, outbox::Carrier},
     sync::{AtomicU8, AtomicU32, Mutex, MutexGuard, Ordering},
 };
 
@@ -217,7 +216,7 @@ mod loom_tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::outbox::Socket;
+    use crate::conn::outbox::Socket;
 
     #[derive(Default)]
     struct Sleeper {

@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
-use super::turn::{Heard, Unfinished};
-use crate::{
-    config::{MessageTimeout, Patience},
+use super::{
     outbox::{State, Summary},
-    proto::close::CloseCode,
     waiting::Pace,
+};
+use crate::driver::reader::{Heard, Unfinished};
+use crate::{
+    proto::close::CloseCode,
+    settings::{MessageTimeout, Patience},
 };
 
 /// What is said of a client that takes less.

@@ -3,12 +3,13 @@
 
 use std::{os::fd::RawFd, time::Duration};
 
-use crate::{callbacks::Callbacks, proto::Kind};
+use super::callbacks::Callbacks;
+use crate::proto::Kind;
 
 /// The receiver of one connection's messages: a plugin, or the bridge.
 ///
 /// A driver never calls it from two threads at once, though not always from the same thread. It answers
-/// through the connection's [`Outbox`](crate::outbox::Outbox).
+/// through the connection's [`Outbox`](crate::conn::outbox::Outbox).
 pub trait Endpoint: Send + Sync {
     /// A message has arrived. `data` may be changed; it is gone when the call returns.
     fn message(&self, kind: Kind, data: &mut [u8]);
