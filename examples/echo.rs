@@ -8,6 +8,7 @@
 //!
 //! WebSocketHandler modules/mod_websocket_echo_rs.so echo_init
 //! ```
+#![allow(unsafe_code, reason = "plugins of version 0 are C")]
 
 use core::ffi::{c_int, c_uchar, c_void};
 

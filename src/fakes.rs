@@ -1,17 +1,17 @@
 //! What the tests of the core put in the place of a socket, a client, a plugin and a log: each does what its script says,
 //! and keeps what it is given.
-#![deny(unsafe_code)]
 
 use core::fmt;
 use std::{
     collections::VecDeque,
+    fs::File,
     io::{self, IoSlice, Write as _},
     os::{
-        fd::{AsRawFd as _, RawFd},
+        fd::{AsFd as _, BorrowedFd},
         unix::net::UnixStream,
     },
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, Weak,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -20,24 +20,25 @@ use std::{
 use crate::{
     conn::{
         callbacks::Callbacks,
-        endpoint::{Endpoint, Peer, Readiness, Relayed},
-        log::{Journal, Level},
-        outbox::{Bounds, Carrier, Outbox, Socket},
+        endpoint::{Endpoint, Peer, Relayed},
+        log::{Level, Log},
+        outbox::{Bounds, DriverHandle, Outbox, Socket},
         session::{Limits, Session},
     },
-    driver::{Transport, conn_io::Lane, plain},
+    driver::{Transport, conn_io::ConnIo, plain},
     limits::memory::{self, Budget},
-    os::Waker,
+    os::{Interest, Readiness, Waker},
     proto::{Kind, Version, frame::Opcode},
+    sync::Lock as _,
 };
 
 /// How long a test waits for what another thread does; only one that fails waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const LONG: Duration = Duration::from_secs(10);
 
 /// Waits until `is_so`, which nobody tells of.
 #[track_caller]
 pub(crate) fn wait_until(is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LONG;
     while !is_so() {
         assert!(Instant::now() < deadline, "what is waited for does not come");
         std::thread::yield_now();
@@ -46,7 +47,7 @@ pub(crate) fn wait_until(is_so: impl Fn() -> bool) {
 
 /// Locks what a test that has failed may have left locked.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
+    mutex.acquire()
 }
 
 /// A value that threads wait for.
@@ -70,7 +71,7 @@ impl<T> Watched<T> {
     /// Waits until `f` says `Some`.
     #[track_caller]
     pub(crate) fn wait_for<R>(&self, mut f: impl FnMut(&mut T) -> Option<R>) -> R {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LONG;
         let mut value = lock(&self.value);
         loop {
             if let Some(result) = f(&mut *value) {
@@ -83,11 +84,17 @@ impl<T> Watched<T> {
     }
 }
 
+/// A descriptor that nobody waits for.
+pub(crate) fn no_descriptor() -> BorrowedFd<'static> {
+    static NOTHING: OnceLock<File> = OnceLock::new();
+    NOTHING.get_or_init(|| File::open("/dev/null").unwrap()).as_fd()
+}
+
 /// A log that keeps its lines, those of traces apart.
 #[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
-impl Log {
+impl Lines {
     /// Whether there is a line with `part`.
     pub(crate) fn has(&self, part: &str) -> bool {
         self.count(part) > 0
@@ -99,7 +106,7 @@ impl Log {
     }
 }
 
-impl Journal for Log {
+impl Log for Lines {
     fn enabled(&self, _: Level) -> bool {
         true
     }
@@ -111,7 +118,7 @@ impl Journal for Log {
 
 /// Bounds of which none is reached but that of the queue.
 pub(crate) fn bounds(queue: usize) -> Bounds {
-    Bounds { queue, timeout: 3 * PATIENCE, compress_from: usize::MAX, memory: &memory::UNLIMITED }
+    Bounds { queue, timeout: 3 * LONG, compress_from: usize::MAX, memory: &memory::UNLIMITED }
 }
 
 /// Memory of so many bytes for connections.
@@ -120,13 +127,13 @@ pub(crate) fn budget(bytes: usize) -> &'static Budget {
 }
 
 /// An outbox that the calling thread owns, as it is before the 101.
-pub(crate) fn outbox(queue: usize) -> (Arc<Outbox>, Log) {
+pub(crate) fn outbox(queue: usize) -> (Arc<Outbox>, Lines) {
     outbox_of(bounds(queue))
 }
 
 /// The same with other bounds.
-pub(crate) fn outbox_of(bounds: Bounds) -> (Arc<Outbox>, Log) {
-    let log = Log::default();
+pub(crate) fn outbox_of(bounds: Bounds) -> (Arc<Outbox>, Lines) {
+    let log = Lines::default();
     (Arc::new(Outbox::new(bounds, None, Box::new(log.clone()))), log)
 }
 
@@ -248,15 +255,15 @@ impl Wire {
         Box::new(Plug(self.clone()))
     }
 
-    /// A lane over it, whose outbox has a queue of `queue` bytes.
-    pub(crate) fn lane(&self, queue: usize) -> (Lane, Arc<Outbox>, Log) {
-        self.lane_of(bounds(queue))
+    /// A io over it, whose outbox has a queue of `queue` bytes.
+    pub(crate) fn io(&self, queue: usize) -> (ConnIo, Arc<Outbox>, Lines) {
+        self.io_of(bounds(queue))
     }
 
-    /// A lane over it, whose outbox has these bounds.
-    pub(crate) fn lane_of(&self, bounds: Bounds) -> (Lane, Arc<Outbox>, Log) {
+    /// A io over it, whose outbox has these bounds.
+    pub(crate) fn io_of(&self, bounds: Bounds) -> (ConnIo, Arc<Outbox>, Lines) {
         let (outbox, log) = outbox_of(bounds);
-        (Lane::new(self.transport(), outbox.clone()), outbox, log)
+        (ConnIo::new(self.transport(), outbox.clone()), outbox, log)
     }
 
     /// Reads find this next.
@@ -408,8 +415,8 @@ impl Transport for Plug {
         None
     }
 
-    fn descriptor(&self) -> RawFd {
-        self.0.bell.descriptor()
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.bell.as_fd()
     }
 
     fn retry(&self) -> Option<Duration> {
@@ -465,8 +472,8 @@ impl Driver {
 
     /// Takes an outbox over; no thread is at work on it.
     pub(crate) fn rest(self: &Arc<Self>, outbox: &Outbox) {
-        let carrier: Weak<dyn Carrier> = Arc::<Self>::downgrade(self);
-        outbox.open(carrier);
+        let driver: Weak<dyn DriverHandle> = Arc::<Self>::downgrade(self);
+        outbox.open(driver);
         outbox.disown(&mut Vec::new());
     }
 
@@ -476,7 +483,7 @@ impl Driver {
     }
 }
 
-impl Carrier for Driver {
+impl DriverHandle for Driver {
     fn wake(&self) {
         self.wakes.fetch_add(1, Ordering::SeqCst);
     }
@@ -595,7 +602,7 @@ impl StuckPeer {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         while (&ours).write(&[0; 4096]).is_ok() {}
-        let trickles = trickles.then(|| Instant::now() + PATIENCE);
+        let trickles = trickles.then(|| Instant::now() + LONG);
         Arc::new(Self { sockets: [ours, theirs], trickles, seen: Mutex::new(Some(Duration::ZERO)) })
     }
 
@@ -605,8 +612,8 @@ impl StuckPeer {
 }
 
 impl Peer for StuckPeer {
-    fn descriptor(&self) -> RawFd {
-        self.sockets[0].as_raw_fd()
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.sockets[0].as_fd()
     }
     fn note(&self, _: Readiness) {}
     fn relay(&self, _: &mut [u8]) -> Relayed {
@@ -615,21 +622,21 @@ impl Peer for StuckPeer {
     fn is_crowded(&self) -> bool {
         false
     }
-    fn interest(&self) -> (bool, bool) {
-        (false, !self.is_given_up())
+    fn interest(&self) -> Interest {
+        Interest { read: false, write: !self.is_given_up() }
     }
-    fn check(&self, now: Duration, patience: Duration) -> bool {
+    fn check(&self, now: Duration, timeout: Duration) -> bool {
         let mut seen = lock(&self.seen);
         if self.trickles.is_some_and(|until| Instant::now() < until) {
             *seen = seen.map(|_| now);
         }
-        let gives_up = seen.is_some_and(|seen| now - seen >= patience);
+        let gives_up = seen.is_some_and(|seen| now - seen >= timeout);
         if gives_up {
             *seen = None;
         }
         gives_up
     }
-    fn farewell(&self, _: &mut [u8]) -> bool {
+    fn finish(&self, _: &mut [u8]) -> bool {
         true
     }
 }

@@ -38,4 +38,5 @@ pub mod settings;
 pub mod sync;
 
 #[cfg(feature = "httpd")]
+#[expect(unsafe_code, reason = "httpd is C")]
 mod httpd;

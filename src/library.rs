@@ -1,6 +1,7 @@
 //! Shared libraries that the configuration names: plugins and backends.
 //!
 //! What can be wrong with one is found before its code runs, and said so that its user knows what to do.
+#![expect(unsafe_code, reason = "what a symbol is, its library alone knows")]
 
 use core::{
     ffi::{CStr, c_int, c_void},

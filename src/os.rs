@@ -1,232 +1,91 @@
-//! The system calls of the drivers: waiting for a descriptor, a wake-up from another thread, or a deadline; signals; and
-//! a few things that the standard library has no word for.
+//! The system calls that the standard library has no word for: waiting for descriptors, a wake-up from another thread, or a
+//! deadline; and a few things about sockets and memory.
 
 use std::{
-    fs::File,
-    io::{self, Read as _, Write as _},
+    io,
     os::{
-        fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         raw::c_int,
     },
-    ptr,
+    ptr, thread,
     time::Duration,
 };
 
-use crate::{conn::endpoint::Readiness, driver::shutdown::Ending};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    net::{RecvFlags, Shutdown, SocketAddrUnix, bind, recv, shutdown},
+};
 
 /// A descriptor that makes a waiting thread look up.
 #[derive(Debug)]
-pub struct Waker(File);
+pub struct Waker(OwnedFd);
 
 impl Waker {
     /// A waker of its own descriptor (an eventfd), closed on exec.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: eventfd takes two integers and touches no memory of ours.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: eventfd just returned this descriptor and nobody else knows it.
-        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Wakes the waiting thread, or the next one that waits.
+    /// Wakes the waiting thread, or the next one that waits. A signal handler may call it.
     pub fn wake(&self) {
         // The only failure is a full counter, which wakes just as well.
-        let _ = (&self.0).write(&1u64.to_ne_bytes());
-    }
-
-    /// The descriptor that becomes readable.
-    pub fn descriptor(&self) -> RawFd {
-        self.0.as_raw_fd()
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// Takes note of a wake-up.
     pub fn clear(&self) {
-        let _ = (&self.0).read(&mut [0; 8]);
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Waker {
+    /// The descriptor that becomes readable.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 /// Reads bytes off a socket, to nobody and without waiting; 0 at the end of the stream.
-pub fn discard(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the buffer is live and as long as said; a descriptor that is none only gives an error.
-    let n =
-        unsafe { libc::recv(socket, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+pub fn discard(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let (read, _) = recv(socket, buffer, RecvFlags::DONTWAIT)?;
+    Ok(read)
 }
 
 /// How many bytes the kernel holds that the other side has not acknowledged, if it can tell.
-pub fn unacknowledged(socket: RawFd) -> Option<u64> {
+#[expect(unsafe_code, reason = "TIOCOUTQ has no safe wrapper")]
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
     let mut bytes: c_int = 0;
-    // SAFETY: the result is a live integer; a descriptor that is none only gives an error.
-    let status = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
+    // SAFETY: TIOCOUTQ writes one int, to a live one (tty_ioctl(4)).
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if status < 0 { None } else { u64::try_from(bytes).ok() }
 }
 
 /// How many bytes the next datagram of a socket has, without taking it.
-pub fn peek_len(socket: RawFd) -> io::Result<usize> {
-    let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
-    // SAFETY: no memory is written to; a descriptor that is none only gives an error.
-    let n = unsafe { libc::recv(socket, ptr::null_mut(), 0, flags) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+pub fn peek_len(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+    let (_, len) = recv(socket, &mut [0u8; 0][..], flags)?;
+    Ok(len)
 }
 
 /// Gives a Unix socket an address of its own, which the kernel makes up and which goes with the socket (unix(7),
 /// "Autobind"): without one nobody could answer its datagrams.
-pub fn bind_anywhere(socket: &impl AsRawFd) -> io::Result<()> {
-    let family = libc::AF_UNIX as libc::sa_family_t;
-    let (address, len) = ((&raw const family).cast(), size_of_val(&family));
-    // SAFETY: the address is the family alone, live and as long as said.
-    let status = unsafe { libc::bind(socket.as_raw_fd(), address, len as libc::socklen_t) };
-    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+pub fn bind_anywhere(socket: impl AsFd) -> io::Result<()> {
+    Ok(bind(socket, &SocketAddrUnix::new_unnamed())?)
 }
 
 /// Ends a socket's stream in both directions; the descriptor stays open.
-pub fn shut_down(socket: RawFd) {
-    // SAFETY: the call takes integers; a descriptor that is none only gives an error.
-    unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+pub fn shut_down(socket: BorrowedFd<'_>) {
+    // What is ended, or lost, already stays so.
+    let _ = shutdown(socket, Shutdown::Both);
 }
 
 /// Has the allocator give freed memory back to the system, where it would keep it for ever.
+#[cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "malloc_trim has no safe wrapper"))]
 pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call has no preconditions.
+    // SAFETY: the call takes a number, and is safe with other threads at work (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
-    }
-}
-
-/// What to wait for besides a wake-up.
-#[derive(Clone, Copy, Debug)]
-pub struct Interest {
-    /// Bytes to read, or the end of the stream.
-    pub read: bool,
-    /// Room to write.
-    pub write: bool,
-}
-
-/// What came.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ready {
-    /// Reading will not block; it may report the end or an error.
-    pub read: bool,
-    /// Writing will not block; it may report an error.
-    pub write: bool,
-    /// The same of the second descriptor.
-    pub second: Readiness,
-    /// What pending signals ask for.
-    pub ending: Ending,
-}
-
-/// The signals by which a single-threaded MPM is told to stop, held back while a connection is served.
-///
-/// prefork ends a child from within its signal handler, wherever the thread is. While a `Signals` lives they are
-/// blocked and only seen by [`wait()`], so the connection ends in an orderly way; they are delivered when the value is
-/// dropped. Threads that a plugin starts meanwhile inherit the mask, so no such handler ever runs on them.
-#[derive(Debug)]
-pub struct Signals {
-    pending: Pending,
-    before: libc::sigset_t,
-}
-
-/// Those signals, as a thread that blocks them sees them: pending, and left so.
-#[derive(Debug)]
-pub struct Pending(
-    /// Readable while one of the signals is pending.
-    OwnedFd,
-);
-
-/// The signals that end a process at once.
-const STOPS: [c_int; 3] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT];
-/// Those that let it end what it has begun.
-const GRACEFUL: [c_int; 2] = [libc::SIGUSR1, libc::SIGWINCH];
-
-/// A set of signals.
-fn set(signals: impl IntoIterator<Item = c_int>) -> libc::sigset_t {
-    // SAFETY: sigset_t is plain data for which all-zero is a valid value.
-    let mut set: libc::sigset_t = unsafe { core::mem::zeroed() };
-    // SAFETY: `set` is a live sigset_t.
-    unsafe { libc::sigemptyset(&raw mut set) };
-    for signal in signals {
-        // SAFETY: `set` is a live sigset_t.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
-    }
-    set
-}
-
-impl Signals {
-    /// Blocks the signals on this thread, on which the value has to be dropped.
-    pub fn block() -> io::Result<Self> {
-        let pending = Pending::new()?;
-        let stops = set(STOPS.into_iter().chain(GRACEFUL));
-        let mut before = stops;
-        // SAFETY: both sets are live; the call changes this thread's mask only.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const stops, &raw mut before) };
-        Ok(Self { pending, before })
-    }
-
-    /// Those that are held back, to wait for.
-    pub fn pending(&self) -> &Pending {
-        &self.pending
-    }
-}
-
-impl Pending {
-    /// A view of its own.
-    pub fn new() -> io::Result<Self> {
-        let all = set(STOPS.into_iter().chain(GRACEFUL));
-        // SAFETY: -1 asks for a new descriptor; the set is live.
-        let fd =
-            unsafe { libc::signalfd(-1, &raw const all, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: signalfd just returned this descriptor and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// What the pending ones ask for. A graceful one, once seen, does not make the descriptor readable any more, so that the
-    /// others still do.
-    fn look(&self) -> Ending {
-        let ending = pending();
-        if ending != Ending::Drain {
-            return ending;
-        }
-        let stops = set(STOPS);
-        // SAFETY: the set is live; the call changes what our descriptor shows, and a failure leaves that as it was.
-        unsafe {
-            libc::signalfd(
-                self.0.as_raw_fd(),
-                &raw const stops,
-                libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-            )
-        };
-        ending
-    }
-}
-
-/// What the signals ask for that are pending on this thread, which blocks them.
-pub fn pending() -> Ending {
-    let mut pending = set([]);
-    // SAFETY: the call fills in the live set.
-    unsafe { libc::sigpending(&raw mut pending) };
-    // SAFETY: the set was just filled in.
-    let is_pending = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
-    if STOPS.into_iter().any(is_pending) {
-        Ending::Stop
-    } else if GRACEFUL.into_iter().any(is_pending) {
-        Ending::Drain
-    } else {
-        Ending::None
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        // SAFETY: the set is the one that pthread_sigmask filled in.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut())
-        };
     }
 }
 
@@ -234,6 +93,7 @@ impl Drop for Signals {
 #[derive(Debug)]
 pub struct AllSignals(libc::sigset_t);
 
+#[expect(unsafe_code, reason = "signal masks have no safe wrapper")]
 impl AllSignals {
     /// Blocks all signals but those of a fault, which must end the process at once.
     pub fn block() -> Self {
@@ -252,6 +112,7 @@ impl AllSignals {
     }
 }
 
+#[expect(unsafe_code, reason = "signal masks have no safe wrapper")]
 impl Drop for AllSignals {
     fn drop(&mut self) {
         // SAFETY: the set is the one that pthread_sigmask filled in.
@@ -259,79 +120,91 @@ impl Drop for AllSignals {
     }
 }
 
-/// Whether the calling thread is in the handler of a signal that ends a process at once: the kernel blocks a
-/// signal while it is handled.
-pub fn stop_is_being_handled() -> bool {
-    // SAFETY: sigset_t is plain data for which all-zero is a valid value.
-    let mut mask: libc::sigset_t = unsafe { core::mem::zeroed() };
-    // SAFETY: without a new set the call only fills in the live one.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut mask) };
-    // SAFETY: the set was just filled in.
-    let blocked = |signal| unsafe { libc::sigismember(&raw const mask, signal) } == 1;
-    blocked(libc::SIGTERM) || blocked(libc::SIGHUP)
+/// What to wait for on a descriptor.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Interest {
+    /// Bytes to read, or the end of the stream.
+    pub read: bool,
+    /// Room to write.
+    pub write: bool,
 }
 
-/// Waits until `descriptor` is ready, `waker` is called, one of `signals` is pending or `timeout` is over.
-pub fn wait(
-    descriptor: RawFd,
-    interest: Interest,
-    waker: Option<&Waker>,
-    timeout: Option<Duration>,
-    signals: Option<&Pending>,
-) -> io::Result<Ready> {
-    wait_for_two((descriptor, interest), None, waker, timeout, signals)
+/// What a descriptor is ready for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Readiness {
+    /// There is something to read, or the end, or an error.
+    pub read: bool,
+    /// There is room to write, or an error.
+    pub write: bool,
+    /// The end of the stream, or an error, is there or behind what can be read.
+    pub to_the_end: bool,
 }
 
-/// The same, with a second descriptor.
-pub fn wait_for_two(
-    first: (RawFd, Interest),
-    second: Option<(RawFd, Interest)>,
-    waker: Option<&Waker>,
-    timeout: Option<Duration>,
-    signals: Option<&Pending>,
-) -> io::Result<Ready> {
-    // A negative descriptor is left out. Without interest an error on it would end each wait at once.
-    let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
-    let interested = |(fd, interest): (RawFd, Interest)| match (interest.read, interest.write) {
-        (false, false) => entry(-1, 0),
-        (read, write) => {
-            let bits = |on: bool, bits| if on { bits } else { 0 };
-            entry(fd, bits(read, libc::POLLIN) | bits(write, libc::POLLOUT))
-        }
-    };
-    let mut fds = [
-        entry(waker.map_or(-1, |w| w.0.as_raw_fd()), libc::POLLIN),
-        interested(first),
-        entry(signals.map_or(-1, |s| s.0.as_raw_fd()), libc::POLLIN),
-        interested(second.unwrap_or((-1, Interest { read: false, write: false }))),
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sources<'fd> {
+    /// A descriptor. Without interest an error on it does not end the wait.
+    pub first: Option<(BorrowedFd<'fd>, Interest)>,
+    /// Another one.
+    pub second: Option<(BorrowedFd<'fd>, Interest)>,
+    /// A wake-up, which the wait takes note of.
+    pub waker: Option<&'fd Waker>,
+    /// A descriptor that becomes readable with signals.
+    pub signals: Option<BorrowedFd<'fd>>,
+}
+
+/// What came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ready {
+    /// What the first descriptor is ready for.
+    pub first: Readiness,
+    /// What the second one is ready for.
+    pub second: Readiness,
+    /// A signal is pending.
+    pub signals: bool,
+}
+
+/// What to ask of a descriptor; `None` if that is nothing.
+fn wanted((fd, interest): (BorrowedFd<'_>, Interest)) -> Option<(BorrowedFd<'_>, PollFlags)> {
+    let bits = |on, bits| if on { bits } else { PollFlags::empty() };
+    let flags = bits(interest.read, PollFlags::IN) | bits(interest.write, PollFlags::OUT);
+    (!flags.is_empty()).then_some((fd, flags))
+}
+
+/// Waits until one of them comes or `timeout` is over.
+pub fn wait(sources: &Sources<'_>, timeout: Option<Duration>) -> io::Result<Ready> {
+    let wanted = [
+        sources.first.and_then(wanted),
+        sources.second.and_then(wanted),
+        sources.waker.map(|waker| (waker.as_fd(), PollFlags::IN)),
+        sources.signals.map(|signals| (signals, PollFlags::IN)),
     ];
-    // Not poll, whose milliseconds are long for a transport that has to be asked for room.
-    let timeout = timeout.map(|t| libc::timespec {
-        tv_sec: t.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_nsec: t.subsec_nanos().into(),
-    });
-    let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: the array is live and holds four entries; the timeout is NULL or live, and there is no mask.
-    if unsafe { libc::ppoll(fds.as_mut_ptr(), 4, timeout, ptr::null()) } < 0 {
-        let error = io::Error::last_os_error();
-        return match error.kind() {
-            io::ErrorKind::Interrupted => Ok(Ready::default()),
-            _ => Err(error),
-        };
+    let Some(&any) = wanted.iter().flatten().next() else {
+        thread::sleep(timeout.unwrap_or(Duration::MAX));
+        return Ok(Ready::default());
+    };
+    let mut polled = [any; 4].map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
+    let mut count = 0;
+    for (fd, flags) in wanted.into_iter().flatten() {
+        polled[count] = PollFd::from_borrowed_fd(fd, flags);
+        count += 1;
     }
-    if let (Some(waker), true) = (waker, fds[0].revents != 0) {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(&mut polled[..count], timeout.as_ref()) {
+        Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
+        result => result?,
+    };
+    let mut polled = polled.iter();
+    let [first, second, woken, signals] = wanted.map(|wanted| {
+        let Some((_, flags)) = wanted else { return Readiness::default() };
+        let came = polled.next().map_or(PollFlags::empty(), PollFd::revents);
+        let failed = came.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        let is_ready = |flag| came.contains(flag) || failed && flags.contains(flag);
+        let (read, write) = (is_ready(PollFlags::IN), is_ready(PollFlags::OUT));
+        Readiness { read, write, to_the_end: failed }
+    });
+    if let (Some(waker), true) = (sources.waker, woken.read) {
         waker.clear();
     }
-    let readiness = |polled: &libc::pollfd, interest: Interest| {
-        let failed = polled.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
-        Readiness {
-            read: polled.revents & libc::POLLIN != 0 || failed && interest.read,
-            write: polled.revents & libc::POLLOUT != 0 || failed && interest.write,
-            to_the_end: failed,
-        }
-    };
-    let Readiness { read, write, .. } = readiness(&fds[1], first.1);
-    let second = second.map(|(_, interest)| readiness(&fds[3], interest)).unwrap_or_default();
-    let ending = signals.filter(|_| fds[2].revents != 0).map_or(Ending::None, Pending::look);
-    Ok(Ready { read, write, second, ending })
+    Ok(Ready { first, second, signals: signals.read })
 }

@@ -2,7 +2,6 @@
 //!
 //! Whatever threads agree on without a lock, or by more than one, uses these and has a model beside it (`loom_tests`).
 //! What only counts, or only ever says yes once, uses the standard library's.
-#![deny(unsafe_code)]
 
 #[cfg(not(loom))]
 pub use std::sync::{
@@ -14,6 +13,41 @@ pub use std::sync::{
 pub use self::atomics::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 #[cfg(loom)]
 pub use loom::sync::{Condvar, Mutex, MutexGuard, atomic::Ordering};
+
+/// A lock that goes on after a panic under it. Such a panic is a bug of ours, and what our locks guard is whole at each
+/// moment at which one may come: the connection of the thread that panicked is dropped, and others live on.
+pub trait Lock {
+    /// What holds the lock until it is dropped.
+    type Guard<'lock>
+    where
+        Self: 'lock;
+
+    /// Waits for the lock and takes it.
+    fn acquire(&self) -> Self::Guard<'_>;
+}
+
+impl<T> Lock for Mutex<T> {
+    type Guard<'lock>
+        = MutexGuard<'lock, T>
+    where
+        T: 'lock;
+
+    fn acquire(&self) -> MutexGuard<'_, T> {
+        self.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[cfg(loom)]
+impl<T> Lock for std::sync::Mutex<T> {
+    type Guard<'lock>
+        = std::sync::MutexGuard<'lock, T>
+    where
+        T: 'lock;
+
+    fn acquire(&self) -> std::sync::MutexGuard<'_, T> {
+        self.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
 
 /// loom takes `SeqCst` for `AcqRel`, but its fences are what they say: here a load with it that follows a store with it has
 /// one in front. That is what our protocols ask of `SeqCst`, that of two threads which store first and load then one sees

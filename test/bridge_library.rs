@@ -1,6 +1,7 @@
 //! Backends in libraries, compiled from `test/plugins`: what they are given, and what becomes of what they return.
 //!
 //! The libraries find `core_framing` in this program, which exports it as the module does (`build.rs`).
+#![allow(unsafe_code, reason = "backends and framings may be C")]
 
 use std::{
     env, fs,

@@ -53,7 +53,7 @@ const HELLO_TWICE: &[u8] =
 
 /// What a session says, without its borrows.
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Heard {
+enum Activity {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
@@ -61,7 +61,7 @@ enum Heard {
     Close(Option<u16>, String),
 }
 
-impl From<Event<'_>> for Heard {
+impl From<Event<'_>> for Activity {
     fn from(event: Event<'_>) -> Self {
         match event {
             Event::Message { kind: Kind::Text, data } => Self::Text(data.to_vec()),
@@ -75,12 +75,12 @@ impl From<Event<'_>> for Heard {
     }
 }
 
-fn text(data: &str) -> Heard {
-    Heard::Text(data.as_bytes().to_vec())
+fn text(data: &str) -> Activity {
+    Activity::Text(data.as_bytes().to_vec())
 }
 
-fn binary(data: &[u8]) -> Heard {
-    Heard::Binary(data.to_vec())
+fn binary(data: &[u8]) -> Activity {
+    Activity::Binary(data.to_vec())
 }
 
 /// A client's byte stream and what it amounts to.
@@ -91,7 +91,7 @@ struct Stream {
     bytes: Vec<u8>,
     /// Where frames begin.
     borders: Vec<usize>,
-    events: Vec<Heard>,
+    events: Vec<Activity>,
     violation: Option<Violation>,
 }
 
@@ -146,7 +146,7 @@ impl Stream {
         self
     }
 
-    fn hears(mut self, events: &[Heard]) -> Self {
+    fn hears(mut self, events: &[Activity]) -> Self {
         self.events = events.to_vec();
         self
     }
@@ -179,7 +179,7 @@ impl Stream {
                     }
                     Ok(Progress { consumed, event: Some(event) }) => {
                         at += consumed;
-                        let event = Heard::from(event);
+                        let event = Activity::from(event);
                         assert_eq!(Some(&event), events.next(), "{} at {cuts:?}", self.what);
                     }
                     Err(e) => {
@@ -190,7 +190,7 @@ impl Stream {
         }
         assert_eq!(events.next(), None, "{} at {cuts:?}", self.what);
         assert_eq!(violation, self.violation, "{} at {cuts:?}", self.what);
-        let closed = matches!(self.events.last(), Some(Heard::Close(..)));
+        let closed = matches!(self.events.last(), Some(Activity::Close(..)));
         assert_eq!(session.is_finished(), closed || violation.is_some(), "{}", self.what);
     }
 
@@ -258,8 +258,8 @@ fn conversations() {
             .frame(FIN | CONTINUATION, &kappa[6..])
             .frame(FIN | TEXT, grinning)
             .hears(&[
-                Heard::Ping(b"are you there".to_vec()),
-                Heard::Pong(Vec::new()),
+                Activity::Ping(b"are you there".to_vec()),
+                Activity::Pong(Vec::new()),
                 text("κόσμε"),
                 text("😀"),
             ]),
@@ -274,17 +274,17 @@ fn conversations() {
             .frame(FIN | CLOSE, &[&[0x03, 0xe8], kappa].concat())
             .frame(FIN | TEXT, b"too late")
             .raw(&[0xff, 0xff])
-            .hears(&[Heard::Close(Some(1000), "κόσμε".to_owned())]),
+            .hears(&[Activity::Close(Some(1000), "κόσμε".to_owned())]),
         Stream::new("a close without a code inside a message")
             .frame(TEXT, b"never to be")
             .frame(FIN | CLOSE, b"")
             .frame(FIN | CONTINUATION, b"continued")
-            .hears(&[Heard::Close(None, String::new())]),
+            .hears(&[Activity::Close(None, String::new())]),
         Stream::new("an unfinished header, message and payload")
             .frame(TEXT, b"on")
             .frame(FIN | PING, b"")
             .raw(&[0x80, 0xfe, 0x01])
-            .hears(&[Heard::Ping(Vec::new())]),
+            .hears(&[Activity::Ping(Vec::new())]),
         Stream::new("messages of exactly the limit")
             .limit(12)
             .frame(FIN | BINARY, b"twelve bytes")
@@ -293,7 +293,7 @@ fn conversations() {
             .frame(FIN | CONTINUATION, b" bytes")
             .hears(&[
                 binary(b"twelve bytes"),
-                Heard::Ping(b"twelve bytes".to_vec()),
+                Activity::Ping(b"twelve bytes".to_vec()),
                 text("twelve bytes"),
             ]),
     ] {
@@ -325,10 +325,10 @@ fn compressed_conversations() {
             .frame(FIN | CONTINUATION, HELLO_AGAIN)
             .frame(FIN | CLOSE, &[0x03, 0xe9])
             .hears(&[
-                Heard::Ping(b"?".to_vec()),
+                Activity::Ping(b"?".to_vec()),
                 text("Hello"),
                 text("Hello"),
-                Heard::Close(Some(1001), String::new()),
+                Activity::Close(Some(1001), String::new()),
             ]),
         Stream::deflate("a message of exactly the limit", NO_TAKEOVER)
             .limit(5)
@@ -346,7 +346,7 @@ fn violations() {
     let long = |len: u64| [&[0x82, 0xff][..], &len.to_be_bytes(), &[1, 2, 3, 4]].concat();
     let prefix =
         |what| Stream::new(what).frame(FIN | TEXT, b"ok").frame(FIN | PING, b"").limit(200);
-    let before = [text("ok"), Heard::Ping(Vec::new())];
+    let before = [text("ok"), Activity::Ping(Vec::new())];
     for stream in [
         prefix("RSV1").frame(FIN | RSV1 | TEXT, b"x").breaks(Violation::ReservedBits),
         prefix("RSV2").frame(FIN | 0x20 | TEXT, b"x").breaks(Violation::ReservedBits),
@@ -439,7 +439,7 @@ fn long_conversations() {
         Stream::new("each encoding of a length")
             .frame(FIN | BINARY, &bytes[..len])
             .frame(FIN | PING, &bytes[..125])
-            .hears(&[binary(&bytes[..len]), Heard::Ping(bytes[..125].to_vec())])
+            .hears(&[binary(&bytes[..len]), Activity::Ping(bytes[..125].to_vec())])
             .check_somewhere();
     }
     Stream::new("long fragments")
@@ -462,7 +462,7 @@ fn long_conversations() {
                 .frame(rsv1 | BINARY, first)
                 .frame(FIN | PONG, b"unasked")
                 .frame(FIN | CONTINUATION, rest);
-            events.extend([Heard::Pong(b"unasked".to_vec()), binary(data)]);
+            events.extend([Activity::Pong(b"unasked".to_vec()), binary(data)]);
         }
         stream.hears(&events).check_somewhere();
     }
@@ -483,6 +483,7 @@ fn count(bytes: isize) {
 
 // SAFETY: all memory is the system allocator's, which keeps the contract; counting in cells without a destructor
 // neither allocates nor unwinds.
+#[expect(unsafe_code, reason = "an allocator is")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);

@@ -1,13 +1,12 @@
 //! Connecting to a peer, on the thread of httpd that handles the request: the client is answered only afterwards.
 //!
 //! Names are looked up on a thread of their own, since the resolver cannot be told how long it may take.
-#![deny(unsafe_code)]
 
 use core::fmt;
 use std::{
     io,
     net::{SocketAddr, ToSocketAddrs as _},
-    os::fd::AsRawFd as _,
+    os::fd::AsFd as _,
     path::Path,
     sync::mpsc,
     thread,
@@ -17,7 +16,7 @@ use std::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Address, address::Host, socket::PeerSocket};
-use crate::os::{AllSignals, Interest, bind_anywhere, wait};
+use crate::os::{AllSignals, Interest, Sources, bind_anywhere, wait};
 
 /// Whoever connects within this time does not wait.
 const AT_ONCE: Duration = Duration::from_millis(100);
@@ -176,9 +175,10 @@ fn to_one(
 /// Waits until it is decided whether a socket is connected.
 fn decided(socket: &Socket, most: Duration) -> Result<(), ConnectError> {
     let (start, interest) = (Instant::now(), Interest { read: false, write: true });
+    let sources = Sources { first: Some((socket.as_fd(), interest)), ..Sources::default() };
     loop {
         let left = most.saturating_sub(start.elapsed());
-        if wait(socket.as_raw_fd(), interest, None, Some(left), None)?.write {
+        if wait(&sources, Some(left))?.first.write {
             return Ok(());
         }
         // A signal may have ended the wait.

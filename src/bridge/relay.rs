@@ -4,13 +4,12 @@
 //! Each direction pauses the other side's sender when its own receiver is slow: the driver stops reading from the client
 //! while [`Peer::is_crowded`], and the relay stops reading from the peer while much waits in the outbox. Either way the
 //! kernel's buffers fill up, and TCP tells the sender.
-#![deny(unsafe_code)]
 
 use core::fmt;
 use std::{
     collections::VecDeque,
     io,
-    os::fd::RawFd,
+    os::fd::BorrowedFd,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
@@ -24,15 +23,17 @@ use super::{
 };
 use crate::{
     conn::{
-        endpoint::{Endpoint, Peer, Readiness, Relayed},
+        endpoint::{Endpoint, Peer, Relayed},
         log::Level,
         outbox::{self, Outbox, drop_front},
     },
     limits::memory::Claim,
+    os::{Interest, Readiness},
     proto::{
         Kind,
         close::{self, CloseCode},
     },
+    sync::Lock as _,
 };
 
 /// How much may wait for either side before the other one is not read from any more.
@@ -158,7 +159,7 @@ impl Relay {
 
     /// Only the clock ever competes for it, and only for a moment.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        self.state.acquire()
     }
 
     fn is_stream(&self) -> bool {
@@ -166,7 +167,7 @@ impl Relay {
     }
 
     fn log(&self, line: fmt::Arguments<'_>) {
-        self.outbox.journal().write(Level::Info, line);
+        self.outbox.log().write(Level::Info, line);
     }
 
     /// Closes the conversation; the reason reaches the client too.
@@ -433,7 +434,7 @@ impl Outbound {
 
     fn complain(&mut self, outbox: &Outbox, error: &io::Error) {
         if !core::mem::replace(&mut self.complained, true) {
-            outbox.journal().write(
+            outbox.log().write(
                 Level::Info,
                 format_args!("WS0506: the peer does not get its datagrams: {error}"),
             );
@@ -510,7 +511,7 @@ impl Endpoint for Relay {
 }
 
 impl Peer for Relay {
-    fn descriptor(&self) -> RawFd {
+    fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.descriptor()
     }
 
@@ -552,14 +553,15 @@ impl Peer for Relay {
         self.waiting.load(Ordering::Relaxed) > CROWDED
     }
 
-    fn interest(&self) -> (bool, bool) {
+    fn interest(&self) -> Interest {
         let State { inbound, outbound } = &*self.lock();
         let wanted = !inbound.over && inbound.end.is_none() && !inbound.interrupted;
         let open = self.outbox.state() <= outbox::State::Open;
-        (wanted && open && self.outbox.has_room(1, CROWDED), outbound.waits())
+        let read = wanted && open && self.outbox.has_room(1, CROWDED);
+        Interest { read, write: outbound.waits() }
     }
 
-    fn check(&self, now: Duration, patience: Duration) -> bool {
+    fn check(&self, now: Duration, timeout: Duration) -> bool {
         // Who is at work now is not stuck.
         let Ok(mut state) = self.state.try_lock() else { return false };
         let outbound = &mut state.outbound;
@@ -570,24 +572,24 @@ impl Peer for Relay {
         let seen = outbound.seen.filter(|(before, _)| waits && *before == taken);
         let since = seen.map_or(now, |(_, since)| since);
         outbound.seen = Some((taken, since));
-        if !waits || now - since < patience {
+        if !waits || now - since < timeout {
             return false;
         }
         outbound.give_up();
         self.note_waiting(outbound);
         state.inbound.over = true;
         drop(state);
-        if patience.is_zero() {
+        if timeout.is_zero() {
             self.log(format_args!("WS0504: the child ends before the peer has taken everything"));
         } else {
             let line = "WS0504: closing with 1011: the peer took nothing for";
-            self.log(format_args!("{line} {patience:?}"));
+            self.log(format_args!("{line} {timeout:?}"));
         }
         self.close(CloseCode::INTERNAL, "Failed to forward");
         true
     }
 
-    fn farewell(&self, buffer: &mut [u8]) -> bool {
+    fn finish(&self, buffer: &mut [u8]) -> bool {
         if !self.is_stream() {
             return true;
         }
@@ -616,7 +618,7 @@ mod tests {
     use crate::{
         bridge::{Address, framing},
         conn::outbox::State as Conversation,
-        fakes::{Driver, Log, Wire, from_us, outbox},
+        fakes::{Driver, Lines, Wire, from_us, outbox},
         proto::frame::Opcode,
     };
 
@@ -626,8 +628,16 @@ mod tests {
         outbox: Arc<Outbox>,
         wire: Wire,
         peer: P,
-        log: Log,
+        log: Lines,
         _driver: Arc<Driver>,
+    }
+
+    impl<P> Bridged<P> {
+        /// Whether it waits to read, and to write.
+        fn interest(&self) -> (bool, bool) {
+            let Interest { read, write } = self.relay.interest();
+            (read, write)
+        }
     }
 
     fn bridged<P>(
@@ -713,7 +723,7 @@ mod tests {
         bridged.peer.write_all(b"ee\n").unwrap();
         assert_eq!(bridged.relay(), SETTLED);
         assert_eq!(bridged.wire.sent(), from_us(Opcode::Text, b"three\n"));
-        assert_eq!(bridged.relay.interest(), (true, false));
+        assert_eq!(bridged.interest(), (true, false));
     }
 
     #[test]
@@ -722,7 +732,7 @@ mod tests {
         let sent = bridged.crowd();
         bridged.relay.note(Readiness::default());
         assert!(!bridged.relay.relay(&mut [0; 100]).settled);
-        assert_eq!(bridged.relay.interest(), (true, true));
+        assert_eq!(bridged.interest(), (true, true));
         let mut got = Vec::new();
         loop {
             let settled = bridged.relay().settled;
@@ -735,7 +745,7 @@ mod tests {
         }
         assert!(got == sent && bridged.relay() == SETTLED);
         assert!(!bridged.relay.is_crowded());
-        assert_eq!(bridged.relay.interest(), (true, false));
+        assert_eq!(bridged.interest(), (true, false));
     }
 
     #[test]
@@ -766,7 +776,7 @@ mod tests {
             }
         }
         assert!(!bridged.outbox.has_room(64 * 1024, CROWDED));
-        assert_eq!(bridged.relay.interest(), (false, false));
+        assert_eq!(bridged.interest(), (false, false));
         // The kernel's buffer is full again, or gets so.
         while let Ok(n) = bridged.peer.write(&[7; 10_000]) {
             sent.extend_from_slice(&[7; 10_000][..n]);
@@ -775,7 +785,7 @@ mod tests {
         bridged.wire.takes(usize::MAX);
         bridged.outbox.flush(&bridged.wire).unwrap();
         while bridged.relay() != SETTLED {}
-        assert_eq!(bridged.relay.interest(), (true, false));
+        assert_eq!(bridged.interest(), (true, false));
         assert!(payloads(&bridged.wire.sent()) == sent);
     }
 
@@ -852,7 +862,7 @@ mod tests {
             from_us(Opcode::Close, &close),
         ];
         assert_eq!(bridged.wire.sent(), expected.concat());
-        assert_eq!(bridged.relay.interest(), (false, false));
+        assert_eq!(bridged.interest(), (false, false));
         // It can still be sent to, and gets all of it before the end.
         bridged.relay.message(Kind::Binary, &mut b"late".to_owned());
         bridged.relay.closed();
@@ -867,35 +877,35 @@ mod tests {
         bridged.relay.closed();
         bridged.peer.write_all(b"to nobody").unwrap();
         // On a Unix socket the kernel knows what it holds; the peer has not taken it.
-        assert!(!bridged.relay.farewell(&mut [0; 100]));
+        assert!(!bridged.relay.finish(&mut [0; 100]));
         assert_eq!(bridged.got(), b"last words");
-        assert!(bridged.relay.farewell(&mut [0; 100]));
+        assert!(bridged.relay.finish(&mut [0; 100]));
     }
 
     #[test]
     fn a_peer_that_takes_nothing_is_given_up() {
         let bridged = stream("binary");
-        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
+        let (second, timeout) = (Duration::from_secs(1), Duration::from_secs(60));
         bridged.crowd();
-        assert!(!bridged.relay.check(100 * second, patience));
-        assert!(!bridged.relay.check(159 * second, patience));
-        assert!(bridged.relay.check(160 * second, patience));
+        assert!(!bridged.relay.check(100 * second, timeout));
+        assert!(!bridged.relay.check(159 * second, timeout));
+        assert!(bridged.relay.check(160 * second, timeout));
         assert!(bridged.is_closed_with(1011, "Failed to forward"));
         assert!(bridged.log.has("WS0504") && !bridged.relay.is_crowded());
         assert_eq!(bridged.relay(), SETTLED);
-        assert!(!bridged.relay.check(300 * second, patience));
+        assert!(!bridged.relay.check(300 * second, timeout));
     }
 
     #[test]
     fn a_peer_that_takes_a_little_is_waited_for() {
         let mut bridged = stream("binary");
-        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
+        let (second, timeout) = (Duration::from_secs(1), Duration::from_secs(60));
         bridged.crowd();
-        bridged.relay.check(100 * second, patience);
+        bridged.relay.check(100 * second, timeout);
         assert!(!bridged.got().is_empty());
         assert!(!bridged.relay().settled);
-        assert!(!bridged.relay.check(170 * second, patience));
-        assert!(bridged.relay.check(230 * second, patience));
+        assert!(!bridged.relay.check(170 * second, timeout));
+        assert!(bridged.relay.check(230 * second, timeout));
     }
 
     #[test]

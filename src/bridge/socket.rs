@@ -1,10 +1,9 @@
 //! The peer's socket: a connected stream or datagram socket that never blocks.
-#![deny(unsafe_code)]
 
 use std::{
     io::{self, Read as _, Write as _},
     net::Shutdown,
-    os::fd::{AsRawFd as _, RawFd},
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
 use socket2::Socket;
@@ -48,8 +47,8 @@ impl PeerSocket {
     }
 
     /// The descriptor to wait on.
-    pub fn descriptor(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Reads what is there; 0 at the end of the stream.

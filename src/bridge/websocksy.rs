@@ -1,7 +1,6 @@
 //! websocksy's configuration files: sections `[core]` and `[backend]` of `key = value` lines.
 //!
 //! There are no comments: a line without a `=` is passed over, and one with it is an option whatever it starts with.
-#![deny(unsafe_code)]
 
 /// What a file says.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

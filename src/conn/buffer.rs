@@ -2,7 +2,6 @@
 //!
 //! The spare room of a [`Buffer`] is initialised, so a transport may read straight into it; a buffer that is used again
 //! for the next large message costs neither the kernel's fresh pages nor zeroes.
-#![deny(unsafe_code)]
 
 use crate::limits::memory::{Budget, Claim, Exhausted};
 

@@ -1,5 +1,4 @@
 //! Callbacks of plugins, as those see them who cannot wait for them for ever.
-#![deny(unsafe_code)]
 
 use std::sync::{
     Arc,

@@ -1,8 +1,7 @@
-//! When a connection's patience ends: pings, idleness, and a client that does not read or does not close.
+//! When a connection's time is over: pings, idleness, and a client that does not read or does not close.
 //!
-//! A [`Clocks`] is asked now and then, and compares what it saw with what it sees: no clock is read and nothing is
+//! A [`Deadlines`] is asked now and then, and compares what it saw with what it sees: no clock is read and nothing is
 //! stored while messages flow.
-#![deny(unsafe_code)]
 
 use std::time::Duration;
 
@@ -10,27 +9,63 @@ use super::{
     outbox::{State, Summary},
     waiting::Pace,
 };
-use crate::driver::reader::{Heard, Unfinished};
 use crate::{
     proto::close::CloseCode,
-    settings::{MessageTimeout, Patience},
+    settings::{MessageTimeout, Timeouts},
 };
 
 /// What is said of a client that takes less.
 const SLOW: &str = "the client reads too slowly";
 
-/// What a connection looks like when its clocks are asked.
+/// What the client has sent in a turn.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Activity {
+    /// Anything at all.
+    pub bytes: bool,
+    /// A data message.
+    pub message: bool,
+    /// All there was has been read.
+    pub all: bool,
+}
+
+impl Activity {
+    /// As of a client whose silence means nothing.
+    pub const ANY: Self = Self { bytes: true, message: true, all: false };
+
+    /// As one number, for several threads to add to.
+    pub fn bits(self) -> u8 {
+        u8::from(self.bytes) | (u8::from(self.message) << 1) | (u8::from(self.all) << 2)
+    }
+
+    /// What [`bits`](Self::bits) made a number of.
+    pub fn from_bits(bits: u8) -> Self {
+        Self { bytes: bits & 1 != 0, message: bits & 2 != 0, all: bits & 4 != 0 }
+    }
+}
+
+/// A message of which more is to come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Unfinished {
+    /// How many bytes the connection had received when it began.
+    pub begun: u64,
+    /// How many more have come.
+    pub len: u64,
+}
+
+/// What a connection looks like when its deadlines are asked.
 #[derive(Clone, Copy, Debug)]
-pub struct Sight {
+pub struct Snapshot {
     /// Time since some fixed moment.
     pub now: Duration,
     /// How far the conversation has come.
     pub state: State,
     /// What came in since they were asked last.
-    pub heard: Heard,
+    pub activity: Activity,
     /// What has been sent; while something waits for the client, `bytes_out` is what has reached it.
     pub summary: Summary,
-    /// Something waits for the client.
+    /// Something is queued for the client.
+    pub queued: bool,
+    /// The kernel holds some of it that the client has not taken.
     pub unsent: bool,
     /// A message that is arriving.
     pub unfinished: Option<Unfinished>,
@@ -42,7 +77,7 @@ pub struct Sight {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum Action {
     /// Go on; ask again at this time, if nothing happens before.
     Wait(Option<Duration>),
     /// Send a Ping and ask again.
@@ -50,7 +85,7 @@ pub enum Verdict {
     /// Send a Close with this code, for this reason, and ask again.
     Close(CloseCode, &'static str),
     /// Read what there is, and ask again: the client is about to be given up for its silence.
-    Listen,
+    Read,
     /// The connection is lost, for this reason.
     GiveUp(&'static str),
 }
@@ -65,11 +100,11 @@ struct Arriving {
     len: u64,
 }
 
-/// What a connection's clocks saw last.
+/// What a connection's deadlines saw last.
 #[derive(Debug)]
-pub struct Clocks {
+pub struct Deadlines {
     /// When the client said anything.
-    heard: Duration,
+    last_heard: Duration,
     /// When a data message went either way.
     message: Duration,
     /// When the last of what left did so; only counts while something waits.
@@ -79,7 +114,7 @@ pub struct Clocks {
     /// The client has been pinged since it was heard.
     pinged: bool,
     /// The socket is to be read empty before the client is judged.
-    listening: bool,
+    reading: bool,
     /// How fast it takes what waits for it.
     pace: Pace,
     /// The message that is arriving.
@@ -90,16 +125,16 @@ pub struct Clocks {
     bytes_out: u64,
 }
 
-impl Clocks {
-    /// The clocks of a connection that begins.
+impl Deadlines {
+    /// The deadlines of a connection that begins.
     pub fn new(now: Duration) -> Self {
         Self {
-            heard: now,
+            last_heard: now,
             message: now,
             wrote: now,
             closing: None,
             pinged: false,
-            listening: false,
+            reading: false,
             pace: Pace::default(),
             arriving: None,
             gave_up: false,
@@ -109,34 +144,38 @@ impl Clocks {
     }
 
     /// Decides what has to be done now.
-    pub fn check(&mut self, sight: &Sight, patience: &Patience) -> Verdict {
+    pub fn check(&mut self, snapshot: &Snapshot, timeouts: &Timeouts) -> Action {
         if self.gave_up {
-            return Verdict::Wait(None);
+            return Action::Wait(None);
         }
-        let verdict = self.judge(sight, patience);
-        self.gave_up = matches!(verdict, Verdict::GiveUp(_));
-        verdict
+        let action = self.decide(snapshot, timeouts);
+        self.gave_up = matches!(action, Action::GiveUp(_));
+        action
     }
 
     /// Whether the socket is to be read empty before more can be said.
-    pub fn is_listening(&self) -> bool {
-        self.listening && !self.gave_up
+    pub fn is_reading(&self) -> bool {
+        self.reading && !self.gave_up
     }
 
     /// The client has shown that it is there.
     fn hear(&mut self, now: Duration) {
-        self.heard = now;
+        self.last_heard = now;
         self.pinged = false;
     }
 
     /// When the message that is arriving has to be there, or enough of it.
-    fn message_end(&mut self, sight: &Sight, timeout: Option<MessageTimeout>) -> Option<Duration> {
-        if sight.running {
+    fn message_end(
+        &mut self,
+        snapshot: &Snapshot,
+        timeout: Option<MessageTimeout>,
+    ) -> Option<Duration> {
+        if snapshot.running {
             return None;
         }
-        let (now, timeout) = (sight.now, timeout?);
+        let (now, timeout) = (snapshot.now, timeout?);
         let before = self.arriving.take();
-        let Unfinished { begun, len } = sight.unfinished?;
+        let Unfinished { begun, len } = snapshot.unfinished?;
         let same = before.filter(|message| message.begun == begun);
         let mut message = same.unwrap_or_else(|| Box::new(Arriving { begun, since: now, len }));
         let passed = now - message.since;
@@ -148,12 +187,12 @@ impl Clocks {
         Some(end)
     }
 
-    fn judge(&mut self, sight: &Sight, patience: &Patience) -> Verdict {
-        let Sight { now, state, heard, summary, unsent, hurry, .. } = *sight;
-        if heard.bytes {
+    fn decide(&mut self, snapshot: &Snapshot, timeouts: &Timeouts) -> Action {
+        let Snapshot { now, state, activity, summary, unsent, hurry, .. } = *snapshot;
+        if activity.bytes {
             self.hear(now);
         }
-        if heard.message || summary.messages_out != self.messages_out {
+        if activity.message || summary.messages_out != self.messages_out {
             self.messages_out = summary.messages_out;
             self.message = now;
         }
@@ -170,60 +209,60 @@ impl Clocks {
             self.bytes_out = summary.bytes_out;
             self.wrote = now;
         }
-        let stall = unsent.then_some(self.wrote + patience.stall);
-        let is_slow = unsent && self.pace.is_slow(now, summary.bytes_out, patience.stall)
+        let stall = unsent.then_some(self.wrote + timeouts.stall);
+        let is_slow = unsent && self.pace.is_slow(now, summary.bytes_out, timeouts.stall)
             || stall.is_some_and(|end| end <= now);
-        let slow = self.pace.due(patience.stall);
+        let slow = self.pace.due(timeouts.stall);
         let is_due = |moment: Option<Duration>| moment.is_some_and(|moment| moment <= now);
         let (next, end) = if state > State::Open {
             if is_slow {
-                return Verdict::GiveUp(SLOW);
+                return Action::GiveUp(SLOW);
             }
             // The client cannot answer a Close that it has not got yet; but memory that is short is not kept for it.
             if !unsent || hurry || summary.code == CloseCode::TRY_AGAIN_LATER {
                 self.closing.get_or_insert(now);
             }
-            let close = self.closing.zip(patience.close).map(|(since, patience)| since + patience);
-            let end = Verdict::GiveUp("the client does not answer our Close");
+            let close = self.closing.zip(timeouts.close).map(|(since, timeouts)| since + timeouts);
+            let end = Action::GiveUp("the client does not answer our Close");
             ([stall, slow, close], is_due(close).then_some(end))
         } else {
             if is_slow {
                 // It may never get there: it has no more time than others have for their answer.
                 (self.closing, self.wrote) = (Some(now), now);
-                return Verdict::Close(CloseCode::POLICY, SLOW);
+                return Action::Close(CloseCode::POLICY, SLOW);
             }
-            let idle = patience.idle.map(|patience| self.message + patience);
-            let message = self.message_end(sight, patience.message);
-            let ping = patience.ping.map(|p| self.heard + if self.pinged { p * 2 } else { p });
+            let idle = timeouts.idle.map(|timeouts| self.message + timeouts);
+            let message = self.message_end(snapshot, timeouts.message);
+            let ping = timeouts.ping.map(|p| self.last_heard + if self.pinged { p * 2 } else { p });
             let end = if is_due(idle) {
                 let why = "no message for WebSocketIdleTimeout";
-                Some(Verdict::Close(CloseCode::GOING_AWAY, why))
+                Some(Action::Close(CloseCode::GOING_AWAY, why))
             } else if is_due(message) {
-                Some(Verdict::Close(
+                Some(Action::Close(
                     CloseCode::POLICY,
                     "a message takes longer than WebSocketMessageTimeout",
                 ))
             } else if is_due(ping) && !self.pinged {
                 self.pinged = true;
-                return Verdict::Ping;
+                return Action::Ping;
             } else {
                 let why = "the client does not answer our Ping";
-                is_due(ping).then_some(Verdict::GiveUp(why))
+                is_due(ping).then_some(Action::GiveUp(why))
             };
             ([stall, slow, idle.into_iter().chain(ping).chain(message).min()], end)
         };
         let Some(end) = end else {
-            self.listening = false;
-            return Verdict::Wait(next.into_iter().flatten().min());
+            self.reading = false;
+            return Action::Wait(next.into_iter().flatten().min());
         };
         // What is missing may be there, if nobody had the time to read it. Of who sends on and on, never all is read.
-        if hurry || self.listening && !sight.running && (heard.all || heard.bytes) {
+        if hurry || self.reading && !snapshot.running && (activity.all || activity.bytes) {
             return end;
         }
-        if !core::mem::replace(&mut self.listening, true) {
-            return Verdict::Listen;
+        if !core::mem::replace(&mut self.reading, true) {
+            return Action::Read;
         }
-        Verdict::Wait(stall.into_iter().chain(slow).min())
+        Action::Wait(stall.into_iter().chain(slow).min())
     }
 }
 
@@ -231,7 +270,7 @@ impl Clocks {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience {
+    const TIMEOUTS: Timeouts = Timeouts {
         ping: Some(Duration::from_secs(30)),
         idle: Some(Duration::from_secs(100)),
         close: Some(Duration::from_secs(5)),
@@ -239,15 +278,17 @@ mod tests {
         stall: Duration::from_secs(60),
     };
 
-    fn sight(seconds: u64) -> Sight {
+    fn snapshot(seconds: u64) -> Snapshot {
         let (messages_in, messages_out, bytes_out) = (0, 0, 0);
         let summary = Summary { code: CloseCode::ABNORMAL, messages_in, messages_out, bytes_out };
-        let (now, state, heard) = (Duration::from_secs(seconds), State::Open, Heard::default());
-        Sight {
+        let (now, state, activity) =
+            (Duration::from_secs(seconds), State::Open, Activity::default());
+        Snapshot {
             now,
             state,
-            heard,
+            activity,
             summary,
+            queued: false,
             unsent: false,
             unfinished: None,
             running: false,
@@ -256,167 +297,175 @@ mod tests {
     }
 
     /// All there is has been read.
-    fn all_read(seconds: u64) -> Sight {
-        let heard = Heard { all: true, ..Heard::default() };
-        Sight { heard, ..sight(seconds) }
+    fn all_read(seconds: u64) -> Snapshot {
+        let activity = Activity { all: true, ..Activity::default() };
+        Snapshot { activity, ..snapshot(seconds) }
     }
 
-    fn wait(seconds: u64) -> Verdict {
-        Verdict::Wait(Some(Duration::from_secs(seconds)))
+    fn wait(seconds: u64) -> Action {
+        Action::Wait(Some(Duration::from_secs(seconds)))
     }
 
     #[test]
     fn a_silent_client_is_pinged_and_then_given_up() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        assert_eq!(clocks.check(&sight(10), &PATIENCE), wait(30));
-        assert_eq!(clocks.check(&sight(30), &PATIENCE), Verdict::Ping);
-        assert_eq!(clocks.check(&sight(30), &PATIENCE), wait(60));
-        assert_eq!(clocks.check(&sight(60), &PATIENCE), Verdict::Listen);
-        let verdict = clocks.check(&all_read(61), &PATIENCE);
-        assert_eq!(verdict, Verdict::GiveUp("the client does not answer our Ping"));
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        assert_eq!(deadlines.check(&snapshot(10), &TIMEOUTS), wait(30));
+        assert_eq!(deadlines.check(&snapshot(30), &TIMEOUTS), Action::Ping);
+        assert_eq!(deadlines.check(&snapshot(30), &TIMEOUTS), wait(60));
+        assert_eq!(deadlines.check(&snapshot(60), &TIMEOUTS), Action::Read);
+        let action = deadlines.check(&all_read(61), &TIMEOUTS);
+        assert_eq!(action, Action::GiveUp("the client does not answer our Ping"));
     }
 
     #[test]
     fn nobody_is_given_up_for_silence_before_what_there_is_was_read() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        assert_eq!(clocks.check(&all_read(30), &PATIENCE), Verdict::Ping);
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        assert_eq!(deadlines.check(&all_read(30), &TIMEOUTS), Action::Ping);
         // What was read before the deadline does not count.
-        assert_eq!(clocks.check(&all_read(60), &PATIENCE), Verdict::Listen);
+        assert_eq!(deadlines.check(&all_read(60), &TIMEOUTS), Action::Read);
         for seconds in [61, 90, 110] {
-            assert_eq!(clocks.check(&sight(seconds), &PATIENCE), Verdict::Wait(None));
+            assert_eq!(deadlines.check(&snapshot(seconds), &TIMEOUTS), Action::Wait(None));
         }
-        let heard = Heard { bytes: true, message: true, all: true };
-        assert_eq!(clocks.check(&Sight { heard, ..sight(110) }, &PATIENCE), wait(140));
+        let activity = Activity { bytes: true, message: true, all: true };
+        assert_eq!(deadlines.check(&Snapshot { activity, ..snapshot(110) }, &TIMEOUTS), wait(140));
         // Then all begins anew.
-        assert_eq!(clocks.check(&sight(140), &PATIENCE), Verdict::Ping);
-        assert_eq!(clocks.check(&all_read(170), &PATIENCE), Verdict::Listen);
+        assert_eq!(deadlines.check(&snapshot(140), &TIMEOUTS), Action::Ping);
+        assert_eq!(deadlines.check(&all_read(170), &TIMEOUTS), Action::Read);
     }
 
     #[test]
     fn a_message_has_to_arrive_in_time_or_fast_enough() {
-        let patience = Patience { ping: None, idle: None, ..PATIENCE };
-        let mut clocks = Clocks::new(Duration::ZERO);
+        let timeouts = Timeouts { ping: None, idle: None, ..TIMEOUTS };
+        let mut deadlines = Deadlines::new(Duration::ZERO);
         let arriving = |seconds, begun, len| {
-            let heard = Heard { bytes: true, message: false, all: true };
+            let activity = Activity { bytes: true, message: false, all: true };
             let unfinished = Some(Unfinished { begun, len });
-            Sight { heard, unfinished, ..sight(seconds) }
+            Snapshot { activity, unfinished, ..snapshot(seconds) }
         };
-        assert_eq!(clocks.check(&arriving(100, 5, 0), &patience), wait(120));
+        assert_eq!(deadlines.check(&arriving(100, 5, 0), &timeouts), wait(120));
         // Ten bytes a second are enough, each time that the time is over.
         for seconds in 101..300 {
             let end = 120 + (seconds - 100) / 20 * 20;
-            let sight = arriving(seconds, 5, 10 * (seconds - 100));
-            assert_eq!(clocks.check(&sight, &patience), wait(end), "{seconds}");
+            let snapshot = arriving(seconds, 5, 10 * (seconds - 100));
+            assert_eq!(deadlines.check(&snapshot, &timeouts), wait(end), "{seconds}");
         }
         // Another message has its own time.
-        assert_eq!(clocks.check(&arriving(300, 6, 1), &patience), wait(320));
-        assert_eq!(clocks.check(&arriving(319, 6, 9), &patience), wait(320));
+        assert_eq!(deadlines.check(&arriving(300, 6, 1), &timeouts), wait(320));
+        assert_eq!(deadlines.check(&arriving(319, 6, 9), &timeouts), wait(320));
         // Who is not read from may begin anew.
-        assert_eq!(clocks.check(&sight(320), &patience), Verdict::Wait(None));
-        assert_eq!(clocks.check(&arriving(330, 6, 9), &patience), wait(350));
-        assert_eq!(clocks.check(&arriving(350, 6, 9), &patience), Verdict::Listen);
-        let verdict = clocks.check(&arriving(350, 6, 9), &patience);
-        assert!(matches!(verdict, Verdict::Close(CloseCode::POLICY, _)), "{verdict:?}");
+        assert_eq!(deadlines.check(&snapshot(320), &timeouts), Action::Wait(None));
+        assert_eq!(deadlines.check(&arriving(330, 6, 9), &timeouts), wait(350));
+        assert_eq!(deadlines.check(&arriving(350, 6, 9), &timeouts), Action::Read);
+        let action = deadlines.check(&arriving(350, 6, 9), &timeouts);
+        assert!(matches!(action, Action::Close(CloseCode::POLICY, _)), "{action:?}");
         // What came at first does not help for long, nor that a thread is at work now and then.
-        let mut clocks = Clocks::new(Duration::ZERO);
-        assert_eq!(clocks.check(&arriving(1, 5, 0), &patience), wait(21));
-        assert_eq!(clocks.check(&arriving(21, 5, 1_000_000), &patience), wait(41));
-        let running = Sight { running: true, unfinished: None, ..arriving(40, 5, 0) };
-        assert_eq!(clocks.check(&running, &patience), Verdict::Wait(None));
-        assert_eq!(clocks.check(&arriving(41, 5, 1_000_100), &patience), Verdict::Listen);
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        assert_eq!(deadlines.check(&arriving(1, 5, 0), &timeouts), wait(21));
+        assert_eq!(deadlines.check(&arriving(21, 5, 1_000_000), &timeouts), wait(41));
+        let running = Snapshot { running: true, unfinished: None, ..arriving(40, 5, 0) };
+        assert_eq!(deadlines.check(&running, &timeouts), Action::Wait(None));
+        assert_eq!(deadlines.check(&arriving(41, 5, 1_000_100), &timeouts), Action::Read);
     }
 
     #[test]
     fn what_has_just_begun_to_wait_has_not_waited() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        let patience = Patience { ping: None, idle: None, ..PATIENCE };
-        clocks.check(&sight(0), &patience);
-        assert_eq!(clocks.check(&Sight { unsent: true, ..sight(500) }, &patience), wait(560));
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let timeouts = Timeouts { ping: None, idle: None, ..TIMEOUTS };
+        deadlines.check(&snapshot(0), &timeouts);
+        assert_eq!(
+            deadlines.check(&Snapshot { unsent: true, ..snapshot(500) }, &timeouts),
+            wait(560)
+        );
     }
 
     #[test]
     fn any_byte_answers_a_ping_but_only_messages_prevent_idleness() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        assert_eq!(clocks.check(&sight(31), &PATIENCE), Verdict::Ping);
-        let heard = Heard { bytes: true, message: false, all: true };
-        assert_eq!(clocks.check(&Sight { heard, ..sight(32) }, &PATIENCE), wait(62));
-        assert_eq!(clocks.check(&Sight { heard, ..sight(99) }, &PATIENCE), wait(100));
-        assert_eq!(clocks.check(&Sight { heard, ..sight(100) }, &PATIENCE), Verdict::Listen);
-        let verdict = clocks.check(&Sight { heard, ..sight(101) }, &PATIENCE);
-        assert!(matches!(verdict, Verdict::Close(CloseCode::GOING_AWAY, _)));
-        let heard = Heard { bytes: true, message: true, all: true };
-        assert_eq!(clocks.check(&Sight { heard, ..sight(102) }, &PATIENCE), wait(132));
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        assert_eq!(deadlines.check(&snapshot(31), &TIMEOUTS), Action::Ping);
+        let activity = Activity { bytes: true, message: false, all: true };
+        assert_eq!(deadlines.check(&Snapshot { activity, ..snapshot(32) }, &TIMEOUTS), wait(62));
+        assert_eq!(deadlines.check(&Snapshot { activity, ..snapshot(99) }, &TIMEOUTS), wait(100));
+        assert_eq!(
+            deadlines.check(&Snapshot { activity, ..snapshot(100) }, &TIMEOUTS),
+            Action::Read
+        );
+        let action = deadlines.check(&Snapshot { activity, ..snapshot(101) }, &TIMEOUTS);
+        assert!(matches!(action, Action::Close(CloseCode::GOING_AWAY, _)));
+        let activity = Activity { bytes: true, message: true, all: true };
+        assert_eq!(deadlines.check(&Snapshot { activity, ..snapshot(102) }, &TIMEOUTS), wait(132));
     }
 
     #[test]
     fn a_client_that_takes_nothing_is_given_up() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        let heard = Heard { bytes: true, message: true, all: true };
-        let mut now = Sight { heard, unsent: true, ..sight(50) };
-        assert_eq!(clocks.check(&now, &PATIENCE), wait(80));
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let activity = Activity { bytes: true, message: true, all: true };
+        let mut now = Snapshot { activity, unsent: true, ..snapshot(50) };
+        assert_eq!(deadlines.check(&now, &TIMEOUTS), wait(80));
         now.summary.bytes_out = 1;
-        assert_eq!(clocks.check(&now, &PATIENCE), wait(80));
-        now.heard = Heard::default();
+        assert_eq!(deadlines.check(&now, &TIMEOUTS), wait(80));
+        now.activity = Activity::default();
         now.now = Duration::from_secs(110);
-        assert_eq!(clocks.check(&now, &PATIENCE), Verdict::Close(CloseCode::POLICY, SLOW));
+        assert_eq!(deadlines.check(&now, &TIMEOUTS), Action::Close(CloseCode::POLICY, SLOW));
         // It has as long as others for the end.
         now.state = State::Closing;
-        assert_eq!(clocks.check(&now, &PATIENCE), wait(115));
+        assert_eq!(deadlines.check(&now, &TIMEOUTS), wait(115));
         now.now = Duration::from_secs(115);
-        assert_eq!(clocks.check(&now, &PATIENCE), Verdict::Listen);
-        now.heard = all_read(116).heard;
-        assert!(matches!(clocks.check(&now, &PATIENCE), Verdict::GiveUp(_)));
+        assert_eq!(deadlines.check(&now, &TIMEOUTS), Action::Read);
+        now.activity = all_read(116).activity;
+        assert!(matches!(deadlines.check(&now, &TIMEOUTS), Action::GiveUp(_)));
     }
 
     #[test]
     fn who_sends_on_and_on_does_not_put_off_the_end() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        let heard = Heard { bytes: true, message: true, all: false };
-        let sends = |seconds| Sight { heard, state: State::Closing, ..sight(seconds) };
-        assert_eq!(clocks.check(&sends(70), &PATIENCE), wait(75));
-        assert_eq!(clocks.check(&sends(75), &PATIENCE), Verdict::Listen);
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let activity = Activity { bytes: true, message: true, all: false };
+        let sends = |seconds| Snapshot { activity, state: State::Closing, ..snapshot(seconds) };
+        assert_eq!(deadlines.check(&sends(70), &TIMEOUTS), wait(75));
+        assert_eq!(deadlines.check(&sends(75), &TIMEOUTS), Action::Read);
         // While a thread is at work nobody knows.
-        let running = Sight { running: true, ..sends(76) };
-        assert_eq!(clocks.check(&running, &PATIENCE), Verdict::Wait(None));
-        assert!(matches!(clocks.check(&sends(77), &PATIENCE), Verdict::GiveUp(_)));
+        let running = Snapshot { running: true, ..sends(76) };
+        assert_eq!(deadlines.check(&running, &TIMEOUTS), Action::Wait(None));
+        assert!(matches!(deadlines.check(&sends(77), &TIMEOUTS), Action::GiveUp(_)));
     }
 
     #[test]
     fn who_is_closed_for_want_of_memory_has_no_longer_than_others() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        let mut closing = Sight { state: State::Closing, unsent: true, ..sight(10) };
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let mut closing = Snapshot { state: State::Closing, unsent: true, ..snapshot(10) };
         closing.summary.code = CloseCode::TRY_AGAIN_LATER;
-        assert_eq!(clocks.check(&closing, &PATIENCE), wait(15));
+        assert_eq!(deadlines.check(&closing, &TIMEOUTS), wait(15));
     }
 
     #[test]
     fn who_takes_a_long_queue_is_there() {
-        let mut clocks = Clocks::new(Duration::ZERO);
+        let mut deadlines = Deadlines::new(Duration::ZERO);
         for seconds in (25..100).step_by(25) {
-            let mut now = Sight { unsent: true, ..sight(seconds) };
+            let mut now = Snapshot { unsent: true, ..snapshot(seconds) };
             now.summary.bytes_out = seconds;
-            assert!(matches!(clocks.check(&now, &PATIENCE), Verdict::Wait(_)), "{seconds} s");
+            assert!(matches!(deadlines.check(&now, &TIMEOUTS), Action::Wait(_)), "{seconds} s");
         }
     }
 
     #[test]
     fn what_waits_delays_the_close_timeout_but_not_for_ever() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        let closing = |seconds| Sight { state: State::Closing, unsent: true, ..sight(seconds) };
-        assert_eq!(clocks.check(&closing(10), &PATIENCE), wait(70));
-        assert_eq!(clocks.check(&closing(20), &PATIENCE), wait(70));
-        let hurried = Sight { hurry: true, ..closing(21) };
-        assert_eq!(clocks.check(&hurried, &PATIENCE), wait(26));
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let closing =
+            |seconds| Snapshot { state: State::Closing, unsent: true, ..snapshot(seconds) };
+        assert_eq!(deadlines.check(&closing(10), &TIMEOUTS), wait(70));
+        assert_eq!(deadlines.check(&closing(20), &TIMEOUTS), wait(70));
+        let hurried = Snapshot { hurry: true, ..closing(21) };
+        assert_eq!(deadlines.check(&hurried, &TIMEOUTS), wait(26));
     }
 
     #[test]
     fn a_close_is_waited_for() {
-        let mut clocks = Clocks::new(Duration::ZERO);
-        let closing = |seconds| Sight { state: State::Closing, ..sight(seconds) };
-        assert_eq!(clocks.check(&closing(70), &PATIENCE), wait(75));
-        assert_eq!(clocks.check(&closing(74), &PATIENCE), wait(75));
-        assert_eq!(clocks.check(&closing(75), &PATIENCE), Verdict::Listen);
-        let verdict = clocks.check(&Sight { heard: all_read(76).heard, ..closing(76) }, &PATIENCE);
-        assert_eq!(verdict, Verdict::GiveUp("the client does not answer our Close"));
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let closing = |seconds| Snapshot { state: State::Closing, ..snapshot(seconds) };
+        assert_eq!(deadlines.check(&closing(70), &TIMEOUTS), wait(75));
+        assert_eq!(deadlines.check(&closing(74), &TIMEOUTS), wait(75));
+        assert_eq!(deadlines.check(&closing(75), &TIMEOUTS), Action::Read);
+        let action = deadlines
+            .check(&Snapshot { activity: all_read(76).activity, ..closing(76) }, &TIMEOUTS);
+        assert_eq!(action, Action::GiveUp("the client does not answer our Close"));
     }
 }

@@ -1,10 +1,12 @@
 //! What a connection's messages are for: the other side of a driver.
-#![deny(unsafe_code)]
 
-use std::{os::fd::RawFd, time::Duration};
+use std::{os::fd::BorrowedFd, time::Duration};
 
 use super::callbacks::Callbacks;
-use crate::proto::Kind;
+use crate::{
+    os::{Interest, Readiness},
+    proto::Kind,
+};
 
 /// The receiver of one connection's messages: a plugin, or the bridge.
 ///
@@ -37,7 +39,7 @@ pub trait Endpoint: Send + Sync {
 /// the connection. None of them blocks.
 pub trait Peer: Send + Sync {
     /// The descriptor to wait on, until the endpoint is dropped.
-    fn descriptor(&self) -> RawFd;
+    fn descriptor(&self) -> BorrowedFd<'_>;
 
     /// Takes note of what the descriptor is ready for.
     fn note(&self, ready: Readiness);
@@ -48,28 +50,17 @@ pub trait Peer: Send + Sync {
     /// Whether reading from the client should pause, because too much waits for the peer.
     fn is_crowded(&self) -> bool;
 
-    /// Whether to wait until the descriptor can be read from, and written to.
-    fn interest(&self) -> (bool, bool);
+    /// What to wait for on the descriptor.
+    fn interest(&self) -> Interest;
 
     /// Asks the clock, about once a second; `now` is the time since some fixed moment. If the peer has taken nothing of
-    /// what waits for it for `patience`, that is dropped and the client told; `true` if so. With no patience it is, whatever
+    /// what waits for it for `timeout`, that is dropped and the client told; `true` if so. With no timeout it is, whatever
     /// the peer has taken.
-    fn check(&self, now: Duration, patience: Duration) -> bool;
+    fn check(&self, now: Duration, timeout: Duration) -> bool;
 
     /// After `closed`: throws away what the peer still sends. `true` when it has got everything, so that the descriptor may
     /// be closed: before that, the kernel would take back what it has not passed on.
-    fn farewell(&self, buffer: &mut [u8]) -> bool;
-}
-
-/// What a peer's descriptor is ready for.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Readiness {
-    /// There is something to read, or the end, or an error.
-    pub read: bool,
-    /// There is room to write.
-    pub write: bool,
-    /// The end of the stream, or an error, is there or behind what can be read.
-    pub to_the_end: bool,
+    fn finish(&self, buffer: &mut [u8]) -> bool;
 }
 
 /// What a peer's turn came to.

@@ -1,5 +1,4 @@
 //! Where the driver-side code writes its log lines, so that it need not know httpd's log.
-#![deny(unsafe_code)]
 
 use core::fmt;
 
@@ -21,7 +20,7 @@ pub enum Level {
 }
 
 /// A connection's place in the log: whatever writes there adds the connection's name.
-pub trait Journal: Send + Sync {
+pub trait Log: Send + Sync {
     /// Whether lines of this level are written at all.
     fn enabled(&self, level: Level) -> bool;
 

@@ -7,7 +7,6 @@
 //!
 //! The state of the conversation lives here too, because any thread may close; `Queue::transit` is the only writer of
 //! it (RFC 6455 §5.5.1, §7.1).
-#![deny(unsafe_code)]
 
 use core::fmt;
 use std::{
@@ -17,7 +16,7 @@ use std::{
 };
 
 use super::{
-    log::{Journal, Level},
+    log::{Level, Log},
     waiting::Wait,
 };
 use crate::{
@@ -30,7 +29,7 @@ use crate::{
         frame::{self, CONTROL_MAX, Opcode},
         utf8,
     },
-    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering},
+    sync::{AtomicUsize, Condvar, Lock as _, Mutex, MutexGuard, Ordering},
 };
 
 /// The spare room an emptied queue may keep while its driver is at work.
@@ -45,7 +44,7 @@ const SLICE: Duration = Duration::from_millis(50);
 const HEADER: usize = 10;
 
 /// The driver's side of an outbox.
-pub trait Carrier: Send + Sync {
+pub trait DriverHandle: Send + Sync {
     /// Makes the driver look at the outbox. Called from any thread, without a lock held.
     fn wake(&self);
 
@@ -153,9 +152,9 @@ pub struct Outbox {
     draft: Option<Draft>,
     /// The thread that is at work on the connection, as [`thread_mark`] names it; 0 if none is.
     owner: AtomicUsize,
-    carrier: OnceLock<Weak<dyn Carrier>>,
+    driver: OnceLock<Weak<dyn DriverHandle>>,
     bounds: Bounds,
-    journal: Box<dyn Journal>,
+    log: Box<dyn Log>,
 }
 
 struct Queue {
@@ -189,11 +188,11 @@ struct Queue {
 
 impl Queue {
     /// Moves the conversation on; the only place where its state changes.
-    fn transit(&mut self, journal: &dyn Journal, why: &str, to: State) {
+    fn transit(&mut self, log: &dyn Log, why: &str, to: State) {
         debug_assert!(to > self.state, "{why}: a conversation never goes back");
-        if journal.enabled(Level::Trace) {
+        if log.enabled(Level::Trace) {
             let (from, to) = (self.state.name(), to.name());
-            journal.write(Level::Trace, format_args!("transit [{from}] -- {why} --> [{to}]"));
+            log.write(Level::Trace, format_args!("transit [{from}] -- {why} --> [{to}]"));
         }
         self.state = to;
     }
@@ -233,7 +232,7 @@ impl Queue {
     }
 
     /// Queues our Close; `to` is what it makes of the conversation.
-    fn push_close(&mut self, journal: &dyn Journal, payload: &[u8], why: &str, to: State) {
+    fn push_close(&mut self, log: &dyn Log, payload: &[u8], why: &str, to: State) {
         let code = match payload {
             [high, low, ..] => CloseCode(u16::from_be_bytes([*high, *low])),
             _ => CloseCode::NO_STATUS,
@@ -241,7 +240,7 @@ impl Queue {
         self.code.get_or_insert(code);
         // In draft 75 nobody says Close, so there is no answer to wait for.
         let to = if self.draft == Some(Draft::Hixie75) { State::Closed } else { to };
-        self.transit(journal, why, to);
+        self.transit(log, why, to);
         self.push(Opcode::Close, false, payload);
     }
 
@@ -312,7 +311,7 @@ impl Queue {
 
 impl Outbox {
     /// An outbox in state [`State::Opening`], owned by the calling thread.
-    pub fn new(bounds: Bounds, deflater: Option<Deflater>, journal: Box<dyn Journal>) -> Self {
+    pub fn new(bounds: Bounds, deflater: Option<Deflater>, log: Box<dyn Log>) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 state: State::Opening,
@@ -336,9 +335,9 @@ impl Outbox {
             deflater: deflater.map(|deflater| Box::new(Mutex::new(Some(deflater)))),
             draft: None,
             owner: AtomicUsize::new(thread_mark()),
-            carrier: OnceLock::new(),
+            driver: OnceLock::new(),
             bounds,
-            journal,
+            log,
         }
     }
 
@@ -352,8 +351,8 @@ impl Outbox {
     }
 
     /// Where this connection's log lines go.
-    pub fn journal(&self) -> &dyn Journal {
-        &*self.journal
+    pub fn log(&self) -> &dyn Log {
+        &*self.log
     }
 
     /// How long a client may keep us waiting.
@@ -368,11 +367,11 @@ impl Outbox {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // A panic under this lock is a bug that leaves a queue of whole frames all the same.
-        self.queue.lock().unwrap_or_else(|e| e.into_inner())
+        self.queue.acquire()
     }
 
-    fn carrier(&self) -> Option<Arc<dyn Carrier>> {
-        self.carrier.get()?.upgrade()
+    fn driver(&self) -> Option<Arc<dyn DriverHandle>> {
+        self.driver.get()?.upgrade()
     }
 
     /// Whether the calling thread is at work on the connection, and will write what is queued.
@@ -404,7 +403,7 @@ impl Outbox {
         // Compressing is long work: it holds up the senders that compress, and nobody else. Each of them
         // may find the room that another one takes meanwhile.
         drop(queue);
-        let mut deflater = deflater.lock().unwrap_or_else(|e| e.into_inner());
+        let mut deflater = deflater.acquire();
         let Some(deflater) = &mut *deflater else { return Err(Refused::Closing) };
         let mut packed = Vec::new();
         let compressed = deflater.compress(payload, &mut packed);
@@ -468,7 +467,7 @@ impl Outbox {
         if self.close(&close::payload(code), "no memory is left") {
             self.bounds.memory.refuse();
             let why = Violation::Memory;
-            self.journal.write(Level::Info, format_args!("WS0311: closing with 1013: {why}"));
+            self.log.write(Level::Info, format_args!("WS0311: closing with 1013: {why}"));
         }
     }
 
@@ -488,8 +487,8 @@ impl Outbox {
         if payload.len() < LARGE && self.is_owner() && queue.bytes.len() < KEEP {
             return queue.push(opcode, compressed, payload);
         }
-        let carrier = self.carrier();
-        let result = match carrier.as_ref().and_then(|carrier| carrier.socket()) {
+        let driver = self.driver();
+        let result = match driver.as_ref().and_then(|driver| driver.socket()) {
             Some(socket) if payload.len() >= LARGE && queue.draft.is_none() => {
                 queue.push_large(opcode, compressed, payload, socket)
             }
@@ -505,18 +504,18 @@ impl Outbox {
         // The driver meets the error too, and says what it was.
         let failed = result.is_err();
         if failed && queue.state < State::Closed {
-            queue.transit(&*self.journal, "writing failed", State::Closed);
+            queue.transit(&*self.log, "writing failed", State::Closed);
         }
         // What is left has to be written by the driver.
         let wake = failed || queue.unsent() > 0 && queue.asleep;
-        self.release(queue, carrier.as_deref(), wake);
+        self.release(queue, driver.as_deref(), wake);
     }
 
     /// Unlocks after a change, and tells those who wait for it.
     fn release(
         &self,
         mut queue: MutexGuard<'_, Queue>,
-        carrier: Option<&dyn Carrier>,
+        driver: Option<&dyn DriverHandle>,
         mut wake: bool,
     ) {
         if queue.awaited.is_some() && !queue.told && !self.awaits_room(&queue) {
@@ -531,8 +530,8 @@ impl Outbox {
         if waiting {
             self.room.notify_all();
         }
-        if let (true, false, Some(carrier)) = (wake, self.is_owner(), carrier) {
-            carrier.wake();
+        if let (true, false, Some(driver)) = (wake, self.is_owner(), driver) {
+            driver.wake();
         }
     }
 
@@ -554,13 +553,13 @@ impl Outbox {
         mut queue: MutexGuard<'q, Queue>,
         len: usize,
     ) -> Result<MutexGuard<'q, Queue>, Refused> {
-        let (owner, carrier) = (self.is_owner(), self.carrier());
-        // Without a carrier the 101 is not out, and nobody will write while its thread waits.
-        if owner && carrier.is_none() {
+        let (owner, driver) = (self.is_owner(), self.driver());
+        // Without a driver the 101 is not out, and nobody will write while its thread waits.
+        if owner && driver.is_none() {
             return Err(Refused::Full);
         }
         // The driver may be in a callback, even in one that waits for this very thread.
-        let writer = carrier.as_deref().filter(|carrier| owner || carrier.socket().is_some());
+        let writer = driver.as_deref().filter(|driver| owner || driver.socket().is_some());
         let mut wait = Wait::new(self.bounds.timeout);
         let mut until = Instant::now();
         loop {
@@ -582,7 +581,7 @@ impl Outbox {
                 return self.admit(queue, len);
             }
             let left = queue.bytes_out;
-            if carrier.as_deref().is_some_and(Carrier::is_ending) {
+            if driver.as_deref().is_some_and(DriverHandle::is_ending) {
                 drop(queue);
                 self.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
                 return Err(Refused::Closing);
@@ -600,7 +599,7 @@ impl Outbox {
     /// Closes with 1008 because the client does not take what it is sent, or does not send what it has begun.
     pub fn give_up(&self, why: fmt::Arguments<'_>) {
         if self.close(&close::payload(CloseCode::POLICY), "the client is too slow") {
-            self.journal.write(Level::Info, format_args!("WS0301: closing with 1008: {why}"));
+            self.log.write(Level::Info, format_args!("WS0301: closing with 1008: {why}"));
         }
     }
 
@@ -611,17 +610,17 @@ impl Outbox {
             return false;
         }
         queue.own_close = true;
-        queue.push_close(&*self.journal, payload, why, State::Closing);
+        queue.push_close(&*self.log, payload, why, State::Closing);
         self.room.notify_all();
-        let carrier = self.carrier();
+        let driver = self.driver();
         if !self.is_owner() {
-            if let Some(socket) = carrier.as_ref().and_then(|carrier| carrier.socket()) {
+            if let Some(socket) = driver.as_ref().and_then(|driver| driver.socket()) {
                 // The driver meets an error too, and says what it was.
                 let _ = queue.flush(socket);
             }
         }
         // Whoever writes it, the driver has to wait for the answer from now on.
-        self.release(queue, carrier.as_deref(), true);
+        self.release(queue, driver.as_deref(), true);
         true
     }
 
@@ -635,12 +634,12 @@ impl Outbox {
 
     // What follows is the driver's.
 
-    /// The 101 is out and `carrier` takes over. A Close may already be queued.
-    pub fn open(&self, carrier: Weak<dyn Carrier>) {
-        let _ = self.carrier.set(carrier);
+    /// The 101 is out and `driver` takes over. A Close may already be queued.
+    pub fn open(&self, driver: Weak<dyn DriverHandle>) {
+        let _ = self.driver.set(driver);
         let mut queue = self.lock();
         if queue.state == State::Opening {
-            queue.transit(&*self.journal, "101 sent", State::Open);
+            queue.transit(&*self.log, "101 sent", State::Open);
         }
     }
 
@@ -675,7 +674,7 @@ impl Outbox {
     ///
     /// `room` is for an endpoint that answers on the owning thread: as much has to fit the queue, so that an answer of
     /// the message's own length need not wait. If it does not, [`has_to_wait`](Self::has_to_wait) tells when to ask again,
-    /// and the carrier is woken when a sender's thread sees to that.
+    /// and the driver is woken when a sender's thread sees to that.
     pub fn receive_message(&self, room: Option<usize>) -> Reception {
         let mut queue = self.lock();
         queue.awaited = None;
@@ -697,10 +696,10 @@ impl Outbox {
             State::Opening | State::Open => {
                 let bytes = reason.code.map(close::payload);
                 let payload = bytes.as_ref().map_or(&[][..], |b| &b[..]);
-                queue.push_close(&*self.journal, payload, "the client closes", State::Closed);
+                queue.push_close(&*self.log, payload, "the client closes", State::Closed);
             }
             State::Closing => {
-                queue.transit(&*self.journal, "the client answers our Close", State::Closed);
+                queue.transit(&*self.log, "the client answers our Close", State::Closed);
             }
             State::Closed => {}
         }
@@ -712,7 +711,7 @@ impl Outbox {
     pub fn end(&self, why: &str) {
         let mut queue = self.lock();
         if queue.state < State::Closed {
-            queue.transit(&*self.journal, why, State::Closed);
+            queue.transit(&*self.log, why, State::Closed);
         }
         // Nothing is queued behind a Close, so one of ours has not left as long as anything waits: nobody heard it.
         if queue.own_close && queue.unsent() > 0 {
@@ -722,7 +721,7 @@ impl Outbox {
         self.room.notify_all();
     }
 
-    /// Writes what is queued to the carrier's socket: whether all of it, and whether anything, has left.
+    /// Writes what is queued to the driver's socket: whether all of it, and whether anything, has left.
     pub fn flush(&self, socket: &dyn Socket) -> io::Result<(bool, bool)> {
         let mut queue = self.lock();
         let before = queue.bytes_out;
@@ -739,7 +738,7 @@ impl Outbox {
     /// Gives back the memory of an ended connection, whose outbox may stay for late senders to find closed.
     pub fn dispose(&self) {
         if let Some(deflater) = &self.deflater {
-            *deflater.lock().unwrap_or_else(|e| e.into_inner()) = None;
+            *deflater.acquire() = None;
         }
         let mut queue = self.lock();
         queue.bytes = Vec::new();
@@ -871,7 +870,7 @@ mod loom_tests {
 
     struct Silence;
 
-    impl Journal for Silence {
+    impl Log for Silence {
         fn enabled(&self, _: Level) -> bool {
             false
         }
@@ -907,7 +906,7 @@ mod loom_tests {
         }
     }
 
-    impl Carrier for Driver {
+    impl DriverHandle for Driver {
         fn wake(&self) {
             *self.woken.lock().unwrap() = true;
             self.changed.notify_all();
@@ -939,8 +938,8 @@ mod loom_tests {
         };
         let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
         let driver = Arc::new(Driver { room: room.map(Mutex::new), ..Driver::default() });
-        let carrier: Weak<dyn Carrier> = Arc::downgrade(&driver) as Weak<dyn Carrier>;
-        outbox.open(carrier);
+        let handle: Weak<dyn DriverHandle> = Arc::downgrade(&driver) as Weak<dyn DriverHandle>;
+        outbox.open(handle);
         outbox.disown(&mut Vec::new());
         (outbox, driver)
     }
@@ -1087,7 +1086,9 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::fakes::{Driver, Log, Wire, bounds, budget, from_us, outbox, outbox_of, wait_until};
+    use crate::fakes::{
+        Driver, Lines, Wire, bounds, budget, from_us, outbox, outbox_of, wait_until,
+    };
 
     #[test]
     fn what_does_not_fit_the_childs_memory_is_not_queued() {
@@ -1301,7 +1302,7 @@ mod tests {
 
     #[test]
     fn a_client_that_takes_nothing_is_closed_with_1008() {
-        let log = Log::default();
+        let log = Lines::default();
         let bounds = Bounds { timeout: Duration::ZERO, ..bounds(20) };
         let outbox = Outbox::new(bounds, None, Box::new(log.clone()));
         let driver = Driver::new(None, || ());
@@ -1318,7 +1319,7 @@ mod tests {
     fn who_takes_enough_is_waited_for_longer_than_the_timeout() {
         let timeout = Duration::from_millis(100);
         let bounds = Bounds { timeout, ..bounds(1000) };
-        let (outbox, wire) = (Outbox::new(bounds, None, Box::new(Log::default())), Wire::new());
+        let (outbox, wire) = (Outbox::new(bounds, None, Box::new(Lines::default())), Wire::new());
         let outbox = Arc::new(outbox);
         let (behind, client) = (outbox.clone(), wire.clone());
         let driver = Driver::new(Some(&wire), move || {

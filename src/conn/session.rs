@@ -7,7 +7,6 @@
 //! a large frame may be read straight into that buffer, see [`Session::room`].
 //!
 //! The session knows no socket, no clock and no peer to answer: what to send is the driver's and the endpoint's part.
-#![deny(unsafe_code)]
 
 use core::ops::Range;
 

@@ -3,7 +3,6 @@
 //! Anybody may wait as long as the client takes 500 bytes a second. A thread that serves many connections would make
 //! all of them wait, so there is more to it: for all that is sent within one callback, to whomever, it waits httpd's
 //! `Timeout` at most, and only so many threads wait at a time.
-#![deny(unsafe_code)]
 
 use core::cell::Cell;
 use std::{

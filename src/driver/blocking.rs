@@ -1,34 +1,32 @@
 //! One thread per connection: waits on the transport's descriptor together with a wake-up for what
 //! other threads want.
-#![deny(unsafe_code)]
 
 use std::{
     io,
+    os::fd::AsFd as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
 use super::{
-    conn_io::Lane,
-    reader::{Buffers, Outcome, READ, Turn},
-    service::STOP_TIMEOUT,
-    shutdown::{Ending, EndingWord, Stop},
+    conn_io::ConnIo,
+    judging::{self, Seen},
+    reader::{Buffers, Outcome, READ, Reader},
+    shutdown::{Ending, SharedEnding, Shutdown},
+    signals::{Signals, pending},
 };
 use crate::{
     conn::{
-        deadlines::{Clocks, Sight, Verdict},
+        deadlines::{Action, Deadlines},
         endpoint::{Endpoint, Peer},
         log::Level,
-        outbox::{Carrier, Outbox, Socket, State},
+        outbox::{DriverHandle, Socket, State},
         session::Session,
     },
-    os::{Interest, Signals, Waker, pending, wait, wait_for_two},
-    proto::{
-        close::{self, CloseCode},
-        frame::Opcode,
-    },
-    settings::Patience,
+    os::{Interest, Sources, Waker, wait},
+    proto::close::{self, CloseCode},
+    settings::Timeouts,
 };
 
 /// How often a connection that waits for its moment of a drain looks whether that has become a stop.
@@ -37,26 +35,23 @@ const HASTE: Duration = Duration::from_millis(100);
 /// How long the end of a connection waits for its peer.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// How long after the child's end has come to a connection what still waits for its peer is dropped, however fast it is.
-const PEERS_END: Duration = Duration::from_secs(1);
-
-/// How long after that the connection's thread goes at the latest: before the child has to.
+/// How long after the child's end has come to it a connection's thread goes at the latest: before the child has to.
 const LAST: Duration = Duration::from_millis(1300);
 
 /// The thread's part of a connection that other threads, and callbacks on this one, reach through the outbox.
 struct Blocking {
-    lane: Lane,
+    io: ConnIo,
     waker: Waker,
     end: End,
 }
 
 /// The child's end, as one connection sees it.
 struct End {
-    stop: &'static Stop,
+    stop: &'static Shutdown,
     /// Signals are held back on the connection's thread.
     signals: bool,
     /// What those signals have said.
-    signalled: EndingWord,
+    signalled: SharedEnding,
     /// When the connection has its turn, from the beginning of a drain.
     moment: OnceLock<Duration>,
     /// When that beginning was seen.
@@ -78,23 +73,31 @@ impl End {
         }
     }
 
-    /// How long ago it came.
+    /// Whether it has come by now, and how long ago.
+    fn look(&self) -> Option<Duration> {
+        if self.due().is_some_and(|due| due <= Instant::now()) {
+            self.came.get_or_init(Instant::now);
+        }
+        self.since()
+    }
+
+    /// How long ago it was seen to have come.
     fn since(&self) -> Option<Duration> {
         self.came.get().map(Instant::elapsed)
     }
 }
 
-impl Carrier for Blocking {
+impl DriverHandle for Blocking {
     fn wake(&self) {
         self.waker.wake();
     }
 
     fn pump(&self, deadline: Instant) {
-        self.lane.pump(deadline);
+        self.io.pump(deadline);
     }
 
     fn socket(&self) -> Option<&dyn Socket> {
-        self.lane.socket.as_deref().map(|socket| socket as &dyn Socket)
+        self.io.socket.as_deref().map(|socket| socket as &dyn Socket)
     }
 
     fn is_ending(&self) -> bool {
@@ -122,198 +125,195 @@ pub struct Ended {
 /// `stop`, or one of `signals` where the MPM handles them on this thread, ends it with Close 1001: at once, or at its
 /// moment of a drain.
 pub fn serve(
-    lane: Lane,
+    io: ConnIo,
     session: Session,
     endpoint: &dyn Endpoint,
-    patience: Patience,
-    stop: &'static Stop,
+    timeouts: Timeouts,
+    stop: &'static Shutdown,
     signals: Option<&Signals>,
 ) -> Ended {
-    let outbox = lane.outbox.clone();
-    let mut turn = Turn::new(session);
+    let outbox = io.outbox.clone();
+    let mut reader = Reader::new(session);
     let end = End {
         stop,
         signals: signals.is_some(),
-        signalled: EndingWord::new(),
+        signalled: SharedEnding::new(),
         moment: OnceLock::new(),
         drain: OnceLock::new(),
         came: OnceLock::new(),
     };
-    let blocking = Waker::new().map(|waker| Arc::new(Blocking { lane, waker, end }));
+    let blocking = Waker::new().map(|waker| Arc::new(Blocking { io, waker, end }));
     let result = match &blocking {
         Ok(blocking) => {
-            let carrier: Arc<dyn Carrier> = blocking.clone();
-            let entry = stop.enter(&carrier);
+            let driver: Arc<dyn DriverHandle> = blocking.clone();
+            let entry = stop.enter(&driver);
             let ending = signals.map_or(Ending::None, |_| pending()).max(entry.ending());
             // Who comes when the drain has begun does not lengthen it.
             let moment = if ending == Ending::None { entry.moment() } else { Duration::ZERO };
             let _ = blocking.end.moment.set(moment);
-            let weak: Weak<dyn Carrier> = Arc::downgrade(&carrier);
+            let weak: Weak<dyn DriverHandle> = Arc::downgrade(&driver);
             outbox.open(weak);
             outbox.own();
-            let turns = || turns(blocking, &mut turn, endpoint, patience, signals);
+            let mut conversation = Conversation {
+                blocking,
+                endpoint,
+                reader: &mut reader,
+                timeouts,
+                signals,
+                start: Instant::now(),
+                deadlines: Deadlines::new(Duration::ZERO),
+                readable: false,
+            };
             // A panic is a bug of ours; the endpoint hears of the end all the same.
-            catch_unwind(AssertUnwindSafe(turns)).unwrap_or_else(|_| {
+            catch_unwind(AssertUnwindSafe(|| conversation.hold())).unwrap_or_else(|_| {
                 let line =
                     format_args!("WS0306: the connection is dropped after an internal error");
-                outbox.journal().write(Level::Error, line);
+                outbox.log().write(Level::Error, line);
                 Err(io::Error::other("an internal error"))
             })
         }
         Err(e) => Err(io::Error::other(format!("no descriptor for its wake-up: {e}"))),
     };
     if let Err(error) = &result {
-        outbox
-            .journal()
-            .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
+        outbox.log().write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
     }
     outbox.end("the connection is over");
     endpoint.closed();
     let since = blocking.as_ref().ok().and_then(|blocking| blocking.end.since());
     if let (Some(peer), false) = (endpoint.peer(), stop.ending() == Ending::Stop) {
-        part(peer, since.map_or(PARTING, |since| LAST.saturating_sub(since)));
+        finish(peer, since.map_or(PARTING, |since| LAST.saturating_sub(since)));
     }
-    Ended { received: turn.received(), lost: result.is_err(), hurried: since.is_some() }
+    Ended { received: reader.received(), lost: result.is_err(), hurried: since.is_some() }
 }
 
-/// Waits `patience` at most until a peer has got everything.
-fn part(peer: &dyn Peer, patience: Duration) {
+/// Waits `timeout` at most until a peer has got everything.
+fn finish(peer: &dyn Peer, timeout: Duration) {
     let (mut buffer, start) = (vec![0; READ], Instant::now());
     let interest = Interest { read: true, write: false };
-    while !peer.farewell(&mut buffer) && start.elapsed() < patience {
-        let _ = wait(peer.descriptor(), interest, None, Some(PARTING / 20), None);
+    while !peer.finish(&mut buffer) && start.elapsed() < timeout {
+        let sources = Sources { first: Some((peer.descriptor(), interest)), ..Sources::default() };
+        let _ = wait(&sources, Some(PARTING / 20));
     }
 }
 
-fn turns(
-    blocking: &Blocking,
-    turn: &mut Turn,
-    endpoint: &dyn Endpoint,
-    mut patience: Patience,
-    signals: Option<&Signals>,
-) -> io::Result<()> {
-    let Blocking { lane, waker, end } = blocking;
-    let outbox = &*lane.outbox;
-    let mut buffers = Buffers::default();
-    let start = Instant::now();
-    let mut clocks = Clocks::new(Duration::ZERO);
-    let mut readable = false;
-    loop {
-        let due = end.due();
-        if due.is_some_and(|due| due <= Instant::now()) {
-            end.came.get_or_init(Instant::now);
-        }
-        let since = end.since();
-        let stopping = since.is_some();
-        if stopping {
-            patience.close = Some(patience.close.map_or(STOP_TIMEOUT, |p| p.min(STOP_TIMEOUT)));
-            outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
-        }
-        let (read, write, again) =
-            match turn.run(lane, endpoint, (readable, false), &mut buffers)? {
+/// A conversation on its thread.
+struct Conversation<'c> {
+    blocking: &'c Blocking,
+    endpoint: &'c dyn Endpoint,
+    reader: &'c mut Reader,
+    timeouts: Timeouts,
+    signals: Option<&'c Signals>,
+    start: Instant,
+    deadlines: Deadlines,
+    /// The descriptor has shown something to read.
+    readable: bool,
+}
+
+/// What a turn has left to wait for.
+#[derive(Clone, Copy)]
+struct Rest {
+    read: bool,
+    write: bool,
+    /// There is more to do at once.
+    again: bool,
+}
+
+impl Conversation<'_> {
+    /// Holds it, to its end; an error if the connection is lost or given up.
+    fn hold(&mut self) -> io::Result<()> {
+        let Blocking { io, end, .. } = self.blocking;
+        let mut buffers = Buffers::default();
+        loop {
+            let since = end.look();
+            if since.is_some() {
+                io.outbox.close(&close::payload(CloseCode::GOING_AWAY), "the server stops");
+            }
+            let ready = (self.readable, false);
+            let rest = match self.reader.run(io, self.endpoint, ready, &mut buffers)? {
                 Outcome::Over => return Ok(()),
-                Outcome::Again => (true, true, true),
-                Outcome::Rest { read, write } => (read, write, false),
+                Outcome::Again => Rest { read: true, write: true, again: true },
+                Outcome::Rest { read, write } => Rest { read, write, again: false },
             };
-        let (state, mut summary, unsent) = outbox.look();
-        let (now, mut heard) = (start.elapsed(), turn.heard());
-        let unsent = unsent || write && !again;
-        let arrived = if unsent { lane.arrived(summary.bytes_out) } else { None };
-        summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
-        let peer = endpoint.peer();
-        if peer.is_some_and(|peer| peer.check(now, peer_patience(&patience, since))) {
-            continue;
+            let Some(deadline) = self.judge(since, rest)? else { continue };
+            self.readable = false;
+            // Nobody else could use it meanwhile.
+            buffers.release();
+            if io.outbox.fall_asleep(rest.write) {
+                self.wait(since.is_some(), rest, deadline)?;
+            }
         }
-        // A client that is not read from cannot be blamed for its silence.
-        heard.bytes |= state <= State::Open && peer.is_some_and(|peer| peer.is_crowded());
-        // Its clock has to be asked again if something waits for the peer.
-        let relaying = peer.is_some_and(|peer| peer.interest().1);
-        let pause = if stopping { HASTE } else { Duration::from_secs(1) };
-        let judged = relaying.then_some(now + pause);
-        let sight = Sight {
+    }
+
+    /// Asks the deadlines, and does what they say: `Some` if the conversation is to rest now, until then at most.
+    fn judge(
+        &mut self,
+        since: Option<Duration>,
+        rest: Rest,
+    ) -> io::Result<Option<Option<Duration>>> {
+        let (io, peer, now) = (&self.blocking.io, self.endpoint.peer(), self.start.elapsed());
+        if peer.is_some_and(|peer| peer.check(now, judging::peer_timeout(&self.timeouts, since))) {
+            return Ok(None);
+        }
+        let seen = Seen {
             now,
-            state,
-            heard,
-            summary,
-            unsent: arrived.is_some(),
-            unfinished: turn.unfinished(),
+            since,
+            activity: self.reader.activity(),
+            unfinished: self.reader.unfinished(),
             running: false,
-            hurry: stopping,
+            blocked: rest.write && !rest.again,
         };
-        let deadline = match clocks.check(&sight, &patience) {
-            Verdict::Wait(deadline) => deadline,
+        let snapshot = judging::snapshot(io, peer, &seen);
+        // The peer's clock has to be asked again if something waits for it.
+        let relaying = peer.is_some_and(|peer| peer.interest().write);
+        let pause = if since.is_some() { HASTE } else { Duration::from_secs(1) };
+        let asked = relaying.then_some(now + pause);
+        match self.deadlines.check(&snapshot, &judging::timeouts(self.timeouts, since)) {
+            Action::Wait(deadline) => Ok(Some(deadline.into_iter().chain(asked).min())),
             // Nothing is expected of the client while the peer gets the rest.
-            _ if state == State::Closed && relaying && !unsent => None,
-            Verdict::Listen => {
-                readable = true;
-                continue;
+            _ if snapshot.state == State::Closed && relaying && !snapshot.queued => Ok(Some(asked)),
+            Action::Read => {
+                self.readable = true;
+                Ok(None)
             }
-            verdict => {
-                act(verdict, outbox)?;
-                continue;
-            }
-        };
-        let deadline = deadline.into_iter().chain(judged).min();
-        readable = false;
-        // Nobody else could use it meanwhile.
-        buffers.release();
-        if !outbox.fall_asleep(write) {
-            continue;
+            action => judging::act(action, &io.outbox).map(|()| None),
         }
-        let due = due.filter(|_| !stopping).map(|due| due - start);
+    }
+
+    /// Waits until there is something to do, or for the deadline.
+    fn wait(&mut self, ending: bool, rest: Rest, deadline: Option<Duration>) -> io::Result<()> {
+        let Blocking { io, waker, end } = self.blocking;
+        let due = end.due().filter(|_| !ending).map(|due| due - self.start);
         let deadline = deadline.into_iter().chain(due).min();
-        let timeout = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
+        let timeout = deadline.map(|deadline| deadline.saturating_sub(self.start.elapsed()));
         // A signal handler can make a drain a stop, but wake nobody.
         let timeout = if due.is_some() { timeout.min(Some(HASTE)) } else { timeout };
         // A client that is never at a loss for bytes must not keep us from seeing what else there is.
-        let mut timeout = if again { Some(Duration::ZERO) } else { timeout };
-        let mut interest = Interest { read, write };
-        if write {
-            let (shown, retry) = lane.room();
+        let mut timeout = if rest.again { Some(Duration::ZERO) } else { timeout };
+        let mut interest = Interest { read: rest.read, write: rest.write };
+        if rest.write {
+            let (shown, retry) = io.room();
             interest.write = shown;
             timeout = timeout.into_iter().chain(retry).min();
         }
         // A pending signal stays pending: once seen, it must not end each further wait.
-        let signals = signals.filter(|_| !stopping).map(Signals::pending);
-        let client = (lane.descriptor(), interest);
-        let second = peer.map(|peer| {
-            let (read, write) = peer.interest();
-            (peer.descriptor(), Interest { read, write })
-        });
-        let ready = wait_for_two(client, second, Some(waker), timeout, signals)?;
-        readable = ready.read;
+        let signals = self.signals.filter(|_| !ending).map(Signals::pending);
+        let peer = self.endpoint.peer();
+        let sources = Sources {
+            first: Some((io.descriptor(), interest)),
+            second: peer.map(|peer| (peer.descriptor(), peer.interest())),
+            waker: Some(waker),
+            signals: signals.map(|signals| signals.as_fd()),
+        };
+        let ready = wait(&sources, timeout)?;
+        self.readable = ready.first.read;
         if let Some(peer) = peer {
             peer.note(ready.second);
         }
-        end.signalled.raise(ready.ending);
-    }
-}
-
-/// How long a peer may take nothing of what waits for it. `since`: how long ago the child's end came to the connection; what
-/// the peer did before that is judged as ever.
-pub(super) fn peer_patience(patience: &Patience, since: Option<Duration>) -> Duration {
-    match since {
-        Some(since) if since >= PEERS_END => Duration::ZERO,
-        Some(since) if since >= STOP_TIMEOUT => patience.stall.min(STOP_TIMEOUT),
-        _ => patience.stall,
-    }
-}
-
-/// Does what the clocks ask for; an error if the connection is to be given up.
-pub(super) fn act(verdict: Verdict, outbox: &Outbox) -> io::Result<()> {
-    match verdict {
-        Verdict::Wait(_) | Verdict::Listen => {}
-        Verdict::Ping => {
-            // While more than the limit waits for the client there is no need to ask whether it is there.
-            let _ = outbox.send_control(Opcode::Ping, &[]);
+        if let (Some(signals), true) = (signals, ready.signals) {
+            end.signalled.raise(signals.look());
         }
-        Verdict::Close(CloseCode::POLICY, why) => outbox.give_up(format_args!("{why}")),
-        Verdict::Close(code, why) => {
-            outbox.close(&close::payload(code), why);
-        }
-        Verdict::GiveUp(why) => return Err(io::Error::new(io::ErrorKind::TimedOut, why)),
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(all(test, not(loom)))]
@@ -321,13 +321,14 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::driver::judging::{PEERS_END, STOP_TIMEOUT};
     use crate::{
-        conn::outbox::Refused,
-        fakes::{EndOnFailure, Log, Read, Recorder, StuckPeer, Wire, from_us, session},
-        proto::Kind,
+        conn::outbox::{Outbox, Refused},
+        fakes::{EndOnFailure, Lines, Read, Recorder, StuckPeer, Wire, from_us, session},
+        proto::{Kind, frame::Opcode},
     };
 
-    const PATIENCE: Patience = Patience {
+    const TIMEOUTS: Timeouts = Timeouts {
         ping: None,
         idle: None,
         close: None,
@@ -335,8 +336,8 @@ mod tests {
         stall: Duration::from_secs(60),
     };
 
-    fn child() -> &'static Stop {
-        Box::leak(Box::new(Stop::new()))
+    fn child() -> &'static Shutdown {
+        Box::leak(Box::new(Shutdown::new()))
     }
 
     fn going_away() -> Vec<u8> {
@@ -345,17 +346,17 @@ mod tests {
 
     /// Serves a connection on a thread of its own while `client` runs, which has to end it.
     fn serving(
-        patience: Patience,
-        stop: &'static Stop,
+        timeouts: Timeouts,
+        stop: &'static Shutdown,
         make: impl FnOnce(&Arc<Outbox>) -> Recorder,
         client: impl FnOnce(&Wire, &Arc<Outbox>, &Recorder),
-    ) -> (Ended, CloseCode, Log) {
+    ) -> (Ended, CloseCode, Lines) {
         let wire = Wire::new();
-        let (lane, outbox, log) = wire.lane(100);
+        let (io, outbox, log) = wire.io(100);
         outbox.disown(&mut Vec::new());
         let recorder = make(&outbox);
         let ended = thread::scope(|scope| {
-            let served = scope.spawn(|| serve(lane, session(), &recorder, patience, stop, None));
+            let served = scope.spawn(|| serve(io, session(), &recorder, timeouts, stop, None));
             let _end = EndOnFailure(wire.clone());
             client(&wire, &outbox, &recorder);
             served.join().unwrap()
@@ -371,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_conversation_from_its_first_message_to_its_end() {
-        let (ended, code, _) = serving(PATIENCE, child(), Recorder::echo, |wire, outbox, _| {
+        let (ended, code, _) = serving(TIMEOUTS, child(), Recorder::echo, |wire, outbox, _| {
             for n in 0..20 {
                 wire.frame(Opcode::Binary, &[n]);
                 wire.expect(&from_us(Opcode::Binary, &[n]));
@@ -390,7 +391,7 @@ mod tests {
         for (end, lost) in [(Read::End, false), (Read::Reset, true), (Read::Panic, true)] {
             let panics = matches!(end, Read::Panic);
             let (ended, code, log) =
-                serving(PATIENCE, child(), Recorder::echo, |wire, _, _| wire.says(end));
+                serving(TIMEOUTS, child(), Recorder::echo, |wire, _, _| wire.says(end));
             assert_eq!((ended.lost, code), (lost, CloseCode::ABNORMAL));
             assert_eq!((log.has("WS0302"), log.has("WS0306")), (lost, panics));
         }
@@ -403,7 +404,7 @@ mod tests {
             if late {
                 stop.end(Ending::Stop);
             }
-            let (ended, code, _) = serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
+            let (ended, code, _) = serving(TIMEOUTS, stop, Recorder::echo, |wire, _, _| {
                 if !late {
                     wire.frame(Opcode::Ping, b"");
                     wire.expect(&from_us(Opcode::Pong, b""));
@@ -419,7 +420,7 @@ mod tests {
     #[test]
     fn a_drain_closes_a_connection_at_its_moment_and_a_stop_before() {
         let stop = child();
-        serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
+        serving(TIMEOUTS, stop, Recorder::echo, |wire, _, _| {
             stop.end(Ending::Drain);
             wire.expect(&going_away());
             wire.frame(Opcode::Close, b"");
@@ -427,7 +428,7 @@ mod tests {
         let stop = child();
         // Its moment is hours away, whatever the number of this process.
         stop.reset(Duration::from_millis(u32::MAX.into()));
-        serving(PATIENCE, stop, Recorder::echo, |wire, outbox, _| {
+        serving(TIMEOUTS, stop, Recorder::echo, |wire, outbox, _| {
             let works = || {
                 wire.frame(Opcode::Ping, b"");
                 wire.expect(&from_us(Opcode::Pong, b""));
@@ -448,7 +449,7 @@ mod tests {
         let stop = child();
         stop.reset(Duration::from_millis(u32::MAX.into()));
         stop.end(Ending::Drain);
-        let (ended, code, _) = serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
+        let (ended, code, _) = serving(TIMEOUTS, stop, Recorder::echo, |wire, _, _| {
             wire.expect(&going_away());
             wire.frame(Opcode::Close, b"");
         });
@@ -458,7 +459,7 @@ mod tests {
     #[test]
     fn a_stop_does_not_wait_long_for_an_answer() {
         let stop = child();
-        let (ended, code, log) = serving(PATIENCE, stop, Recorder::echo, |wire, _, _| {
+        let (ended, code, log) = serving(TIMEOUTS, stop, Recorder::echo, |wire, _, _| {
             stop.end(Ending::Stop);
             wire.expect(&going_away());
         });
@@ -472,7 +473,7 @@ mod tests {
             let (stop, peer) = (child(), StuckPeer::new(trickles));
             let mut begun = Instant::now();
             let make = |_: &Arc<Outbox>| Recorder::with_peer(peer.clone());
-            serving(PATIENCE, stop, make, |wire, _, _| {
+            serving(TIMEOUTS, stop, make, |wire, _, _| {
                 thread::sleep(STOP_TIMEOUT);
                 begun = Instant::now();
                 stop.end(Ending::Stop);
@@ -486,8 +487,8 @@ mod tests {
 
     #[test]
     fn a_silent_client_is_pinged_and_then_given_up() {
-        let patience = Patience { ping: Some(Duration::from_millis(10)), ..PATIENCE };
-        let (ended, _, log) = serving(patience, child(), Recorder::echo, |wire, _, _| {
+        let timeouts = Timeouts { ping: Some(Duration::from_millis(10)), ..TIMEOUTS };
+        let (ended, _, log) = serving(timeouts, child(), Recorder::echo, |wire, _, _| {
             wire.wait_for(|script| script.sent.starts_with(b"\x89\0").then_some(()));
         });
         assert!(ended.lost && log.has("the client does not answer our Ping"));
@@ -495,8 +496,8 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_read_is_given_up_and_who_waits_is_released() {
-        let patience = Patience { stall: Duration::from_millis(10), ..PATIENCE };
-        let (ended, _, log) = serving(patience, child(), Recorder::echo, |wire, outbox, _| {
+        let timeouts = Timeouts { stall: Duration::from_millis(10), ..TIMEOUTS };
+        let (ended, _, log) = serving(timeouts, child(), Recorder::echo, |wire, outbox, _| {
             wire.takes(0);
             assert_eq!(outbox.send_message(Kind::Binary, &[0; 98]), Ok(()));
             assert_eq!(outbox.send_message(Kind::Binary, b"1"), Err(Refused::Closing));
@@ -514,7 +515,7 @@ mod tests {
                 }
             })
         };
-        serving(PATIENCE, child(), make, |wire, _, _| {
+        serving(TIMEOUTS, child(), make, |wire, _, _| {
             wire.frame(Opcode::Binary, b"1");
             let expected: Vec<u8> =
                 (0..10).flat_map(|n| from_us(Opcode::Binary, &[n; 50])).collect();

@@ -1,9 +1,8 @@
 //! A connection's bytes on their way out and in, for the thread that is at work on it.
-#![deny(unsafe_code)]
 
 use std::{
     io,
-    os::fd::RawFd,
+    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -11,16 +10,17 @@ use std::{
 use super::{Transport, plain::Socket};
 use crate::{
     conn::outbox::{Outbox, drop_front},
-    os::{Interest, unacknowledged, wait},
+    os::{Interest, Sources, unacknowledged, wait},
+    sync::Lock as _,
 };
 
 /// A transport with what its outbox needs to be written.
-pub struct Lane {
+pub struct ConnIo {
     pub(super) outbox: Arc<Outbox>,
     /// `Some` if the outbox writes by itself.
     pub(super) socket: Option<Arc<Socket>>,
     descriptor: RawFd,
-    io: Mutex<Io>,
+    inner: Mutex<Inner>,
 }
 
 /// What a flush came to.
@@ -45,7 +45,7 @@ pub enum Flushed {
     More,
 }
 
-struct Io {
+struct Inner {
     transport: Box<dyn Transport>,
     /// Bytes taken from the outbox, where the driver writes.
     taken: Vec<u8>,
@@ -58,7 +58,7 @@ struct Io {
     here: usize,
 }
 
-impl Io {
+impl Inner {
     /// Writes what waits now, until the transport would block.
     fn flush(&mut self, outbox: &Outbox) -> io::Result<Flush> {
         let before = self.left;
@@ -117,11 +117,11 @@ impl Io {
     }
 }
 
-impl Lane {
-    /// The lane of a connection whose handshake is answered.
+impl ConnIo {
+    /// The io of a connection whose handshake is answered.
     pub fn new(transport: Box<dyn Transport>, outbox: Arc<Outbox>) -> Self {
-        let (socket, descriptor) = (transport.socket(), transport.descriptor());
-        let io = Mutex::new(Io {
+        let (socket, descriptor) = (transport.socket(), transport.descriptor().as_raw_fd());
+        let inner = Mutex::new(Inner {
             transport,
             taken: Vec::new(),
             written: 0,
@@ -129,19 +129,21 @@ impl Lane {
             left: 0,
             here: 0,
         });
-        Self { outbox, socket, descriptor, io }
+        Self { outbox, socket, descriptor, inner }
     }
 
     /// The descriptor to wait on.
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.descriptor
+    #[expect(unsafe_code, reason = "the transport is behind a lock, its descriptor is not")]
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is the transport's, which promises to keep it open, and lives as long as this.
+        unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
 
     /// How many of `bytes_out` have reached the client, while something is unsent. The kernel takes more from us only after the
     /// client has taken a good part of what it holds, so what has left us says little of one that reads slowly. `None` if the
     /// kernel holds nothing: then it is our turn to write, and the client is not to blame.
     pub(super) fn arrived(&self, bytes_out: u64) -> Option<u64> {
-        match unacknowledged(self.descriptor) {
+        match unacknowledged(self.descriptor()) {
             Some(0) => None,
             held => Some(bytes_out.saturating_sub(held.unwrap_or(0))),
         }
@@ -149,37 +151,37 @@ impl Lane {
 
     /// The thread at work locks it, around a single call that does not block, and who looks at the counts while none is at
     /// work; so it is always free.
-    fn io(&self) -> MutexGuard<'_, Io> {
-        self.io.lock().unwrap_or_else(|e| e.into_inner())
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.acquire()
     }
 
     /// What to wait for before writing goes on: room that the descriptor shows, or that some time has passed.
     pub(super) fn room(&self) -> (bool, Option<Duration>) {
-        let retry = self.io().transport.retry();
+        let retry = self.inner().transport.retry();
         (retry.is_none(), retry)
     }
 
     /// Reads what is there, and says whether the transport may hold more that its descriptor does not show.
     /// If that was interrupted it has to be tried again.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
-        let mut io = self.io();
-        let n = io.transport.read(buffer)?;
-        Ok((n, io.transport.holds_input()))
+        let mut inner = self.inner();
+        let n = inner.transport.read(buffer)?;
+        Ok((n, inner.transport.holds_input()))
     }
 
     /// How many bytes were received, of which `read` were read.
     pub(super) fn received(&self, read: u64) -> u64 {
-        self.io().transport.on_the_wire().map_or(read, |(received, _)| received)
+        self.inner().transport.on_the_wire().map_or(read, |(received, _)| received)
     }
 
     /// Whether something has to be written before there is more to read.
     pub(super) fn is_held_up(&self) -> bool {
-        self.io().transport.is_held_up()
+        self.inner().transport.is_held_up()
     }
 
     /// Ends our direction of the stream.
     pub(super) fn end_output(&self) {
-        self.io().transport.end_output();
+        self.inner().transport.end_output();
     }
 
     /// Writes what it can.
@@ -190,7 +192,7 @@ impl Lane {
                 let left = if done { Flushed::Done } else { Flushed::Blocked };
                 Ok(Flush { left, progress, readable: false })
             }
-            None => self.io().flush(&self.outbox),
+            None => self.inner().flush(&self.outbox),
         }
     }
 
@@ -207,7 +209,9 @@ impl Lane {
             let (write, retry) = self.room();
             let interest = Interest { read: false, write };
             let pause = Some(retry.map_or(left, |retry| retry.min(left)));
-            if left.is_zero() || wait(self.descriptor, interest, None, pause, None).is_err() {
+            let first = Some((self.descriptor(), interest));
+            let sources = Sources { first, ..Sources::default() };
+            if left.is_zero() || wait(&sources, pause).is_err() {
                 return;
             }
         }
@@ -216,6 +220,8 @@ impl Lane {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::os::{fd::AsFd as _, unix::net::UnixStream};
+
     use super::*;
     use crate::{
         conn::outbox::State,
@@ -226,13 +232,13 @@ mod tests {
     const DONE: Flush = Flush { left: Flushed::Done, progress: true, readable: false };
     const BLOCKED: Flush = Flush { left: Flushed::Blocked, progress: false, readable: false };
 
-    /// An open lane that only its driver writes on, with a message of 12 bytes in the queue.
-    fn lane(wire: &Wire) -> (Lane, Arc<Outbox>, Arc<Driver>) {
-        let (lane, outbox, _) = wire.lane(100);
+    /// An open io that only its driver writes on, with a message of 12 bytes in the queue.
+    fn io(wire: &Wire) -> (ConnIo, Arc<Outbox>, Arc<Driver>) {
+        let (io, outbox, _) = wire.io(100);
         let driver = Driver::new(None, || panic!("nobody has to wait"));
         driver.rest(&outbox);
         outbox.send_message(Kind::Binary, &[7; 10]).unwrap();
-        (lane, outbox, driver)
+        (io, outbox, driver)
     }
 
     /// Whether so many bytes, and no more, are not sent.
@@ -243,10 +249,10 @@ mod tests {
     #[test]
     fn what_is_not_written_yet_counts_as_unsent() {
         let wire = Wire::new();
-        let (lane, outbox, _driver) = lane(&wire);
+        let (io, outbox, _driver) = io(&wire);
         for (room, left) in [(0, 12), (5, 7), (1, 6)] {
             wire.takes(room);
-            assert_eq!(lane.flush().unwrap(), Flush { progress: room > 0, ..BLOCKED });
+            assert_eq!(io.flush().unwrap(), Flush { progress: room > 0, ..BLOCKED });
             assert!(is_unsent(&outbox, left));
             assert_eq!(outbox.summary().bytes_out, 12 - left as u64);
         }
@@ -254,8 +260,8 @@ mod tests {
         outbox.send_message(Kind::Binary, &[8; 2]).unwrap();
         assert!(is_unsent(&outbox, 10));
         wire.takes(usize::MAX);
-        assert_eq!(lane.flush().unwrap(), DONE);
-        assert_eq!(lane.flush().unwrap(), Flush { progress: false, ..DONE });
+        assert_eq!(io.flush().unwrap(), DONE);
+        assert_eq!(io.flush().unwrap(), Flush { progress: false, ..DONE });
         assert!(is_unsent(&outbox, 0));
         let expected = [from_us(Opcode::Binary, &[7; 10]), from_us(Opcode::Binary, &[8; 2])];
         assert_eq!(wire.sent(), expected.concat());
@@ -265,19 +271,19 @@ mod tests {
     #[test]
     fn what_the_transport_holds_counts_as_unsent() {
         let wire = Wire::new();
-        let (lane, outbox, _driver) = lane(&wire);
+        let (io, outbox, _driver) = io(&wire);
         wire.holds();
         wire.takes(0);
-        assert_eq!(lane.flush().unwrap().left, Flushed::Blocked);
+        assert_eq!(io.flush().unwrap().left, Flushed::Blocked);
         assert!(is_unsent(&outbox, 12));
         wire.takes(usize::MAX);
-        assert_eq!(lane.flush().unwrap().left, Flushed::Done);
+        assert_eq!(io.flush().unwrap().left, Flushed::Done);
         assert!(is_unsent(&outbox, 0));
         assert_eq!(wire.sent().len(), 12);
     }
 
     /// A transport during whose writes others send.
-    struct Busy(Arc<Outbox>);
+    struct Busy(Arc<Outbox>, UnixStream);
 
     impl Transport for Busy {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -296,8 +302,8 @@ mod tests {
         fn socket(&self) -> Option<Arc<Socket>> {
             None
         }
-        fn descriptor(&self) -> RawFd {
-            -1
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            self.1.as_fd()
         }
     }
 
@@ -305,22 +311,22 @@ mod tests {
     fn senders_without_end_do_not_hold_a_flush() {
         let (outbox, _) = outbox(100);
         outbox.send_message(Kind::Binary, b"1").unwrap();
-        let lane = Lane::new(Box::new(Busy(outbox.clone())), outbox);
-        assert_eq!(lane.flush().unwrap().left, Flushed::More);
-        assert_eq!(lane.flush().unwrap().left, Flushed::More);
+        let io = ConnIo::new(Box::new(Busy(outbox.clone(), UnixStream::pair().unwrap().0)), outbox);
+        assert_eq!(io.flush().unwrap().left, Flushed::More);
+        assert_eq!(io.flush().unwrap().left, Flushed::More);
     }
 
     #[test]
     fn who_pumps_comes_back_after_progress_or_at_the_deadline() {
         let wire = Wire::new();
-        let (lane, outbox, _driver) = lane(&wire);
+        let (io, outbox, _driver) = io(&wire);
         wire.takes(5);
-        lane.pump(Instant::now() + Duration::from_secs(3600));
+        io.pump(Instant::now() + Duration::from_secs(3600));
         assert_eq!(wire.sent().len(), 5);
-        lane.pump(Instant::now());
+        io.pump(Instant::now());
         assert!(is_unsent(&outbox, 7));
         wire.breaks();
-        lane.pump(Instant::now() + Duration::from_secs(3600));
+        io.pump(Instant::now() + Duration::from_secs(3600));
         assert_eq!(outbox.state(), State::Closed);
     }
 }

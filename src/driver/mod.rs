@@ -10,6 +10,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`conn_io`] | a connection's bytes on their way out and in, for the thread at work on it |
+//! | `judging` | what its deadlines are asked with, and what follows |
 //! | [`reader`] | what happens when a connection is ready: read, handle, write |
 //! | [`blocking`] | one thread per connection |
 //! | [`service`] | few threads for all connections on sockets of our own |
@@ -18,17 +19,20 @@
 //! | [`tls`] | the transport over such a socket with TLS |
 //! | [`openssl`] | the functions of OpenSSL that it needs |
 //! | [`shutdown`] | how a child ends, and telling every blocking connection |
+//! | [`signals`] | the signals by which it is told, held back while callbacks run |
 
-use std::{io, os::fd::RawFd, sync::Arc, time::Duration};
+use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 pub mod blocking;
 pub mod conn_io;
+mod judging;
 pub mod openssl;
 pub mod plain;
 pub mod reader;
 pub mod run_state;
 pub mod service;
 pub mod shutdown;
+pub mod signals;
 pub mod tls;
 
 /// A byte stream that never blocks: [`io::ErrorKind::WouldBlock`] says that it would.
@@ -50,8 +54,8 @@ pub trait Transport: Send {
     /// The socket beneath, if any thread may write to it; then `write` and `flush` are not used.
     fn socket(&self) -> Option<Arc<plain::Socket>>;
 
-    /// The descriptor to wait on.
-    fn descriptor(&self) -> RawFd;
+    /// The descriptor to wait on: always the same, and open as long as the transport lives.
+    fn descriptor(&self) -> BorrowedFd<'_>;
 
     /// Whether `read` would block because of output that has to leave first; the descriptor need not show when to read on.
     fn is_held_up(&self) -> bool {

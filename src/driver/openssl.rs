@@ -2,6 +2,7 @@
 //!
 //! Nothing links to OpenSSL. The functions are those that mod_ssl itself is linked with, looked up when httpd has read its
 //! configuration: another copy in the same process would not know mod_ssl's objects.
+#![expect(unsafe_code, reason = "OpenSSL is C")]
 
 use core::{
     ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void},

@@ -1,10 +1,9 @@
 //! The transport over a descriptor of our own: clear text, nothing between us and the kernel.
-#![deny(unsafe_code)]
 
 use std::{
     io::{self, IoSlice, Read as _, Write as _},
     net::{Shutdown, TcpStream},
-    os::fd::{AsRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -30,8 +29,8 @@ impl Socket {
     }
 
     /// The descriptor to wait on.
-    pub fn descriptor(&self) -> RawFd {
-        self.stream.as_raw_fd()
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Ends the stream in one direction or both. What is already ended, or lost, stays so.
@@ -96,7 +95,7 @@ impl Transport for Plain {
         Some(self.socket.clone())
     }
 
-    fn descriptor(&self) -> RawFd {
+    fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.descriptor()
     }
 

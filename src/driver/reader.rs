@@ -1,14 +1,14 @@
 //! What happens when a connection is ready: bytes are read, their messages handled, and the answers written
 //! with one call.
-#![deny(unsafe_code)]
 
 use core::num::NonZeroU64;
 use std::io;
 
-use super::conn_io::{Flush, Flushed, Lane};
+use super::conn_io::{ConnIo, Flush, Flushed};
 use crate::{
     conn::{
         buffer::Buffer,
+        deadlines::{Activity, Unfinished},
         endpoint::{Endpoint, Peer, Relayed},
         log::Level,
         outbox::{Outbox, Reception, State},
@@ -92,7 +92,7 @@ impl Buffers {
 }
 
 /// The inbound side of a connection between its turns.
-pub struct Turn {
+pub struct Reader {
     session: Session,
     input: Input,
     /// What could not be handled when reading was paused; nothing is read before it.
@@ -102,18 +102,9 @@ pub struct Turn {
     /// How many bytes have been read.
     received: u64,
     /// What has come since this was asked last.
-    heard: Heard,
+    activity: Activity,
     /// How many bytes had been read when a message was first seen to have begun that has not ended.
     begun: Option<NonZeroU64>,
-}
-
-/// A message of which more is to come.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Unfinished {
-    /// How many bytes the connection had received when it began.
-    pub begun: u64,
-    /// How many more have come.
-    pub len: u64,
 }
 
 /// What is kept of a client that is not read from.
@@ -132,17 +123,6 @@ enum Held {
     Copied(Kind, Vec<u8>),
     /// One that is still in the session's buffer.
     Assembled(Kind),
-}
-
-/// What the client has sent in a turn.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Heard {
-    /// Anything at all.
-    pub bytes: bool,
-    /// A data message.
-    pub message: bool,
-    /// All there was has been read.
-    pub all: bool,
 }
 
 /// What is known of the client's next bytes.
@@ -180,7 +160,7 @@ fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
     peer.is_some_and(|peer| peer.is_crowded()) && outbox.state() <= State::Open
 }
 
-impl Turn {
+impl Reader {
     /// A connection whose handshake is answered; bytes may have come with it.
     pub fn new(session: Session) -> Self {
         Self {
@@ -189,7 +169,7 @@ impl Turn {
             aside: None,
             to_the_end: false,
             received: 0,
-            heard: Heard::default(),
+            activity: Activity::default(),
             begun: None,
         }
     }
@@ -206,20 +186,20 @@ impl Turn {
     }
 
     /// What has come since this was asked last.
-    pub fn heard(&mut self) -> Heard {
-        core::mem::take(&mut self.heard)
+    pub fn activity(&mut self) -> Activity {
+        core::mem::take(&mut self.activity)
     }
 
     /// Runs a turn. `readable` says that the descriptor shows something to read, and `to_the_end` that the end of
     /// the stream, or an error, is among it, so that a short read must not end the turn.
     pub fn run(
         &mut self,
-        lane: &Lane,
+        io: &ConnIo,
         endpoint: &dyn Endpoint,
         (readable, to_the_end): (bool, bool),
         buffers: &mut Buffers,
     ) -> io::Result<Outcome> {
-        let outbox = &*lane.outbox;
+        let outbox = &*io.outbox;
         let peer = endpoint.peer();
         let (mut readable, mut reads) = (readable, READS);
         self.to_the_end |= to_the_end;
@@ -230,11 +210,11 @@ impl Turn {
                 Input::Over => false,
             };
             if read {
-                self.input = self.read(lane, endpoint, &mut reads, buffers)?;
+                self.input = self.read(io, endpoint, &mut reads, buffers)?;
                 readable = false;
             }
             let relayed = peer.map_or(NO_PEER, |peer| peer.relay(&mut buffers.input));
-            let Flush { left: flushed, readable: released, .. } = lane.flush()?;
+            let Flush { left: flushed, readable: released, .. } = io.flush()?;
             if released && self.input == Input::Waiting {
                 reads = reads.saturating_sub(1);
                 if reads > 0 {
@@ -293,7 +273,7 @@ impl Turn {
     /// Reads and handles what has arrived.
     fn read(
         &mut self,
-        lane: &Lane,
+        io: &ConnIo,
         endpoint: &dyn Endpoint,
         reads: &mut u32,
         buffers: &mut Buffers,
@@ -305,7 +285,7 @@ impl Turn {
                     Held::Copied(kind, data) => (*kind, &mut data[..]),
                     Held::Assembled(kind) => (*kind, self.session.lent()),
                 };
-                let delivered = deliver(kind, data, &lane.outbox, endpoint, is_relay);
+                let delivered = deliver(kind, data, &io.outbox, endpoint, is_relay);
                 if delivered {
                     aside.held = None;
                     // Who is always short of room must not keep others from their turn.
@@ -319,7 +299,7 @@ impl Turn {
             let Aside { mut unread, claim, .. } = *aside;
             // What has to wait on is counted anew.
             drop(claim);
-            if !unread.is_empty() && !self.handle(&lane.outbox, endpoint, &mut unread) {
+            if !unread.is_empty() && !self.handle(&io.outbox, endpoint, &mut unread) {
                 return Ok(Input::Paused);
             }
             if self.session.is_finished() {
@@ -331,9 +311,9 @@ impl Turn {
             let straight = room.is_some();
             let buffer = room.unwrap_or(&mut buffers.input);
             let size = buffer.len();
-            let (n, more) = match lane.read(buffer) {
+            let (n, more) = match io.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.heard.all |= !lane.is_held_up();
+                    self.activity.all |= !io.is_held_up();
                     return Ok(Input::Waiting);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {
@@ -346,29 +326,29 @@ impl Turn {
                 result => result?,
             };
             if n == 0 {
-                lane.outbox.end("the client is gone");
+                io.outbox.end("the client is gone");
                 return Ok(Input::Over);
             }
             self.received += n as u64;
-            self.heard.bytes = true;
+            self.activity.bytes = true;
             let full = n == size;
             if straight {
                 match self.session.filled(n) {
                     Ok(Some((kind, data))) => {
-                        (self.heard.message, self.begun) = (true, None);
-                        if !deliver(kind, data, &lane.outbox, endpoint, is_relay) {
-                            self.set_aside(Some(Held::Assembled(kind)), &[], &lane.outbox);
+                        (self.activity.message, self.begun) = (true, None);
+                        if !deliver(kind, data, &io.outbox, endpoint, is_relay) {
+                            self.set_aside(Some(Held::Assembled(kind)), &[], &io.outbox);
                             return Ok(Input::Paused);
                         }
                     }
                     Ok(None) => {}
-                    Err(violation) => complain(violation, self.session.limits(), &lane.outbox),
+                    Err(violation) => complain(violation, self.session.limits(), &io.outbox),
                 }
             } else {
                 if let Some(spare) = self.session.wants_memory().then(|| buffers.take()).flatten() {
                     self.session.lend(spare);
                 }
-                if !self.handle(&lane.outbox, endpoint, &mut buffers.input[..n]) {
+                if !self.handle(&io.outbox, endpoint, &mut buffers.input[..n]) {
                     return Ok(Input::Paused);
                 }
             }
@@ -376,17 +356,17 @@ impl Turn {
                 return Ok(Input::Over);
             }
             let unfinished = self.session.unfinished();
-            if unfinished > 0 && !is_relay && lane.outbox.has_to_pause(unfinished) {
+            if unfinished > 0 && !is_relay && io.outbox.has_to_pause(unfinished) {
                 return Ok(Input::Paused);
             }
             if !(more || full || self.to_the_end) {
-                self.heard.all = true;
+                self.activity.all = true;
                 return Ok(Input::Waiting);
             }
             // Reading on before answering would let a client fill our memory with answers.
-            lane.flush()?;
+            io.flush()?;
             *reads -= 1;
-            if *reads == 0 || is_crowded(&lane.outbox, endpoint.peer()) {
+            if *reads == 0 || is_crowded(&io.outbox, endpoint.peer()) {
                 return Ok(Input::Paused);
             }
         }
@@ -409,7 +389,7 @@ impl Turn {
             let Some(event) = progress.event else { return true };
             match event {
                 Event::Message { kind, data } => {
-                    (self.heard.message, self.begun) = (true, None);
+                    (self.activity.message, self.begun) = (true, None);
                     if !deliver(kind, data, outbox, endpoint, peer.is_some()) {
                         let held = if here.contains(&data.as_ptr()) {
                             Held::Copied(kind, data.to_vec())
@@ -478,7 +458,7 @@ fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
     let code = violation.close_code(limits.version);
     if outbox.close(&close::payload(code), "the client broke the protocol") {
         outbox
-            .journal()
+            .log()
             .write(Level::Info, format_args!("WS0303: closing with {}: {violation}", code.0));
     }
 }
@@ -486,7 +466,7 @@ fn complain(violation: Violation, limits: &Limits, outbox: &Outbox) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::{
-        os::fd::RawFd,
+        os::fd::BorrowedFd,
         sync::{
             Arc,
             atomic::{AtomicU32, Ordering},
@@ -495,24 +475,26 @@ mod tests {
     };
 
     use super::*;
+    use crate::os::Interest;
     use crate::{
-        conn::{endpoint::Readiness, outbox::Bounds},
+        conn::outbox::Bounds,
         driver::{Transport, plain::Socket},
         fakes::{
-            Driver, Log, Read, Recorder, Watched, Wire, bounds, budget, from_client, from_us,
-            outbox, session, session_of,
+            Driver, Lines, Read, Recorder, Watched, Wire, bounds, budget, from_client, from_us,
+            no_descriptor, outbox, session, session_of,
         },
         limits::memory::{self, Budget},
+        os::Readiness,
         proto::close::CloseCode,
     };
 
     /// The inbound side of an open connection, and what is around it.
     struct Talk {
         wire: Wire,
-        lane: Lane,
+        io: ConnIo,
         outbox: Arc<Outbox>,
-        log: Log,
-        turn: Turn,
+        log: Lines,
+        turn: Reader,
         _driver: Arc<Driver>,
     }
 
@@ -523,17 +505,16 @@ mod tests {
 
         fn with_memory(queue: usize, memory: &'static Budget) -> Self {
             let wire = Wire::new();
-            let (lane, outbox, log) = wire.lane_of(Bounds { memory, ..bounds(queue) });
+            let (io, outbox, log) = wire.io_of(Bounds { memory, ..bounds(queue) });
             let driver = Driver::new(None, || panic!("nobody has to wait"));
             driver.rest(&outbox);
-            Self { wire, lane, outbox, log, turn: Turn::new(session_of(memory)), _driver: driver }
+            Self { wire, io, outbox, log, turn: Reader::new(session_of(memory)), _driver: driver }
         }
 
         /// A turn of a connection whose descriptor shows something.
         fn run(&mut self, endpoint: &dyn Endpoint) -> io::Result<Outcome> {
             self.outbox.own();
-            let outcome =
-                self.turn.run(&self.lane, endpoint, (true, false), &mut Buffers::default());
+            let outcome = self.turn.run(&self.io, endpoint, (true, false), &mut Buffers::default());
             self.outbox.disown(&mut Vec::new());
             outcome
         }
@@ -547,7 +528,7 @@ mod tests {
         let echo = Recorder::echo(&talk.outbox);
         // The first turn, in which nothing has been shown, reads all the same.
         talk.wire.frame(Opcode::Binary, b"0");
-        let run = talk.turn.run(&talk.lane, &echo, (false, false), &mut Buffers::default());
+        let run = talk.turn.run(&talk.io, &echo, (false, false), &mut Buffers::default());
         assert_eq!(run.unwrap(), REST);
         talk.wire.sent();
         let calls = talk.wire.change(|script| script.calls);
@@ -566,8 +547,8 @@ mod tests {
         assert_eq!(talk.wire.sent(), answers.concat());
         // Each thing that was said, and that nothing more is there.
         assert_eq!(talk.wire.change(|script| script.calls.0), calls.0 + 6);
-        assert_eq!(talk.turn.heard(), Heard { bytes: true, message: true, all: true });
-        assert_eq!(talk.turn.heard(), Heard::default());
+        assert_eq!(talk.turn.activity(), Activity { bytes: true, message: true, all: true });
+        assert_eq!(talk.turn.activity(), Activity::default());
         assert_eq!(talk.turn.received(), 3 * 7 + 7);
     }
 
@@ -590,7 +571,7 @@ mod tests {
         let calls = talk.wire.change(|script| script.calls.0);
         talk.wire.frame(Opcode::Binary, b"1");
         talk.outbox.send_control(Opcode::Ping, b"").unwrap();
-        let run = talk.turn.run(&talk.lane, &echo, (false, false), &mut Buffers::default());
+        let run = talk.turn.run(&talk.io, &echo, (false, false), &mut Buffers::default());
         assert_eq!(run.unwrap(), REST);
         assert_eq!(talk.wire.sent(), from_us(Opcode::Ping, b""));
         assert_eq!(talk.wire.change(|script| script.calls.0), calls);
@@ -607,7 +588,7 @@ mod tests {
         assert_eq!(talk.run(&recorder).unwrap(), Outcome::Again);
         assert_eq!(recorder.payloads().len(), READS as usize);
         // Nothing is shown any more.
-        while talk.turn.run(&talk.lane, &recorder, (false, false), &mut Buffers::default()).unwrap()
+        while talk.turn.run(&talk.io, &recorder, (false, false), &mut Buffers::default()).unwrap()
             == Outcome::Again
         {}
         let all: Vec<_> = (0..count).map(|n| vec![n as u8]).collect();
@@ -779,7 +760,7 @@ mod tests {
         let says = |talk: &mut Talk, bytes: &[u8]| {
             talk.wire.says(Read::Bytes(bytes.to_vec()));
             talk.run(&recorder).unwrap();
-            talk.turn.heard();
+            talk.turn.activity();
             talk.turn.unfinished()
         };
         assert_eq!(says(&mut talk, &frame), None);
@@ -811,8 +792,8 @@ mod tests {
     }
 
     impl Peer for Side {
-        fn descriptor(&self) -> RawFd {
-            -1
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            no_descriptor()
         }
         fn note(&self, _: Readiness) {}
         fn relay(&self, _: &mut [u8]) -> Relayed {
@@ -821,13 +802,13 @@ mod tests {
         fn is_crowded(&self) -> bool {
             self.0.change(|now| now.1)
         }
-        fn interest(&self) -> (bool, bool) {
-            (false, false)
+        fn interest(&self) -> Interest {
+            Interest::default()
         }
         fn check(&self, _: Duration, _: Duration) -> bool {
             false
         }
-        fn farewell(&self, _: &mut [u8]) -> bool {
+        fn finish(&self, _: &mut [u8]) -> bool {
             true
         }
     }
@@ -898,8 +879,8 @@ mod tests {
         fn socket(&self) -> Option<Arc<Socket>> {
             None
         }
-        fn descriptor(&self) -> RawFd {
-            -1
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            no_descriptor()
         }
         fn is_held_up(&self) -> bool {
             self.held_up
@@ -910,14 +891,14 @@ mod tests {
     fn a_client_without_data_lets_others_have_their_turn() {
         for held_up in [false, true] {
             let (outbox, _) = outbox(1000);
-            let mut turn = Turn::new(session());
+            let mut turn = Reader::new(session());
             let reads = Arc::new(AtomicU32::new(0));
             let transport = Fruitless { reads: reads.clone(), held_up };
-            let lane = Lane::new(Box::new(transport), outbox);
+            let io = ConnIo::new(Box::new(transport), outbox);
             let mut buffers = Buffers::default();
             for _ in 0..3 {
                 reads.store(0, Ordering::Relaxed);
-                let outcome = turn.run(&lane, &Recorder::default(), (true, false), &mut buffers);
+                let outcome = turn.run(&io, &Recorder::default(), (true, false), &mut buffers);
                 assert_eq!(outcome.unwrap(), Outcome::Again);
                 assert!(reads.load(Ordering::Relaxed) <= READS);
             }

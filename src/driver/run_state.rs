@@ -1,8 +1,7 @@
 //! The word by which one connection is never run by two threads at once, and no readiness is lost.
 //!
-//! Whoever has something for the connection calls [`RunWord::begin`]. If nobody runs it, the caller does; otherwise the
-//! runner is told to run again, and finds out in [`RunWord::end`].
-#![deny(unsafe_code)]
+//! Whoever has something for the connection calls [`RunState::begin`]. If nobody runs it, the caller does; otherwise the
+//! runner is told to run again, and finds out in [`RunState::end`].
 
 use crate::sync::{AtomicU8, Ordering};
 
@@ -12,15 +11,15 @@ const AGAIN: u8 = 2;
 
 /// Idle, running, or running and to be run again.
 #[derive(Debug)]
-pub struct RunWord(AtomicU8);
+pub struct RunState(AtomicU8);
 
-impl Default for RunWord {
+impl Default for RunState {
     fn default() -> Self {
         Self(AtomicU8::new(IDLE))
     }
 }
 
-impl RunWord {
+impl RunState {
     /// `true`: the caller runs the connection, and calls [`end`](Self::end) after each turn. `false`: its
     /// runner will run it again, and sees what the caller stored before.
     pub fn begin(&self) -> bool {
@@ -56,7 +55,7 @@ mod loom_tests {
     #[test]
     fn turns_never_overlap_and_nothing_is_lost() {
         check(2, || {
-            let word = Arc::new(RunWord::default());
+            let word = Arc::new(RunState::default());
             let ready = Arc::new([0; 3].map(AtomicUsize::new));
             let handled = Arc::new(UnsafeCell::new(0));
             let bring = |n: usize| {
@@ -92,7 +91,7 @@ mod tests {
 
     #[test]
     fn who_comes_second_makes_the_runner_run_again() {
-        let word = RunWord::default();
+        let word = RunState::default();
         assert!(word.begin());
         assert!(!word.begin());
         assert!(!word.begin());

@@ -1,5 +1,4 @@
 //! How a child ends: the word that says so, each connection's moment in a drain, and telling the blocking ones.
-#![deny(unsafe_code)]
 
 use std::{
     collections::BTreeMap,
@@ -8,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    conn::{callbacks::Callbacks, outbox::Carrier},
-    sync::{AtomicU8, AtomicU32, Mutex, MutexGuard, Ordering},
+    conn::{callbacks::Callbacks, outbox::DriverHandle},
+    sync::{AtomicU8, AtomicU32, Lock as _, Mutex, MutexGuard, Ordering},
 };
 
 /// How a child ends.
@@ -27,20 +26,20 @@ pub enum Ending {
 
 /// An [`Ending`] that threads and signal handlers share; it only ever gets more urgent.
 #[derive(Debug, Default)]
-pub struct EndingWord {
+pub struct SharedEnding {
     ending: AtomicU8,
     /// How long a drain may take, in milliseconds.
     drain: AtomicU32,
 }
 
-impl EndingWord {
-    /// No end in sight.
+impl SharedEnding {
+    /// No end in snapshot.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// No end in sight.
+    /// No end in snapshot.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self { ending: AtomicU8::new(Ending::None as u8), drain: AtomicU32::new(0) }
@@ -82,15 +81,15 @@ impl EndingWord {
 
 /// The child's end, as its blocking connections see it; and which callbacks it meets on their threads.
 #[derive(Default)]
-pub struct Stop {
-    word: EndingWord,
+pub struct Shutdown {
+    word: SharedEnding,
     live: Mutex<Live>,
 }
 
 #[derive(Default)]
 struct Live {
     next: u64,
-    carriers: BTreeMap<u64, Weak<dyn Carrier>>,
+    carriers: BTreeMap<u64, Weak<dyn DriverHandle>>,
     callbacks: BTreeMap<u64, Arc<Callbacks>>,
 }
 
@@ -101,7 +100,7 @@ impl Live {
     }
 }
 
-impl Stop {
+impl Shutdown {
     /// A child that runs.
     #[cfg(loom)]
     pub fn new() -> Self {
@@ -112,7 +111,7 @@ impl Stop {
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         let live = Live { next: 0, carriers: BTreeMap::new(), callbacks: BTreeMap::new() };
-        Self { word: EndingWord::new(), live: Mutex::new(live) }
+        Self { word: SharedEnding::new(), live: Mutex::new(live) }
     }
 
     /// A new child process begins, whose drain may take so long.
@@ -129,8 +128,8 @@ impl Stop {
     pub fn end(&self, ending: Ending) {
         self.word.raise(ending);
         let live: Vec<_> = self.lock().carriers.values().filter_map(Weak::upgrade).collect();
-        for carrier in live {
-            carrier.wake();
+        for driver in live {
+            driver.wake();
         }
     }
 
@@ -140,10 +139,10 @@ impl Stop {
     }
 
     /// Has a connection woken when the child stops, as long as the returned value lives.
-    pub fn enter(&self, carrier: &Arc<dyn Carrier>) -> Entry<'_> {
+    pub fn enter(&self, driver: &Arc<dyn DriverHandle>) -> Entry<'_> {
         let mut live = self.lock();
         let id = live.number();
-        live.carriers.insert(id, Arc::downgrade(carrier));
+        live.carriers.insert(id, Arc::downgrade(driver));
         Entry { stop: self, id }
     }
 
@@ -167,13 +166,13 @@ impl Stop {
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(|e| e.into_inner())
+        self.live.acquire()
     }
 }
 
-/// A connection's place in a [`Stop`].
+/// A connection's place in a [`Shutdown`].
 pub struct Entry<'s> {
-    stop: &'s Stop,
+    stop: &'s Shutdown,
     id: u64,
 }
 
@@ -195,9 +194,9 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// A connection whose callbacks a [`Stop`] watches.
+/// A connection whose callbacks a [`Shutdown`] watches.
 pub struct Watched<'s> {
-    stop: &'s Stop,
+    stop: &'s Shutdown,
     id: u64,
 }
 
@@ -234,7 +233,7 @@ mod loom_tests {
         }
     }
 
-    impl Carrier for Sleeper {
+    impl DriverHandle for Sleeper {
         fn wake(&self) {
             *self.woken.lock().unwrap() = true;
             self.changed.notify_all();
@@ -250,14 +249,14 @@ mod loom_tests {
     #[test]
     fn a_connection_that_comes_with_the_end_hears_of_it() {
         loom::model(|| {
-            let stop = Arc::new(Stop::new());
+            let stop = Arc::new(Shutdown::new());
             let ender = thread::spawn({
                 let stop = stop.clone();
                 move || stop.end(Ending::Stop)
             });
             let sleeper = Arc::new(Sleeper::default());
-            let carrier: Arc<dyn Carrier> = sleeper.clone();
-            let entry = stop.enter(&carrier);
+            let driver: Arc<dyn DriverHandle> = sleeper.clone();
+            let entry = stop.enter(&driver);
             while entry.ending() == Ending::None {
                 sleeper.sleep();
             }
@@ -270,7 +269,7 @@ mod loom_tests {
     #[test]
     fn a_stop_overrides_a_drain_whoever_comes_first() {
         loom::model(|| {
-            let word = Arc::new(EndingWord::new());
+            let word = Arc::new(SharedEnding::new());
             let raisers = [Ending::Drain, Ending::Stop].map(|ending| {
                 let word = word.clone();
                 thread::spawn(move || word.raise(ending))
@@ -291,7 +290,7 @@ mod tests {
 
     #[test]
     fn an_end_only_gets_more_urgent() {
-        let word = EndingWord::new();
+        let word = SharedEnding::new();
         word.raise(Ending::Drain);
         assert_eq!(word.get(), Ending::Drain);
         word.raise(Ending::Stop);
@@ -303,7 +302,7 @@ mod tests {
 
     #[test]
     fn callbacks_that_run_are_known_by_their_libraries() {
-        let stop = Stop::new();
+        let stop = Shutdown::new();
         let [one, other] = ["a.so", "b.so"].map(|file| Arc::new(Callbacks::new(file.into())));
         let _one = stop.watch(one.clone());
         let watched = stop.watch(other.clone());
@@ -321,7 +320,7 @@ mod tests {
 
     #[test]
     fn moments_are_spread_over_the_drain() {
-        let word = EndingWord::new();
+        let word = SharedEnding::new();
         word.reset(Duration::from_secs(10));
         let mut tenths = [0; 10];
         for connection in 0..1000 {

@@ -5,6 +5,7 @@
 //! holds neither: bytes that are left over, in one direction or the other, are copied to memory of its own.
 //!
 //! An `SSL` is not for two threads at once. A [`Tls`] is used by the thread at work on its connection only.
+#![expect(unsafe_code, reason = "OpenSSL is C")]
 
 use core::{
     cell::{Cell, RefCell},
@@ -17,7 +18,7 @@ use core::{
 use std::{
     io::{self, IoSlice},
     net::Shutdown,
-    os::fd::RawFd,
+    os::fd::BorrowedFd,
     sync::Arc,
 };
 
@@ -441,7 +442,7 @@ impl Transport for Tls {
         None
     }
 
-    fn descriptor(&self) -> RawFd {
+    fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.descriptor()
     }
 

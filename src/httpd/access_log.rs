@@ -17,7 +17,7 @@ use super::{
     request::{Request, Table},
     sys, tls,
 };
-use crate::{driver::service::Farewell, plugin::headers::Headers};
+use crate::{driver::service::Finished, plugin::headers::Headers};
 
 /// The modules of httpd whose part in logging may be done on any thread. Others need not be made for threads where the MPM
 /// has none, as mod_perl is not.
@@ -97,7 +97,7 @@ impl Record {
     }
 
     /// Writes the line, unless that cannot be done from this thread.
-    pub(super) fn log(self, farewell: &Farewell) {
+    pub(super) fn log(self, farewell: &Finished) {
         if !is_possible() {
             return;
         }
@@ -117,7 +117,7 @@ impl Record {
 
     /// # Safety
     /// - `pool` is live and used by this thread only.
-    unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, farewell: &Farewell) {
+    unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, farewell: &Finished) {
         // SAFETY: the caller's word. Both records consist of integers and pointers, for which zero is a value that httpd
         // itself starts from; what its logging looks at is filled in below.
         unsafe {

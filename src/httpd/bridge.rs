@@ -9,7 +9,6 @@ use core::{
 };
 use std::{
     ffi::CString,
-    os::fd::BorrowedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
@@ -31,6 +30,7 @@ use crate::{
     },
     conn::{log::Level, outbox::Outbox},
     proto::handshake::Offered,
+    sync::Lock as _,
 };
 
 /// Where a section's peers come from.
@@ -80,7 +80,7 @@ impl Discovery {
     }
 
     fn options(&self) -> MutexGuard<'_, Vec<(String, String)>> {
-        self.options.lock().unwrap_or_else(|e| e.into_inner())
+        self.options.acquire()
     }
 
     /// Asks the backend for a request's peer; an error is a status and a line for the log.
@@ -203,9 +203,7 @@ impl Bridge {
             };
             refuse(status, Level::Error, format_args!("WS0501: no connection to {peer}: {e}"))
         })?;
-        // SAFETY: the socket keeps the descriptor open while it is borrowed.
-        let descriptor = unsafe { BorrowedFd::borrow_raw(socket.descriptor()) };
-        handler::spare(descriptor).map_err(|e| handler::unavailable(r, &e))?;
+        handler::spare(socket.descriptor()).map_err(|e| handler::unavailable(r, &e))?;
         let mut first = Vec::new();
         if settings.proxy_protocol.unwrap_or(false) && !peer.is_datagram() {
             first = r.addresses().map_or(first, |(client, own)| proxy::header(client, own));

@@ -14,23 +14,23 @@ use core::{
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    MEMORY, STOP, advice, boundary, directives::Server, is_threaded, log, request::Request, shared,
-    sys, tls,
+    MEMORY, SHUTDOWN, advice, boundary, directives::Server, is_threaded, log, request::Request,
+    shared, sys, tls,
 };
 use crate::{
     conn::log::Level,
     driver::{
-        service::{Elsewhere, Service, Totals},
+        service::{Elsewhere, Service, Setup, Totals},
         shutdown::Ending,
+        signals::stop_is_being_handled,
     },
-    os::stop_is_being_handled,
     settings,
 };
 
 /// Whether the child has no time left for a WebSocket that comes now. While others are drained it has: httpd still serves
 /// the connections that it accepted before. prefork shows its end by its state before it says so, and serves nothing then.
 pub(super) fn is_near() -> bool {
-    match STOP.ending() {
+    match SHUTDOWN.ending() {
         Ending::Stop => true,
         Ending::Drain => service().is_none_or(Service::is_drained),
         Ending::None => {
@@ -71,7 +71,7 @@ pub(super) unsafe fn begin(
 ) {
     let drain = settings.drain_time.unwrap_or(settings::DRAIN_TIME);
     // A library may stay mapped over a restart, and a single process (httpd -X) lives on: begin anew.
-    STOP.reset(drain);
+    SHUTDOWN.reset(drain);
     tls::begin();
     let open_files = raise_open_files();
     // SAFETY: the caller's word.
@@ -86,13 +86,13 @@ pub(super) unsafe fn begin(
             line.tell(threads, totals);
         }
     });
-    let bound = settings.threads.unwrap_or(settings::THREADS).into();
+    let threads = settings.threads.unwrap_or(settings::THREADS).into();
     // SAFETY: the caller's word.
-    let journal = Box::new(unsafe { log::ServerJournal::new(server) });
+    let log = Box::new(unsafe { log::ServerLog::new(server) });
     let main = Main(server);
     let overdue = Box::new(move |ending| boundary((), || main.overdue(ending)));
     let elsewhere = Elsewhere { signals: !is_threaded(), overdue };
-    match Service::start(bound, drain, &MEMORY, report, journal, elsewhere) {
+    match Service::start(Setup { threads, drain, memory: &MEMORY, report, log, elsewhere }) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
             // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.
@@ -134,7 +134,7 @@ pub(super) fn stopping(graceful: bool) {
         one_process || stop_is_being_handled()
     };
     let ending = if stop { Ending::Stop } else { Ending::Drain };
-    STOP.end(ending);
+    SHUTDOWN.end(ending);
     if let Some(service) = service() {
         service.end(ending);
     }
@@ -159,7 +159,7 @@ extern "C" fn on_terminate(_signal: c_int, info: *mut libc::siginfo_t, _context:
     let sender = unsafe { (*info).si_pid() };
     // SAFETY: getpid has no preconditions. event and worker wake threads of their own with SIGTERM.
     if sender != unsafe { libc::getpid() } {
-        STOP.hasten();
+        SHUTDOWN.hasten();
         if let Some(service) = service() {
             service.end(Ending::Stop);
         }
@@ -196,7 +196,7 @@ impl Main {
     /// The child's end takes longer than it may. A callback on a thread of httpd's would hold it up for as long as it likes:
     /// httpd waits for its threads. A graceful end waits for its requests, too; what of those is ours does not count.
     fn overdue(&self, ending: Ending) {
-        let running = STOP.running();
+        let running = SHUTDOWN.running();
         let others = REQUESTS.load(Ordering::Relaxed).saturating_sub(running.len());
         if !running.is_empty() && (ending == Ending::Stop || others == 0) {
             self.leave_behind(running);

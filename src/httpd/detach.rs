@@ -12,14 +12,14 @@ use crate::{
     conn::{endpoint::Endpoint, log::Level, outbox::Outbox, session::Session},
     driver::{
         Transport,
-        conn_io::Lane,
+        conn_io::ConnIo,
         openssl::Ssl,
         plain::{Early, Plain, Socket},
-        service::{Ended, Farewell, Guest},
+        service::{Accepted, Ended, Finished},
         shutdown::Watched,
+        signals::Signals,
     },
-    os::Signals,
-    settings::Patience,
+    settings::Timeouts,
 };
 
 /// What the module keeps of a connection, in the connection's configuration vector and its pool.
@@ -35,7 +35,7 @@ pub(super) struct Leaving {
     pub(super) outbox: Arc<Outbox>,
     pub(super) session: Session,
     pub(super) endpoint: Box<dyn Endpoint>,
-    pub(super) patience: Patience,
+    pub(super) timeouts: Timeouts,
     pub(super) ended: Ended,
     /// A descriptor of our own.
     pub(super) socket: Arc<Socket>,
@@ -52,12 +52,10 @@ pub(super) struct Leaving {
 impl Leaving {
     /// It does not arrive.
     fn lose(self, why: &str) {
-        self.outbox
-            .journal()
-            .write(Level::Info, format_args!("WS0302: the connection is lost: {why}"));
+        self.outbox.log().write(Level::Info, format_args!("WS0302: the connection is lost: {why}"));
         self.outbox.end("the connection is lost");
         self.endpoint.closed();
-        (self.ended)(&Farewell { summary: self.outbox.summary(), received: 0 });
+        (self.ended)(&Finished { summary: self.outbox.summary(), received: 0 });
     }
 }
 
@@ -163,15 +161,15 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
     let service = child::service().ok_or("the service is gone");
     match transport.and_then(|transport| Ok((transport, service?))) {
         Ok((transport, service)) => {
-            let Leaving { outbox, session, endpoint, patience, ended, watched, signals, .. } =
+            let Leaving { outbox, session, endpoint, timeouts, ended, watched, signals, .. } =
                 *leaving;
             drop(watched);
-            let lane = Lane::new(transport, outbox);
-            service.adopt(Guest { lane, session, endpoint, patience, ended });
+            let io = ConnIo::new(transport, outbox);
+            service.accept(Accepted { io, session, endpoint, timeouts, ended });
             drop(signals);
         }
         Err(why) => {
-            leaving.outbox.journal().write(
+            leaving.outbox.log().write(
                 Level::Error,
                 format_args!("WS0307: the connection cannot be detached: {why}"),
             );

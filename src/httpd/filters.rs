@@ -7,7 +7,7 @@
 use core::{ffi::CStr, ptr};
 use std::{
     io,
-    os::fd::RawFd,
+    os::fd::{BorrowedFd, RawFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use crate::{
         Transport,
         plain::{Early, Socket},
     },
-    os::{self, Interest},
+    os::{self, Interest, Sources},
     proto::Violation,
 };
 
@@ -85,9 +85,12 @@ impl Filters {
         unsafe { descriptor(self.connection) }.is_ok_and(|now| now == self.descriptor)
     }
 
-    /// The number of the connection's descriptor, which is httpd's.
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.descriptor
+    /// The connection's descriptor, which is httpd's.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: httpd closes it after the connection's last hook; but event and worker do so in the midst of an ungraceful
+        // stop, when its number may become another one's. It is only waited on, or duplicated by who asks
+        // `has_its_descriptor` then.
+        unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
 
     /// Takes out what the input filters have read ahead. `None` if the client sends faster than that can be done: then
@@ -170,7 +173,8 @@ impl Filters {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                     let interest = Interest { read: true, write: false };
-                    os::wait(self.descriptor, interest, None, Some(left), None)?;
+                    let first = Some((self.descriptor(), interest));
+                    os::wait(&Sources { first, ..Sources::default() }, Some(left))?;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted && Instant::now() < deadline => {}
                 Err(e) => return Err(e),
@@ -351,8 +355,8 @@ impl Transport for Filters {
         None
     }
 
-    fn descriptor(&self) -> RawFd {
-        self.descriptor
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor()
     }
 
     fn retry(&self) -> Option<Duration> {

@@ -1,16 +1,10 @@
 //! The upgrade: a request becomes a WebSocket, and goes to whoever serves it from then on.
 
 use core::ffi::{CStr, c_int, c_void};
-use std::{
-    ffi::CString,
-    io,
-    os::fd::{AsRawFd, BorrowedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{ffi::CString, io, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use super::{
-    MEMORY, STOP,
+    MEMORY, SHUTDOWN,
     access_log::Record,
     bridge::Bridge,
     child,
@@ -33,13 +27,13 @@ use crate::{
     },
     driver::{
         Transport, blocking,
-        conn_io::Lane,
+        conn_io::ConnIo,
         plain::{Early, Plain, Socket},
         service::Ended,
         shutdown::Ending,
+        signals::Signals,
     },
     limits::{connections::Counted, memory::Claim},
-    os::Signals,
     plugin::{
         Plugin,
         connection::{Answer, Connection, Opening as PluginOpening},
@@ -52,7 +46,7 @@ use crate::{
         deflate::{self, Deflater, Params},
         handshake::{self, Opening, Refusal},
     },
-    settings::{Detach, Limit, Patience, Settings},
+    settings::{Detach, Limit, Settings, Timeouts},
 };
 
 /// The name that SetHandler gives to requests for this module.
@@ -279,7 +273,7 @@ struct Upgrade {
     past: Result<PastFilters, String>,
     /// The same bytes as httpd sees them.
     filters: Filters,
-    patience: Patience,
+    timeouts: Timeouts,
     deflate: Option<(Params, Claim)>,
     /// The connection's places under the limits.
     counted: Vec<Counted>,
@@ -314,9 +308,7 @@ impl PastFilters {
 
     /// Makes a descriptor; an error if there are too few.
     fn new(filters: &Filters, takeover: Option<Takeover>) -> io::Result<Self> {
-        // SAFETY: httpd keeps the descriptor open while the handler runs, but for a stop on event and worker, when the number
-        // may be another one's: it is only duplicated, and that is looked at.
-        let httpds = unsafe { BorrowedFd::borrow_raw(filters.descriptor()) };
+        let httpds = filters.descriptor();
         let own = httpds.try_clone_to_owned()?;
         if !filters.has_its_descriptor() {
             return Err(io::ErrorKind::NotConnected.into());
@@ -346,12 +338,12 @@ impl Upgrade {
         let bounds =
             Bounds { queue, timeout, compress_from: compression.min_size(), memory: &MEMORY };
         let deflater = params.map(|params| Deflater::new(params, compression.level()));
-        let journal = Box::new(log::ConnectionJournal::new(r));
-        let outbox = Outbox::new(bounds, deflater, journal).speaking(opening.version);
-        let mut patience = settings.patience(timeout);
+        let log = Box::new(log::ConnectionLog::new(r));
+        let outbox = Outbox::new(bounds, deflater, log).speaking(opening.version);
+        let mut timeouts = settings.timeouts(timeout);
         if let Version::Draft(_) = opening.version {
             // There is no Ping to send.
-            patience.ping = None;
+            timeouts.ping = None;
         }
         let limits = Limits {
             version: opening.version,
@@ -359,7 +351,7 @@ impl Upgrade {
             allow_reserved: settings.allow_reserved(),
             memory: &MEMORY,
         };
-        // SAFETY: the connection is the request's own (request::R1), and a lane with it does not outlive the handler.
+        // SAFETY: the connection is the request's own (request::R1), and a io with it does not outlive the handler.
         let filters = unsafe { Filters::new(r.connection()) }?;
         let past = match way {
             Ok(takeover) => Ok(PastFilters::new(&filters, takeover)?),
@@ -370,7 +362,7 @@ impl Upgrade {
             outbox: Arc::new(outbox),
             past,
             filters,
-            patience,
+            timeouts,
             deflate,
             counted,
             worker,
@@ -403,7 +395,7 @@ impl Upgrade {
                 // On a process's only thread, and to its end: nothing can be detached, whatever the plugin asks for.
                 let alone = !threaded && !is_stream && !detach.allows_plugin(false, threaded);
                 let callbacks = plugin.callbacks();
-                watched = Some(STOP.watch(callbacks.clone()));
+                watched = Some(SHUTDOWN.watch(callbacks.clone()));
                 let asked = PluginOpening { outbox, request, headers, protocols, alone, callbacks };
                 let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
                     let uri = r.uri().to_string_lossy();
@@ -440,7 +432,7 @@ impl Upgrade {
         // SAFETY: the connection is the request's own (request::R1).
         unsafe { filters::remove_obstacles(r.connection()) };
         switch_protocols(r, opening, &answer, self.deflate.as_ref().map(|(params, _)| params));
-        let Self { outbox, session, past, mut filters, mut patience, .. } = self;
+        let Self { outbox, session, past, mut filters, mut timeouts, .. } = self;
         let Self { deflate, counted, worker, signals, .. } = self;
         let past = past.and_then(|past| match past.takeover {
             Some(_) if stays.is_some() => Err("mod_ssl".to_owned()),
@@ -454,7 +446,7 @@ impl Upgrade {
             Ok(past) => past,
             Err(error) => {
                 outbox
-                    .journal()
+                    .log()
                     .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
                 outbox.end("the connection is lost");
                 endpoint.closed();
@@ -472,19 +464,19 @@ impl Upgrade {
         let transport: Box<dyn Transport> = match past {
             Ok((PastFilters { socket, takeover }, early)) if stays.is_none() => {
                 let home = if takeover.is_some() { "TLS" } else { "clear text" };
-                outbox.journal().write(Level::Debug, format_args!("detached, {home}"));
+                outbox.log().write(Level::Debug, format_args!("detached, {home}"));
                 endpoint.forget_request();
                 r.set_for_log(ENV_OPEN);
                 let record = Record::of(r, headers);
-                let ended: Ended = Box::new(move |farewell| {
+                let ended: Ended = Box::new(move |finish| {
                     drop(reserve);
-                    record.log(farewell);
+                    record.log(finish);
                 });
                 let leaving = Leaving {
                     outbox,
                     session,
                     endpoint,
-                    patience,
+                    timeouts,
                     ended,
                     socket,
                     early,
@@ -498,7 +490,7 @@ impl Upgrade {
             }
             Ok((past, early)) => Box::new(Plain::new(past.socket, early)),
             Err(why) => {
-                outbox.journal().write(
+                outbox.log().write(
                     Level::Debug,
                     format_args!("bytes go through httpd's filters because of {why}"),
                 );
@@ -506,14 +498,14 @@ impl Upgrade {
             }
         };
         let why = stays.unwrap_or("the filters stay in use");
-        outbox.journal().write(Level::Debug, format_args!("served on httpd's thread: {why}"));
+        outbox.log().write(Level::Debug, format_args!("served on httpd's thread: {why}"));
         let worker = worker.or_else(|| workers::take(r));
         if worker.is_none() {
-            turn_away(&outbox, &mut patience);
+            turn_away(&outbox, &mut timeouts);
         }
         let uncounted = transport.socket().is_some();
-        let (lane, held) = (Lane::new(transport, outbox.clone()), signals.as_ref());
-        let ended = blocking::serve(lane, session, &*endpoint, patience, &STOP, held);
+        let (io, held) = (ConnIo::new(transport, outbox.clone()), signals.as_ref());
+        let ended = blocking::serve(io, session, &*endpoint, timeouts, &SHUTDOWN, held);
         if let Some(service) = child::service() {
             service.look();
         }
@@ -523,7 +515,7 @@ impl Upgrade {
         }
         finish(r, &summary, ended.lost);
         // In a stop event and worker close the connection themselves.
-        if ended.hurried && !ended.lost && STOP.ending() != Ending::Stop {
+        if ended.hurried && !ended.lost && SHUTDOWN.ending() != Ending::Stop {
             // SAFETY: the connection is the request's own (request::R1), and httpd keeps its descriptor but for a stop.
             unsafe { filters::end_input(r.connection()) };
         }
@@ -538,9 +530,9 @@ const TURNED_AWAY: Duration = Duration::from_secs(1);
 
 /// Closes a connection that was to be detached and cannot be, as its client sends too fast for that, when WebSockets hold
 /// as many workers as they may.
-fn turn_away(outbox: &Outbox, patience: &mut Patience) {
-    patience.close = Some(patience.close.map_or(TURNED_AWAY, |close| close.min(TURNED_AWAY)));
-    patience.stall = patience.stall.min(TURNED_AWAY);
+fn turn_away(outbox: &Outbox, timeouts: &mut Timeouts) {
+    timeouts.close = Some(timeouts.close.map_or(TURNED_AWAY, |close| close.min(TURNED_AWAY)));
+    timeouts.stall = timeouts.stall.min(TURNED_AWAY);
     let payload = close::payload(CloseCode::TRY_AGAIN_LATER);
     outbox.close(&payload, "WebSockets hold as many workers as they may");
 }

@@ -12,7 +12,7 @@ use core::{
 use std::{ffi::CString, time::SystemTime};
 
 use super::{module_index, request::Request, sys};
-use crate::conn::log::{Journal, Level};
+use crate::conn::log::{Level, Log};
 
 /// httpd's number for a level; no errno is appended.
 fn number(level: Level) -> c_int {
@@ -95,14 +95,14 @@ impl OnceAMinute {
 }
 
 /// The main server's place in the log, for any thread.
-pub(super) struct ServerJournal(*const sys::server_rec);
+pub(super) struct ServerLog(*const sys::server_rec);
 
-// SAFETY: as for a ConnectionJournal.
-unsafe impl Send for ServerJournal {}
+// SAFETY: as for a ConnectionLog.
+unsafe impl Send for ServerLog {}
 // SAFETY: as above.
-unsafe impl Sync for ServerJournal {}
+unsafe impl Sync for ServerLog {}
 
-impl ServerJournal {
+impl ServerLog {
     /// # Safety
     /// - `server` lives as long as the value.
     pub(super) unsafe fn new(server: *const sys::server_rec) -> Self {
@@ -110,7 +110,7 @@ impl ServerJournal {
     }
 }
 
-impl Journal for ServerJournal {
+impl Log for ServerLog {
     fn enabled(&self, level: Level) -> bool {
         is_enabled(self.0, level)
     }
@@ -129,7 +129,7 @@ fn is_enabled(server: *const sys::server_rec, level: Level) -> bool {
 }
 
 /// A connection's place in the log, for any thread and beyond the request's end.
-pub(super) struct ConnectionJournal {
+pub(super) struct ConnectionLog {
     server: *const sys::server_rec,
     /// The connection's number in this child, and the client's address as httpd writes it.
     name: String,
@@ -137,11 +137,11 @@ pub(super) struct ConnectionJournal {
 
 // SAFETY: a server_rec lives as long as the child process and its log settings do not change; httpd's log functions
 // may be called from any thread.
-unsafe impl Send for ConnectionJournal {}
+unsafe impl Send for ConnectionLog {}
 // SAFETY: as above.
-unsafe impl Sync for ConnectionJournal {}
+unsafe impl Sync for ConnectionLog {}
 
-impl ConnectionJournal {
+impl ConnectionLog {
     pub(super) fn new(r: Request<'_>) -> Self {
         Self {
             server: r.server(),
@@ -150,7 +150,7 @@ impl ConnectionJournal {
     }
 }
 
-impl Journal for ConnectionJournal {
+impl Log for ConnectionLog {
     fn enabled(&self, level: Level) -> bool {
         is_enabled(self.server, level)
     }

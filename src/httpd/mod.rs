@@ -35,7 +35,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use crate::{conn::log::Level, driver::shutdown::Stop, limits::memory::Budget, settings};
+use crate::{conn::log::Level, driver::shutdown::Shutdown, limits::memory::Budget, settings};
 
 mod access_log;
 mod advice;
@@ -58,7 +58,7 @@ mod tree;
 mod workers;
 
 /// The end of this child process, as its connections see it.
-static STOP: Stop = Stop::new();
+static SHUTDOWN: Shutdown = Shutdown::new();
 
 /// The memory that this child's connections may hold.
 static MEMORY: Budget = Budget::new(settings::MEMORY_LIMIT);

@@ -15,6 +15,7 @@ use crate::{
         connections::Counted,
         workers::{self, Share, Workers},
     },
+    sync::Lock as _,
 };
 
 /// httpd's: threads of a child, or processes where those have no threads.
@@ -152,7 +153,7 @@ impl Drop for Client {
 }
 
 fn clients() -> MutexGuard<'static, BTreeMap<usize, (u32, Httpds)>> {
-    CLIENTS.lock().unwrap_or_else(|e| e.into_inner())
+    CLIENTS.acquire()
 }
 
 /// Says that WebSockets hold all workers that they may.

@@ -2,7 +2,6 @@
 //!
 //! That is unfinished messages, what waits to be sent, and the state of compression. What a connection takes anyway, and
 //! a little more ([`FREE`]), is not counted. Those who hold much leave a quarter to the others.
-#![deny(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

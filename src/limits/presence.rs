@@ -4,8 +4,7 @@
 //! about it depends on users and on how /proc is mounted. Here a byte of a file that all of them have open stands for each
 //! number, and a record lock (POSIX `fcntl`) on it is held by that one process, not by those that it forks. It would be
 //! lost if the process closed a descriptor of the file: there is one, which nobody else knows.
-
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "record locks on a range have no safe wrapper")]
 
 use std::{
     io,

@@ -2,7 +2,6 @@
 //!
 //! A WebSocket that holds a worker (a thread, or a process of prefork's) keeps it from requests as long as it lives. What
 //! is left serves plain pages.
-#![deny(unsafe_code)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

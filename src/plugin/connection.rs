@@ -2,7 +2,8 @@
 //!
 //! The plugin holds a pointer to a [`abi::WebSocketServer`] and may use it from any thread until its on_disconnect
 //! returns. A thread that it fails to join in time would then read freed memory, so the structures of the last
-//! `RETIRED` connections are kept: such a call finds a closed connection, not somebody else's memory.
+//! `KEPT` connections are kept: such a call finds a closed connection, not somebody else's memory.
+#![expect(unsafe_code, reason = "plugins are C")]
 
 use core::{
     ffi::{CStr, c_char, c_int, c_uchar, c_void},
@@ -28,10 +29,11 @@ use crate::{
         outbox::{Outbox, Refused},
     },
     proto::{Kind, frame::Opcode},
+    sync::Lock as _,
 };
 
 /// How many ended connections keep their structures.
-const RETIRED: usize = 256;
+const KEPT: usize = 256;
 
 /// What the request brought for the plugin, and where its answers go.
 pub struct Opening {
@@ -178,16 +180,16 @@ struct State {
 
 impl State {
     fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
-        self.answer.lock().unwrap_or_else(|e| e.into_inner())
+        self.answer.acquire()
     }
 
     fn warn(&self, line: core::fmt::Arguments<'_>) {
-        self.outbox.journal().write(Level::Warn, line);
+        self.outbox.log().write(Level::Warn, line);
     }
 }
 
 /// The handles of connections that ended last.
-static GRAVES: Mutex<VecDeque<Owned<Handle>>> = Mutex::new(VecDeque::new());
+static RETIRED: Mutex<VecDeque<Owned<Handle>>> = Mutex::new(VecDeque::new());
 
 impl Connection {
     /// Asks the plugin's on_connect. `None` if it refuses.
@@ -245,7 +247,7 @@ impl Connection {
 
     /// Whether the plugin has asked for httpd's request, or wished it had on an earlier connection.
     pub fn wants_request(&self) -> bool {
-        let handle = self.handle.lock().unwrap_or_else(|e| e.into_inner());
+        let handle = self.handle.acquire();
         let asked = handle.as_ref().is_some_and(|h| h.get().state.asked.load(Ordering::Relaxed));
         asked || self.plugin.wants_request()
     }
@@ -267,7 +269,7 @@ impl Endpoint for Connection {
     }
 
     fn closed(&self) {
-        let handle = self.handle.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let handle = self.handle.acquire().take();
         let Some(handle) = handle else { return };
         if let Some(on_disconnect) = self.plugin.on_disconnect {
             let server = self.server.load(Ordering::Relaxed);
@@ -285,7 +287,7 @@ impl Endpoint for Connection {
 
     /// From now on the plugin gets NULL for it.
     fn forget_request(&self) {
-        if let Some(handle) = &*self.handle.lock().unwrap_or_else(|e| e.into_inner()) {
+        if let Some(handle) = &*self.handle.acquire() {
             handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
         }
     }
@@ -295,14 +297,14 @@ impl Endpoint for Connection {
 fn retire(handle: Owned<Handle>, window: Option<&Window>) {
     handle.get().state.outbox.dispose();
     let handle = match window {
-        Some(window) => window.ended.lock().unwrap_or_else(|e| e.into_inner()).replace(handle),
+        Some(window) => window.ended.acquire().replace(handle),
         None => Some(handle),
     };
     let Some(handle) = handle else { return };
-    let mut graves = GRAVES.lock().unwrap_or_else(|e| e.into_inner());
-    graves.push_back(handle);
-    let oldest = if graves.len() > RETIRED { graves.pop_front() } else { None };
-    drop(graves);
+    let mut retired = RETIRED.acquire();
+    retired.push_back(handle);
+    let oldest = if retired.len() > KEPT { retired.pop_front() } else { None };
+    drop(retired);
     drop(oldest);
 }
 
@@ -491,7 +493,7 @@ mod tests {
     use super::*;
     use crate::{
         conn::outbox::State as Conversation,
-        fakes::{Driver, Log, Wire, from_us, outbox},
+        fakes::{Driver, Lines, Wire, from_us, outbox},
     };
 
     thread_local! {
@@ -568,7 +570,7 @@ mod tests {
         connection: Connection,
         outbox: Arc<Outbox>,
         wire: Wire,
-        log: Log,
+        log: Lines,
         _driver: Arc<Driver>,
     }
 
@@ -645,7 +647,7 @@ mod tests {
         let weak = Arc::downgrade(&outbox);
         drop(outbox);
         assert!(weak.upgrade().is_some());
-        for _ in 0..=RETIRED {
+        for _ in 0..=KEPT {
             open(&plugin(accept), false).end();
             calls();
         }

@@ -1,7 +1,6 @@
 //! The copy of the request's headers that a connection keeps for its plugin.
 //!
 //! It outlives the request and may be read from any thread. All of it lies in one block of memory.
-#![deny(unsafe_code)]
 
 use core::ffi::CStr;
 

@@ -7,6 +7,7 @@
 //! | [`connection`] | one connection of a plugin: what it is called with, and the functions it may call |
 //! | [`headers`] | the copy of the request's headers that a connection keeps |
 //! | [`protocols`] | the subprotocols that it keeps |
+#![expect(unsafe_code, reason = "plugins are C")]
 
 use core::{fmt, ptr::NonNull};
 use std::{
@@ -24,6 +25,7 @@ use libloading::os::unix::Library;
 use crate::{
     conn::callbacks::Callbacks,
     library::{self, NoFunction},
+    sync::Lock as _,
 };
 
 pub mod abi;
@@ -101,7 +103,7 @@ impl Plugin {
     ///
     /// Runs the library's own code, its constructors and `init`; so only an administrator's configuration may name it.
     pub fn load(library: &CStr, init: &CStr) -> Result<Arc<Self>, LoadError> {
-        let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loaded = LOADED.acquire();
         loaded.retain(|(_, _, plugin)| plugin.strong_count() > 0);
         let same = loaded.iter().find(|(l, i, _)| **l == *library && **i == *init);
         if let Some(plugin) = same.and_then(|(_, _, plugin)| plugin.upgrade()) {
@@ -164,7 +166,7 @@ impl Drop for Plugin {
             unsafe { destroy(self.plugin.as_ptr()) };
         }
         // httpd unloads the module before it reads its configuration again: the list goes with its last plugin.
-        let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loaded = LOADED.acquire();
         loaded.retain(|(_, _, plugin)| plugin.strong_count() > 0);
         loaded.shrink_to_fit();
     }

@@ -14,6 +14,7 @@ use super::Violation;
 use crate::{
     conn::buffer::Buffer,
     limits::memory::{self, Budget, Claim},
+    sync::Lock as _,
 };
 
 /// The extension's name.
@@ -234,14 +235,14 @@ static DECOMPRESSORS: Pool<Decompress> = Pool(Mutex::new(Vec::new()));
 impl<C> Pool<C> {
     /// An idle codec of this window and level, if there is one.
     fn take(&self, key: (u8, u32)) -> Option<C> {
-        let mut idle = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut idle = self.0.acquire();
         let at = idle.iter().position(|(k, _)| *k == key)?;
         Some(idle.swap_remove(at).1)
     }
 
     /// Gives a codec back that is reset; the oldest goes when there are too many.
     fn put(&self, key: (u8, u32), codec: C) {
-        let mut idle = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut idle = self.0.acquire();
         let surplus = (idle.len() >= POOL).then(|| idle.remove(0));
         idle.push((key, codec));
         drop(idle);

@@ -420,9 +420,9 @@ mod tests {
         ]
     }
 
-    type Verdict = Result<Option<(Version, Option<Challenge>, Vec<String>)>, Refusal>;
+    type Action = Result<Option<(Version, Option<Challenge>, Vec<String>)>, Refusal>;
 
-    fn verdict(fields: &Fields, with_75: bool) -> Verdict {
+    fn action(fields: &Fields, with_75: bool) -> Action {
         let header = |name: &str| {
             fields.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_bytes())
         };
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn the_sample_of_draft_76_section_1_2() {
-        let (version, challenge, protocols) = verdict(&sample_76(), false).unwrap().unwrap();
+        let (version, challenge, protocols) = action(&sample_76(), false).unwrap().unwrap();
         assert_eq!(version, Version::Draft(Draft::Hixie76));
         assert_eq!(protocols, ["sample"]);
         assert_eq!(&challenge.unwrap().proof(*b"^n:ds[4U"), b"8jKS'y:G*Co,Wxa-");
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn which_draft_it_is() {
-        let draft = |fields, with_75| verdict(&fields, with_75).map(|v| v.map(|v| v.0));
+        let draft = |fields, with_75| action(&fields, with_75).map(|v| v.map(|v| v.0));
         let (d75, d76) = (Version::Draft(Draft::Hixie75), Version::Draft(Draft::Hixie76));
         assert_eq!(draft(sample_75(), false), Ok(None));
         assert_eq!(draft(sample_75(), true), Ok(Some(d75)));
@@ -509,7 +509,7 @@ mod tests {
         assert_eq!(draft(announced, false), Ok(Some(d76)));
         let announced = with(sample_75(), "Content-Length", Some("8"));
         assert_eq!(draft(announced, true), Err(Refusal::Body));
-        assert_eq!(verdict(&sample_75(), true).unwrap().unwrap().2, ["sample", "other"]);
+        assert_eq!(action(&sample_75(), true).unwrap().unwrap().2, ["sample", "other"]);
     }
 
     #[test]

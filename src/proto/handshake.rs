@@ -403,7 +403,7 @@ mod tests {
         fields
     }
 
-    fn verdict<T>(fields: &Fields, f: impl FnOnce(Result<Option<Opening<'_>>, Refusal>) -> T) -> T {
+    fn action<T>(fields: &Fields, f: impl FnOnce(Result<Option<Opening<'_>>, Refusal>) -> T) -> T {
         let header = |name: &str| {
             fields.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_bytes())
         };
@@ -412,14 +412,14 @@ mod tests {
 
     #[test]
     fn the_sample_of_rfc_6455_section_1_3() {
-        verdict(&good(), |v| {
+        action(&good(), |v| {
             assert_eq!(v.unwrap().unwrap().accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         });
     }
 
     #[test]
     fn refusals() {
-        let refusal = |name, value| verdict(&with(name, value), |v| v.err());
+        let refusal = |name, value| action(&with(name, value), |v| v.err());
         for (name, value, expected) in [
             ("Host", None, Some(Refusal::Host)),
             ("Connection", None, Some(Refusal::Connection)),
@@ -454,9 +454,9 @@ mod tests {
     #[test]
     fn what_is_no_upgrade_at_all() {
         for value in [None, Some("h2c"), Some("websockets")] {
-            verdict(&with("Upgrade", value), |v| assert_eq!(v, Ok(None), "{value:?}"));
+            action(&with("Upgrade", value), |v| assert_eq!(v, Ok(None), "{value:?}"));
         }
-        verdict(&with("Upgrade", Some("h2c, WebSocket")), |v| assert!(v.unwrap().is_some()));
+        action(&with("Upgrade", Some("h2c, WebSocket")), |v| assert!(v.unwrap().is_some()));
     }
 
     #[test]
@@ -485,7 +485,7 @@ mod tests {
             let mut fields = with("Sec-WebSocket-Version", Some(version));
             fields.extend(origin.map(|origin| ("Origin", origin)));
             fields.extend(other.map(|origin| ("Sec-WebSocket-Origin", origin)));
-            verdict(&fields, |v| v.unwrap().unwrap().is_from(|origin| origin == b"good"))
+            action(&fields, |v| v.unwrap().unwrap().is_from(|origin| origin == b"good"))
         };
         let (good, evil) = (Some("good"), Some("evil"));
         for version in ["7", "8", "13"] {
@@ -502,7 +502,7 @@ mod tests {
     #[test]
     fn subprotocols() {
         let offered = |list: &'static str| {
-            verdict(&with("Sec-WebSocket-Protocol", Some(list)), |v| {
+            action(&with("Sec-WebSocket-Protocol", Some(list)), |v| {
                 v.unwrap().unwrap().protocols.iter().collect::<Vec<_>>().join("|")
             })
         };

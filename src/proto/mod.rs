@@ -9,7 +9,6 @@
 //! | [`close`] | status codes and the payload of a Close frame | 6455 §7.4 |
 //! | [`deflate`] | negotiation and codec of permessage-deflate | 7692 |
 //! | [`draft`] | handshake and frames of drafts 76 and 75 | none |
-#![deny(unsafe_code)]
 
 use core::fmt;
 

@@ -51,7 +51,7 @@ impl Validator {
     }
 }
 
-/// Checks that any split of `data` gives the verdict of the standard library (a fuzz target).
+/// Checks that any split of `data` gives the action of the standard library (a fuzz target).
 #[doc(hidden)]
 pub fn fuzz_utf8_vs_std(data: &[u8]) {
     let Some((&cut, text)) = data.split_first() else { return };

@@ -1,7 +1,6 @@
 //! The settings of a Location as plain values: defaults, merging, and the reading of sizes.
 //!
 //! Every field is optional until a request asks for it, so that an inner section overrides only what it sets.
-#![deny(unsafe_code)]
 
 pub mod scope;
 
@@ -192,7 +191,7 @@ impl MessageTimeout {
 
 /// How long to wait for what; `None` is for ever.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// `WebSocketPingInterval`: silence after which the client is pinged, and then given up.
     pub ping: Option<Duration>,
     /// `WebSocketIdleTimeout`: time without a data message either way.
@@ -314,8 +313,8 @@ impl Settings {
     }
 
     /// How long a connection waits for what; `stall` is httpd's `Timeout`.
-    pub fn patience(&self, stall: Duration) -> Patience {
-        Patience {
+    pub fn timeouts(&self, stall: Duration) -> Timeouts {
+        Timeouts {
             ping: self.ping_interval.unwrap_or(Some(PING_INTERVAL)),
             idle: self.idle_timeout.unwrap_or(None),
             close: self.close_timeout.unwrap_or(Some(CLOSE_TIMEOUT)),

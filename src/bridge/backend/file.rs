@@ -2,7 +2,6 @@
 //!
 //! A file has lines of the form `<peer> <subprotocol> [<framing>] [<framing-config>]`, with single blanks between them;
 //! the configuration goes to the end of the line. Each expression names a file; the first line that suits wins.
-#![deny(unsafe_code)]
 
 use std::{
     fs,

@@ -1,5 +1,4 @@
 //! `defaultpeer`: one peer for every connection, websocksy's default backend.
-#![deny(unsafe_code)]
 
 use std::path::Path;
 

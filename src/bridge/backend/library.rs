@@ -3,8 +3,7 @@
 //! A library has one configuration, since its functions are told of no other: it is set up once, for all that use it with
 //! the same options, and refused with others. When the configuration goes away, `cleanup` is called and the library closed,
 //! so that the next `init` finds it as new. One that has registered framings stays mapped, however.
-
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "backends may be C")]
 
 use core::{
     ffi::{CStr, c_char, c_void},
@@ -26,6 +25,7 @@ use crate::{
         framing::{self, registry},
     },
     library::{self, NoFunction},
+    sync::Lock as _,
 };
 
 /// The handshake's own headers, which a backend does not see.
@@ -73,7 +73,7 @@ impl Library {
         root: &Path,
         parallel: bool,
     ) -> Result<Arc<Self>, String> {
-        let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loaded = LOADED.acquire();
         loaded.retain(|loaded| loaded.library.strong_count() > 0);
         let wrong = |what: &str| format!("the backend {}: {what}", path.display());
         // A backend may ask for framings of this module, wherever httpd's loader has put its symbols.
@@ -152,7 +152,7 @@ impl Library {
     }
 
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(|e| e.into_inner()))
+        self.turn.as_ref().map(|turn| turn.acquire())
     }
 }
 

@@ -3,8 +3,7 @@
 //! A library registers its framings from a constructor, which runs once for each time that the library is mapped.
 //! httpd, however, unmaps what its configuration loaded and maps it anew at every restart. So the library and this module,
 //! which has the list, stay mapped from the first registration to the end of the process, and the list stays right.
-
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "framings may be C")]
 
 use core::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -20,6 +19,7 @@ use super::{bytes, json, kind, length, separator, whole};
 use crate::{
     bridge::{Framing, Piece, abi},
     proto::Kind,
+    sync::Lock as _,
 };
 
 /// What every constructor of a framing looks like.
@@ -75,7 +75,7 @@ struct Registered {
 static REGISTERED: Mutex<Vec<Registered>> = Mutex::new(Vec::new());
 
 fn registered() -> MutexGuard<'static, Vec<Registered>> {
-    REGISTERED.lock().unwrap_or_else(|e| e.into_inner())
+    REGISTERED.acquire()
 }
 
 /// Adds a framing to the library of framings: `core_register_framing` of `include/websocket_bridge.h`.
@@ -217,7 +217,7 @@ impl Framing for Foreign {
         // The interface's default, for each message anew.
         let mut opcode = abi::ws_frame_binary;
         let taken = {
-            let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
+            let _turn = self.turn.acquire();
             let (config, last_read) = (self.config(), self.last_read);
             // SAFETY: the library is pinned. The arguments are what the interface promises: `length` bytes that may be
             // changed and a NUL byte, this connection's own pointer, and a string or NULL.
@@ -257,7 +257,7 @@ impl Drop for Foreign {
         if self.data.is_null() {
             return;
         }
-        let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
+        let _turn = self.turn.acquire();
         let config = self.config();
         // SAFETY: this is the call by which the interface lets a framing free what it keeps; the last one.
         unsafe {

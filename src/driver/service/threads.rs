@@ -3,19 +3,18 @@
 //! The clock slows down when all threads wait and no connection is ready. Whoever makes one ready, or stops waiting, does
 //! so first and looks for a slow clock then; the clock says first that it is slow and looks at the threads then. One of
 //! the two always sees the other, which takes `SeqCst` on both sides.
-#![deny(unsafe_code)]
 
 use crate::sync::{AtomicBool, AtomicUsize, Ordering};
 
 /// The threads of a service, its clock not among them.
 #[derive(Debug)]
-pub struct Threads {
+pub(super) struct Threads {
     /// Threads that serve.
     serving: AtomicUsize,
     /// Those of them that wait for events.
     waiting: AtomicUsize,
     /// The clock has slowed down, and must be woken when traffic begins.
-    calm: AtomicBool,
+    idle: AtomicBool,
     /// All connections are gone and no new one will come; threads have to go.
     over: AtomicBool,
 }
@@ -25,7 +24,7 @@ impl Default for Threads {
         Self {
             serving: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            calm: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
     }
@@ -33,33 +32,33 @@ impl Default for Threads {
 
 impl Threads {
     /// How many serve.
-    pub fn serving(&self) -> usize {
+    pub(super) fn serving(&self) -> usize {
         self.serving.load(Ordering::SeqCst)
     }
 
     /// How many of them wait for events.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
 
     /// One more serves.
-    pub fn join(&self) {
+    pub(super) fn join(&self) {
         self.serving.fetch_add(1, Ordering::SeqCst);
     }
 
     /// One serves no more.
-    pub fn leave(&self) {
+    pub(super) fn leave(&self) {
         self.serving.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The calling thread serves no more, unless it is the last one.
-    pub fn leave_if_surplus(&self) -> bool {
+    pub(super) fn leave_if_surplus(&self) -> bool {
         let fewer = |threads: usize| (threads > 1).then(|| threads - 1);
         self.serving.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
     }
 
     /// The calling thread waits for events while `wait` runs.
-    pub fn wait<R>(&self, wait: impl FnOnce() -> R) -> R {
+    pub(super) fn wait<R>(&self, wait: impl FnOnce() -> R) -> R {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let result = wait();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -67,39 +66,39 @@ impl Threads {
     }
 
     /// There is traffic: `true` if the clock was slow and has to be woken.
-    pub fn note_traffic(&self) -> bool {
-        self.calm.load(Ordering::SeqCst) && self.calm.swap(false, Ordering::SeqCst)
+    pub(super) fn note_traffic(&self) -> bool {
+        self.idle.load(Ordering::SeqCst) && self.idle.swap(false, Ordering::SeqCst)
     }
 
     /// Whether the clock is slow.
-    pub fn is_calm(&self) -> bool {
-        self.calm.load(Ordering::SeqCst)
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::SeqCst)
     }
 
     /// Slows the clock down, unless a thread is at work or a connection is ready, or is so by now.
-    pub fn calm_down(&self, nobody_is_ready: impl Fn() -> bool) {
+    pub(super) fn go_idle(&self, nobody_is_ready: impl Fn() -> bool) {
         let all_wait = || self.waiting() == self.serving() && nobody_is_ready();
         if all_wait() {
-            self.calm.store(true, Ordering::SeqCst);
+            self.idle.store(true, Ordering::SeqCst);
             // Who stops waiting first says so and then looks whether the clock is slow.
             if !all_wait() {
-                self.calm.store(false, Ordering::SeqCst);
+                self.idle.store(false, Ordering::SeqCst);
             }
         }
     }
 
     /// All threads have to go; whoever says so wakes them then.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
     }
 
     /// Whether they have to.
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
     /// A wake-up has come: takes note of it by `clear`. One that means the end is left for all the others.
-    pub fn heed(&self, clear: impl FnOnce(), wake: impl FnOnce()) {
+    pub(super) fn heed(&self, clear: impl FnOnce(), wake: impl FnOnce()) {
         if !self.is_over() {
             clear();
             // The end may have come right before that, and its wake-up been cleared away with the other one.
@@ -134,13 +133,13 @@ mod loom_tests {
             let threads = one_that_waits();
             let clock = thread::spawn({
                 let threads = threads.clone();
-                move || threads.calm_down(|| true)
+                move || threads.go_idle(|| true)
             });
             // An event has come, and its callback does not return.
             threads.waiting.fetch_sub(1, Ordering::SeqCst);
             threads.note_traffic();
             clock.join().unwrap();
-            assert!(!threads.is_calm());
+            assert!(!threads.is_idle());
         });
     }
 
@@ -151,12 +150,12 @@ mod loom_tests {
             let ready = Arc::new(Mutex::new(0));
             let clock = thread::spawn({
                 let (threads, ready) = (threads.clone(), ready.clone());
-                move || threads.calm_down(|| *ready.lock().unwrap() == 0)
+                move || threads.go_idle(|| *ready.lock().unwrap() == 0)
             });
             *ready.lock().unwrap() += 1;
             threads.note_traffic();
             clock.join().unwrap();
-            assert!(!threads.is_calm());
+            assert!(!threads.is_idle());
         });
     }
 
@@ -164,13 +163,13 @@ mod loom_tests {
     fn a_slow_clock_is_woken_once() {
         loom::model(|| {
             let threads = one_that_waits();
-            threads.calm_down(|| true);
+            threads.go_idle(|| true);
             let other = thread::spawn({
                 let threads = threads.clone();
                 move || threads.note_traffic()
             });
             let woken = threads.note_traffic();
-            assert!(woken != other.join().unwrap() && !threads.is_calm());
+            assert!(woken != other.join().unwrap() && !threads.is_idle());
         });
     }
 

@@ -57,7 +57,7 @@ const OPERATIONS: usize = 32;
 
 /// What a server reports.
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Heard {
+enum Activity {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
@@ -73,7 +73,7 @@ enum End {
     Refused(Option<Violation>),
 }
 
-type Verdict = (Vec<Heard>, End);
+type Action = (Vec<Activity>, End);
 
 /// Compares a session with tungstenite on arbitrary bytes or on a script.
 pub fn session_vs_tungstenite(data: &[u8]) {
@@ -109,7 +109,7 @@ fn cycle(cuts: [usize; 4], bytes: &[u8]) -> impl Iterator<Item = usize> + use<> 
 }
 
 /// What our session makes of the bytes.
-fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]) -> Verdict {
+fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]) -> Action {
     let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false, memory: &mod_websocket::limits::memory::UNLIMITED };
     let mut session = Session::new(limits, params);
     let (mut heard, mut end) = (Vec::new(), End::Open);
@@ -133,13 +133,13 @@ fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]
             };
             assert_eq!(end, End::Open, "nothing is heard behind the end");
             heard.push(match event {
-                Event::Message { kind: Kind::Text, data } => Heard::Text(data.to_vec()),
-                Event::Message { kind: Kind::Binary, data } => Heard::Binary(data.to_vec()),
-                Event::Ping(data) => Heard::Ping(data.to_vec()),
-                Event::Pong(data) => Heard::Pong(data.to_vec()),
+                Event::Message { kind: Kind::Text, data } => Activity::Text(data.to_vec()),
+                Event::Message { kind: Kind::Binary, data } => Activity::Binary(data.to_vec()),
+                Event::Ping(data) => Activity::Ping(data.to_vec()),
+                Event::Pong(data) => Activity::Pong(data.to_vec()),
                 Event::Close(CloseReason { code, text }) => {
                     end = End::Closed;
-                    Heard::Close(code.map(|code| code.0), text.to_owned())
+                    Activity::Close(code.map(|code| code.0), text.to_owned())
                 }
             });
             piece = &mut piece[consumed..];
@@ -174,7 +174,7 @@ impl<I> Write for Pipe<'_, I> {
 }
 
 /// What tungstenite makes of the bytes.
-fn tungstenite(bytes: &[u8], limit: usize, cuts: [usize; 4]) -> Verdict {
+fn tungstenite(bytes: &[u8], limit: usize, cuts: [usize; 4]) -> Action {
     let config = WebSocketConfig::default()
         .read_buffer_size(512)
         .max_message_size(Some(limit))
@@ -184,15 +184,15 @@ fn tungstenite(bytes: &[u8], limit: usize, cuts: [usize; 4]) -> Verdict {
     let mut heard = Vec::new();
     loop {
         heard.push(match socket.read() {
-            Ok(Message::Text(text)) => Heard::Text(text.as_bytes().to_vec()),
-            Ok(Message::Binary(data)) => Heard::Binary(data.to_vec()),
-            Ok(Message::Ping(data)) => Heard::Ping(data.to_vec()),
-            Ok(Message::Pong(data)) => Heard::Pong(data.to_vec()),
+            Ok(Message::Text(text)) => Activity::Text(text.as_bytes().to_vec()),
+            Ok(Message::Binary(data)) => Activity::Binary(data.to_vec()),
+            Ok(Message::Ping(data)) => Activity::Ping(data.to_vec()),
+            Ok(Message::Pong(data)) => Activity::Pong(data.to_vec()),
             Ok(Message::Frame(_)) => unreachable!("never read"),
             Ok(Message::Close(reason)) => {
                 heard.push(match reason {
-                    None => Heard::Close(None, String::new()),
-                    Some(frame) => Heard::Close(Some(frame.code.into()), frame.reason.to_string()),
+                    None => Activity::Close(None, String::new()),
+                    Some(frame) => Activity::Close(Some(frame.code.into()), frame.reason.to_string()),
                 });
                 return (heard, End::Closed);
             }
@@ -257,7 +257,7 @@ fn walk(bytes: &[u8], limit: usize) -> Walk {
 }
 
 /// Compares what the session heard with tungstenite's opinion on the same bytes.
-fn compare(ours: &Verdict, bytes: &[u8], limit: usize, cuts: [usize; 4]) {
+fn compare(ours: &Action, bytes: &[u8], limit: usize, cuts: [usize; 4]) {
     let (bytes, refusable, rest) = match walk(bytes, limit) {
         Walk::Whole => (bytes, false, Vec::new()),
         Walk::Short(rest) => (bytes, false, rest),
@@ -272,7 +272,7 @@ fn compare(ours: &Verdict, bytes: &[u8], limit: usize, cuts: [usize; 4]) {
         theirs = tungstenite(&[bytes, &rest].concat(), limit, cuts);
     }
     if ours.1 == End::Refused(Some(Violation::CloseCode)) && theirs.1 == End::Closed {
-        let replaced = Heard::Close(Some(1002), "Protocol violation".to_owned());
+        let replaced = Activity::Close(Some(1002), "Protocol violation".to_owned());
         assert_eq!(theirs.0.pop(), Some(replaced));
         theirs.1 = End::Refused(None);
     }
@@ -285,7 +285,7 @@ fn compare(ours: &Verdict, bytes: &[u8], limit: usize, cuts: [usize; 4]) {
 }
 
 /// The first event that two servers do not share.
-fn difference(ours: &[Heard], theirs: &[Heard]) -> String {
+fn difference(ours: &[Activity], theirs: &[Activity]) -> String {
     let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
     format!("{:?} where it is {:?}, behind {same} others", ours.get(same), theirs.get(same))
 }
@@ -298,7 +298,7 @@ struct Script {
     plain: Vec<u8>,
     limit: usize,
     /// What has to be heard as long as the script is sure of it.
-    expected: Vec<Heard>,
+    expected: Vec<Activity>,
     /// How it ends; `None` if only tungstenite knows.
     end: Option<End>,
 }
@@ -330,7 +330,7 @@ impl Script {
     }
 
     /// Compares what the session heard with what is sure.
-    fn check(&self, ours: &Verdict) {
+    fn check(&self, ours: &Action) {
         match self.end {
             None => assert!(ours.0.starts_with(&self.expected)),
             Some(end) => {
@@ -344,7 +344,7 @@ impl Script {
     }
 
     /// Expects an event if the conversation is still sure to be open.
-    fn expect(&mut self, event: Heard, valid: bool, then: End) {
+    fn expect(&mut self, event: Activity, valid: bool, then: End) {
         if self.end == Some(End::Open) {
             if valid {
                 self.expected.push(event);
@@ -390,18 +390,18 @@ impl Script {
             0 => {
                 self.both(FIN | CLOSE, key, &payload);
                 if payload.is_empty() {
-                    self.expect(Heard::Close(None, String::new()), fits, End::Closed);
+                    self.expect(Activity::Close(None, String::new()), fits, End::Closed);
                 } else if self.end == Some(End::Open) {
                     self.end = None;
                 }
             }
             1..=4 => {
                 self.both(FIN | PING, key, &payload);
-                self.expect(Heard::Ping(payload), fits, End::Open);
+                self.expect(Activity::Ping(payload), fits, End::Open);
             }
             _ => {
                 self.both(FIN | PONG, key, &payload);
-                self.expect(Heard::Pong(payload), fits, End::Open);
+                self.expect(Activity::Pong(payload), fits, End::Open);
             }
         }
     }
@@ -445,7 +445,7 @@ impl Script {
                 self.control(input);
             }
         }
-        let event = if opcode == TEXT { Heard::Text(payload) } else { Heard::Binary(payload) };
+        let event = if opcode == TEXT { Activity::Text(payload) } else { Activity::Binary(payload) };
         self.expect(event, valid, End::Open);
     }
 }

@@ -1,0 +1,88 @@
+//! What a connection's deadlines are asked with, and what follows: the same in both homes.
+
+use std::{io, time::Duration};
+
+use super::conn_io::ConnIo;
+use crate::{
+    conn::{
+        deadlines::{Action, Activity, Snapshot, Unfinished},
+        endpoint::Peer,
+        outbox::{Outbox, State},
+    },
+    proto::{
+        close::{self, CloseCode},
+        frame::Opcode,
+    },
+    settings::Timeouts,
+};
+
+/// How long a client has to answer our Close when the child goes down.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long after the child's end has come to a connection what still waits for its peer is dropped, however fast it is.
+pub(super) const PEERS_END: Duration = Duration::from_secs(1);
+
+/// What a driver has seen of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// Time since some fixed moment.
+    pub(super) now: Duration,
+    /// How long ago the child's end came to the connection.
+    pub(super) since: Option<Duration>,
+    /// What the client has done since the deadlines were asked last.
+    pub(super) activity: Activity,
+    /// A message that is arriving.
+    pub(super) unfinished: Option<Unfinished>,
+    /// A thread is at work on it.
+    pub(super) running: bool,
+    /// Not everything could be written.
+    pub(super) blocked: bool,
+}
+
+/// What the connection looks like.
+pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Snapshot {
+    let Seen { now, since, mut activity, unfinished, running, blocked } = *seen;
+    let (state, mut summary, unsent) = io.outbox.look();
+    let queued = unsent || blocked;
+    let arrived = if queued { io.arrived(summary.bytes_out) } else { None };
+    summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
+    // Who is not read from cannot be blamed for its silence.
+    activity.bytes |= state <= State::Open && peer.is_some_and(Peer::is_crowded);
+    let (unsent, hurry) = (arrived.is_some(), since.is_some());
+    Snapshot { now, state, activity, summary, queued, unsent, unfinished, running, hurry }
+}
+
+/// The time that a connection has for everything. `since`: how long ago the child's end came to it.
+pub(super) fn timeouts(timeouts: Timeouts, since: Option<Duration>) -> Timeouts {
+    if since.is_none() {
+        return timeouts;
+    }
+    let close = timeouts.close.map_or(STOP_TIMEOUT, |close| close.min(STOP_TIMEOUT));
+    Timeouts { close: Some(close), ..timeouts }
+}
+
+/// How long a peer may take nothing of what waits for it. `since`: how long ago the child's end came to the connection; what
+/// the peer did before that is judged as ever.
+pub(super) fn peer_timeout(timeouts: &Timeouts, since: Option<Duration>) -> Duration {
+    match since {
+        Some(since) if since >= PEERS_END => Duration::ZERO,
+        Some(since) if since >= STOP_TIMEOUT => timeouts.stall.min(STOP_TIMEOUT),
+        _ => timeouts.stall,
+    }
+}
+
+/// Does what the deadlines ask for; an error if the connection is to be given up.
+pub(super) fn act(action: Action, outbox: &Outbox) -> io::Result<()> {
+    match action {
+        Action::Wait(_) | Action::Read => {}
+        Action::Ping => {
+            // While more than the limit waits for the client there is no need to ask whether it is there.
+            let _ = outbox.send_control(Opcode::Ping, &[]);
+        }
+        Action::Close(CloseCode::POLICY, why) => outbox.give_up(format_args!("{why}")),
+        Action::Close(code, why) => {
+            outbox.close(&close::payload(code), why);
+        }
+        Action::GiveUp(why) => return Err(io::Error::new(io::ErrorKind::TimedOut, why)),
+    }
+    Ok(())
+}
