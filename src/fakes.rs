@@ -219,7 +219,7 @@ type Meanwhile = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub(crate) struct Wire {
     script: Arc<Watched<Script>>,
-    bell: Arc<Waker>,
+    waker: Arc<Waker>,
     /// What happens elsewhere while the transport flushes next.
     meanwhile: Arc<Mutex<Option<Meanwhile>>>,
 }
@@ -242,10 +242,10 @@ impl Wire {
     /// A client that reads everything and says nothing.
     pub(crate) fn new() -> Self {
         let script = Script { room: usize::MAX, ..Script::default() };
-        let bell = Waker::new().expect("a descriptor");
+        let waker = Waker::new().expect("a descriptor");
         Self {
             script: Arc::new(Watched::new(script)),
-            bell: Arc::new(bell),
+            waker: Arc::new(waker),
             meanwhile: Arc::default(),
         }
     }
@@ -269,7 +269,7 @@ impl Wire {
     /// Reads find this next.
     pub(crate) fn says(&self, read: Read) {
         self.script.change(|script| script.reads.push_back(read));
-        self.bell.wake();
+        self.waker.wake();
     }
 
     /// A client sends a frame.
@@ -280,7 +280,7 @@ impl Wire {
     /// The client takes so many more bytes and no more.
     pub(crate) fn takes(&self, room: usize) {
         self.script.change(|script| script.room = room);
-        self.bell.wake();
+        self.waker.wake();
     }
 
     pub(crate) fn change<R>(&self, f: impl FnOnce(&mut Script) -> R) -> R {
@@ -371,7 +371,7 @@ impl Script {
 
 impl Transport for Plug {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.bell.clear();
+        self.0.waker.clear();
         self.0.change(|script| script.read(buffer))
     }
 
@@ -416,7 +416,7 @@ impl Transport for Plug {
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.bell.as_fd()
+        self.0.waker.as_fd()
     }
 
     fn retry(&self) -> Option<Duration> {

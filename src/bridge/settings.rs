@@ -4,25 +4,28 @@
 use std::time::Duration;
 
 use super::address::{Address, Pattern};
+use crate::settings::settings;
 
 /// The default of `WebSocketBridgeConnectTimeout`.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the directives of one section set.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// `WebSocketBridgeAllow`, all of the section's.
-    pub allow: Option<Vec<Pattern>>,
-    /// `WebSocketBridgeFraming`: a name, and what it is configured with.
-    pub framing: Option<(String, Option<String>)>,
-    /// `WebSocketBridgeProtocol`.
-    pub protocol: Option<Protocol>,
-    /// `WebSocketBridgeConnectTimeout`.
-    pub connect_timeout: Option<Duration>,
-    /// `WebSocketBridgeProxyProtocol`: whether to send the header of version 2.
-    pub proxy_protocol: Option<bool>,
-    /// `WebSocketBridgeMaxPieceSize`, in bytes.
-    pub max_piece: Option<usize>,
+settings! {
+    /// What the directives of one section set.
+    #[derive(Clone, Debug, Default)]
+    pub struct Settings {
+        /// `WebSocketBridgeAllow`, all of the section's.
+        pub allow: Option<Vec<Pattern>>,
+        /// `WebSocketBridgeFraming`: a name, and what it is configured with.
+        pub framing: Option<(String, Option<String>)>,
+        /// `WebSocketBridgeProtocol`.
+        pub protocol: Option<Protocol>,
+        /// `WebSocketBridgeConnectTimeout`.
+        pub connect_timeout: Option<Duration>,
+        /// `WebSocketBridgeProxyProtocol`: whether to send the header of version 2.
+        pub proxy_protocol: Option<bool>,
+        /// `WebSocketBridgeMaxPieceSize`, in bytes.
+        pub max_piece: Option<usize>,
+    }
 }
 
 /// Which of the subprotocols that a client offers is announced.
@@ -38,18 +41,6 @@ pub enum Protocol {
 }
 
 impl Settings {
-    /// The settings of a section inside this one.
-    pub fn merge(&self, inner: &Self) -> Self {
-        Self {
-            allow: inner.allow.as_ref().or(self.allow.as_ref()).cloned(),
-            framing: inner.framing.as_ref().or(self.framing.as_ref()).cloned(),
-            protocol: inner.protocol.as_ref().or(self.protocol.as_ref()).cloned(),
-            connect_timeout: inner.connect_timeout.or(self.connect_timeout),
-            proxy_protocol: inner.proxy_protocol.or(self.proxy_protocol),
-            max_piece: inner.max_piece.or(self.max_piece),
-        }
-    }
-
     /// The framing's name and what it is configured with.
     pub fn framing(&self) -> (&str, Option<&str>) {
         self.framing.as_ref().map_or(("auto", None), |(name, config)| (name, config.as_deref()))

@@ -1350,7 +1350,7 @@ mod tests {
             assert_eq!(outbox.lock().unsent(), 20);
             wait_for_sender(&outbox);
             outbox.wrote(20, 0);
-            // Long before its patience ends.
+            // Long before its time is over.
             wait_until(|| sender.is_finished());
             assert_eq!(sender.join().unwrap(), Ok(()));
         });

@@ -321,9 +321,9 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::driver::judging::{PEERS_END, STOP_TIMEOUT};
     use crate::{
         conn::outbox::{Outbox, Refused},
+        driver::judging::{PEERS_END, STOP_TIMEOUT},
         fakes::{EndOnFailure, Lines, Read, Recorder, StuckPeer, Wire, from_us, session},
         proto::{Kind, frame::Opcode},
     };

@@ -475,7 +475,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::os::Interest;
     use crate::{
         conn::outbox::Bounds,
         driver::{Transport, plain::Socket},
@@ -484,7 +483,7 @@ mod tests {
             no_descriptor, outbox, session, session_of,
         },
         limits::memory::{self, Budget},
-        os::Readiness,
+        os::{Interest, Readiness},
         proto::close::CloseCode,
     };
 

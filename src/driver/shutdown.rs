@@ -82,14 +82,14 @@ impl SharedEnding {
 /// The child's end, as its blocking connections see it; and which callbacks it meets on their threads.
 #[derive(Default)]
 pub struct Shutdown {
-    word: SharedEnding,
+    ending: SharedEnding,
     live: Mutex<Live>,
 }
 
 #[derive(Default)]
 struct Live {
     next: u64,
-    carriers: BTreeMap<u64, Weak<dyn DriverHandle>>,
+    drivers: BTreeMap<u64, Weak<dyn DriverHandle>>,
     callbacks: BTreeMap<u64, Arc<Callbacks>>,
 }
 
@@ -110,24 +110,24 @@ impl Shutdown {
     /// A child that runs.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
-        let live = Live { next: 0, carriers: BTreeMap::new(), callbacks: BTreeMap::new() };
-        Self { word: SharedEnding::new(), live: Mutex::new(live) }
+        let live = Live { next: 0, drivers: BTreeMap::new(), callbacks: BTreeMap::new() };
+        Self { ending: SharedEnding::new(), live: Mutex::new(live) }
     }
 
     /// A new child process begins, whose drain may take so long.
     pub fn reset(&self, drain: Duration) {
-        self.word.reset(drain);
+        self.ending.reset(drain);
     }
 
     /// How the child ends, if it does.
     pub fn ending(&self) -> Ending {
-        self.word.get()
+        self.ending.get()
     }
 
     /// Ends all connections, those to come included: each of them is woken and sees it.
     pub fn end(&self, ending: Ending) {
-        self.word.raise(ending);
-        let live: Vec<_> = self.lock().carriers.values().filter_map(Weak::upgrade).collect();
+        self.ending.raise(ending);
+        let live: Vec<_> = self.lock().drivers.values().filter_map(Weak::upgrade).collect();
         for driver in live {
             driver.wake();
         }
@@ -135,15 +135,15 @@ impl Shutdown {
 
     /// Makes a drain a stop, from within a signal handler: connections find out when they look next.
     pub fn hasten(&self) {
-        self.word.raise(Ending::Stop);
+        self.ending.raise(Ending::Stop);
     }
 
     /// Has a connection woken when the child stops, as long as the returned value lives.
-    pub fn enter(&self, driver: &Arc<dyn DriverHandle>) -> Entry<'_> {
+    pub fn enter(&self, driver: &Arc<dyn DriverHandle>) -> Registered<'_> {
         let mut live = self.lock();
         let id = live.number();
-        live.carriers.insert(id, Arc::downgrade(driver));
-        Entry { stop: self, id }
+        live.drivers.insert(id, Arc::downgrade(driver));
+        Registered { shutdown: self, id }
     }
 
     /// Has a connection's callbacks watched, as long as they are called on a thread of httpd's and the returned value lives.
@@ -151,7 +151,7 @@ impl Shutdown {
         let mut live = self.lock();
         let id = live.number();
         live.callbacks.insert(id, callbacks);
-        Watched { stop: self, id }
+        Watched { shutdown: self, id }
     }
 
     /// The libraries of those that are running, one for each callback.
@@ -162,7 +162,7 @@ impl Shutdown {
     /// Whether nobody is to be woken.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().carriers.is_empty()
+        self.lock().drivers.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
@@ -171,38 +171,38 @@ impl Shutdown {
 }
 
 /// A connection's place in a [`Shutdown`].
-pub struct Entry<'s> {
-    stop: &'s Shutdown,
+pub struct Registered<'s> {
+    shutdown: &'s Shutdown,
     id: u64,
 }
 
-impl Entry<'_> {
+impl Registered<'_> {
     /// How the child ends, if it does.
     pub fn ending(&self) -> Ending {
-        self.stop.ending()
+        self.shutdown.ending()
     }
 
-    /// When the connection has its turn, from the beginning of a drain.
+    /// When the connection is closed, from the beginning of a drain.
     pub fn moment(&self) -> Duration {
-        self.stop.word.moment(self.id)
+        self.shutdown.ending.moment(self.id)
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        self.stop.lock().carriers.remove(&self.id);
+        self.shutdown.lock().drivers.remove(&self.id);
     }
 }
 
 /// A connection whose callbacks a [`Shutdown`] watches.
 pub struct Watched<'s> {
-    stop: &'s Shutdown,
+    shutdown: &'s Shutdown,
     id: u64,
 }
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        self.stop.lock().callbacks.remove(&self.id);
+        self.shutdown.lock().callbacks.remove(&self.id);
     }
 }
 

@@ -11,11 +11,10 @@ use core::{ffi::CStr, ptr, slice};
 use std::sync::Arc;
 
 use super::{
-    advice,
-    handler::note_summary,
-    is_threaded,
+    advice, is_threaded,
     request::{Request, Table},
     sys, tls,
+    upgrade::note_summary,
 };
 use crate::{driver::service::Finished, plugin::headers::Headers};
 
@@ -97,7 +96,7 @@ impl Record {
     }
 
     /// Writes the line, unless that cannot be done from this thread.
-    pub(super) fn log(self, farewell: &Finished) {
+    pub(super) fn log(self, finished: &Finished) {
         if !is_possible() {
             return;
         }
@@ -109,7 +108,7 @@ impl Record {
         if status == sys::APR_SUCCESS as i32 {
             // SAFETY: the pool was just made, and is destroyed when nothing uses it any more.
             unsafe {
-                self.log_in(pool, farewell);
+                self.log_in(pool, finished);
                 sys::apr_pool_destroy(pool);
             }
         }
@@ -117,7 +116,7 @@ impl Record {
 
     /// # Safety
     /// - `pool` is live and used by this thread only.
-    unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, farewell: &Finished) {
+    unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, finished: &Finished) {
         // SAFETY: the caller's word. Both records consist of integers and pointers, for which zero is a value that httpd
         // itself starts from; what its logging looks at is filled in below.
         unsafe {
@@ -178,9 +177,9 @@ impl Record {
             {
                 sys::apr_table_set((*rec).subprocess_env, name.as_ptr(), value.as_ptr());
             }
-            note_summary(r, &farewell.summary);
+            note_summary(r, &finished.summary);
             prepare_logio(connection);
-            let (received, sent) = (farewell.received as i64, farewell.summary.bytes_out as i64);
+            let (received, sent) = (finished.received as i64, finished.summary.bytes_out as i64);
             super::count_bytes(connection, received, sent);
             if is_threaded() {
                 sys::ap_run_log_transaction(rec);

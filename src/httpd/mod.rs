@@ -3,8 +3,9 @@
 //! | file | owns |
 //! |---|---|
 //! | this one | the module structure and the hooks |
-//! | `directives.rs` | the directives and the settings of a section |
-//! | `handler.rs` | the upgrade of a request |
+//! | `directives/` | the directives and the settings of a section |
+//! | `handler.rs` | a request's handshake is checked, and refused or upgraded |
+//! | `upgrade.rs` | the 101, and who serves the connection then |
 //! | `draft.rs` | `websocket_draft76_module`: what drafts 76 and 75 have different |
 //! | `bridge.rs` | which peer a request leads to |
 //! | `child.rs` | the beginning and the end of a child process |
@@ -55,6 +56,7 @@ mod status;
 mod sys;
 mod tls;
 mod tree;
+mod upgrade;
 mod workers;
 
 /// The end of this child process, as its connections see it.

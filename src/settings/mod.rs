@@ -31,61 +31,101 @@ pub const THREADS: u16 = 32;
 /// The default of `WebSocketMemoryLimit`: 256 MiB.
 pub const MEMORY_LIMIT: usize = 256 << 20;
 
-/// What the directives of one section set.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// `WebSocketMaxMessageSize`, in bytes.
-    pub max_message: Option<usize>,
-    /// `WebSocketSendQueueLimit`, in bytes.
-    pub send_queue: Option<usize>,
-    /// Which pages may connect.
-    pub origins: Origins,
-    /// `WebSocketAllowReservedStatusCodes`.
-    pub allow_reserved: Option<bool>,
-    /// `WebSocketMaxConnections`; `Some(None)` is Off.
-    pub max_connections: Option<Option<Limit>>,
-    /// `WebSocketMaxConnectionsPerIP`; `Some(None)` is Off.
-    pub max_connections_per_ip: Option<Option<AddressLimit>>,
-    /// `WebSocketDetach`.
-    pub detach: Option<Detach>,
-    /// `WebSocketPingInterval`; `Some(None)` is Off.
-    pub ping_interval: Option<Option<Duration>>,
-    /// `WebSocketIdleTimeout`; `Some(None)` is Off.
-    pub idle_timeout: Option<Option<Duration>>,
-    /// `WebSocketCloseTimeout`; `Some(None)` is Off.
-    pub close_timeout: Option<Option<Duration>>,
-    /// `WebSocketMessageTimeout`; `Some(None)` is Off.
-    pub message_timeout: Option<Option<MessageTimeout>>,
-    /// What the `WebSocketCompression…` directives set.
-    pub compression: Compression,
-    /// `SupportDraft75`.
-    pub draft75: Option<bool>,
-    /// What the `WebSocketBridge…` directives set.
-    pub bridge: Bridge,
-    /// What .htaccess files demand besides.
-    pub htaccess: Htaccess,
+/// What one section sets of a thing, so that an inner section overrides it.
+pub trait Merge: Sized {
+    /// What holds in a section inside this one.
+    fn merge(&self, inner: &Self) -> Self;
 }
 
-/// Which pages may connect.
-#[derive(Clone, Debug, Default)]
-pub struct Origins {
-    /// `WebSocketOriginCheck`.
-    pub check: Option<OriginCheck>,
-    /// `WebSocketTrustedOrigin`, all of the section's.
-    pub trusted: Option<Vec<String>>,
+impl<T: Clone> Merge for Option<T> {
+    fn merge(&self, inner: &Self) -> Self {
+        inner.as_ref().or(self.as_ref()).cloned()
+    }
 }
 
-/// What .htaccess files set of what protects the server and its users. It is kept apart from what the server's own
-/// configuration sets, whatever the order in which httpd merges them: both hold, so that such a file can make that
-/// stricter, and never looser. Among themselves .htaccess files override each other as sections do.
-#[derive(Clone, Debug, Default)]
-pub struct Htaccess {
-    /// `WebSocketMaxMessageSize`, in bytes, and where it stands.
-    pub max_message: Option<(usize, String)>,
+/// A struct of settings: what an inner section sets overrides what the outer one does, field by field.
+macro_rules! settings {
+    (
+        $(#[$about:meta])+
+        pub struct $name:ident {
+            $($(#[$doc:meta])+ pub $field:ident: $type:ty,)+
+        }
+    ) => {
+        $(#[$about])+
+        pub struct $name {
+            $($(#[$doc])+ pub $field: $type,)+
+        }
+
+        impl $crate::settings::Merge for $name {
+            fn merge(&self, inner: &Self) -> Self {
+                Self { $($field: $crate::settings::Merge::merge(&self.$field, &inner.$field),)+ }
+            }
+        }
+    };
+}
+pub(crate) use settings;
+
+settings! {
+    /// What the directives of one section set.
+    #[derive(Clone, Debug, Default)]
+    pub struct Settings {
+        /// `WebSocketMaxMessageSize`, in bytes.
+        pub max_message: Option<usize>,
+        /// `WebSocketSendQueueLimit`, in bytes.
+        pub send_queue: Option<usize>,
+        /// Which pages may connect.
+        pub origins: Origins,
+        /// `WebSocketAllowReservedStatusCodes`.
+        pub allow_reserved: Option<bool>,
+        /// `WebSocketMaxConnections`; `Some(None)` is Off.
+        pub max_connections: Option<Option<Limit>>,
+        /// `WebSocketMaxConnectionsPerIP`; `Some(None)` is Off.
+        pub max_connections_per_ip: Option<Option<AddressLimit>>,
+        /// `WebSocketDetach`.
+        pub detach: Option<Detach>,
+        /// `WebSocketPingInterval`; `Some(None)` is Off.
+        pub ping_interval: Option<Option<Duration>>,
+        /// `WebSocketIdleTimeout`; `Some(None)` is Off.
+        pub idle_timeout: Option<Option<Duration>>,
+        /// `WebSocketCloseTimeout`; `Some(None)` is Off.
+        pub close_timeout: Option<Option<Duration>>,
+        /// `WebSocketMessageTimeout`; `Some(None)` is Off.
+        pub message_timeout: Option<Option<MessageTimeout>>,
+        /// What the `WebSocketCompression…` directives set.
+        pub compression: Compression,
+        /// `SupportDraft75`.
+        pub draft75: Option<bool>,
+        /// What the `WebSocketBridge…` directives set.
+        pub bridge: Bridge,
+        /// What .htaccess files demand besides.
+        pub htaccess: Htaccess,
+    }
+}
+
+settings! {
     /// Which pages may connect.
-    pub origins: Origins,
-    /// Where the last directive of `origins` stands.
-    pub origins_place: Option<String>,
+    #[derive(Clone, Debug, Default)]
+    pub struct Origins {
+        /// `WebSocketOriginCheck`.
+        pub check: Option<OriginCheck>,
+        /// `WebSocketTrustedOrigin`, all of the section's.
+        pub trusted: Option<Vec<String>>,
+    }
+}
+
+settings! {
+    /// What .htaccess files set of what protects the server and its users. It is kept apart from what the server's own
+    /// configuration sets, whatever the order in which httpd merges them: both hold, so that such a file can make that
+    /// stricter, and never looser. Among themselves .htaccess files override each other as sections do.
+    #[derive(Clone, Debug, Default)]
+    pub struct Htaccess {
+        /// `WebSocketMaxMessageSize`, in bytes, and where it stands.
+        pub max_message: Option<(usize, String)>,
+        /// Which pages may connect.
+        pub origins: Origins,
+        /// Where the last directive of `origins` stands.
+        pub origins_place: Option<String>,
+    }
 }
 
 /// How many connections a section allows.
@@ -204,58 +244,24 @@ pub struct Timeouts {
     pub stall: Duration,
 }
 
-/// The settings of permessage-deflate.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Compression {
-    /// `WebSocketCompression`.
-    pub enabled: Option<bool>,
-    /// `WebSocketCompressionLevel`, 1 to 9.
-    pub level: Option<u8>,
-    /// `WebSocketCompressionMinSize`, in bytes.
-    pub min_size: Option<usize>,
-    /// `WebSocketCompressionWindowBits`, server and client, 9 to 15.
-    pub window_bits: Option<(u8, u8)>,
-    /// `WebSocketCompressionContextTakeover`, server and client.
-    pub takeover: Option<(bool, bool)>,
+settings! {
+    /// The settings of permessage-deflate.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Compression {
+        /// `WebSocketCompression`.
+        pub enabled: Option<bool>,
+        /// `WebSocketCompressionLevel`, 1 to 9.
+        pub level: Option<u8>,
+        /// `WebSocketCompressionMinSize`, in bytes.
+        pub min_size: Option<usize>,
+        /// `WebSocketCompressionWindowBits`, server and client, 9 to 15.
+        pub window_bits: Option<(u8, u8)>,
+        /// `WebSocketCompressionContextTakeover`, server and client.
+        pub takeover: Option<(bool, bool)>,
+    }
 }
 
 impl Settings {
-    /// The settings of a section inside this one.
-    pub fn merge(&self, inner: &Self) -> Self {
-        let (outer_c, inner_c) = (&self.compression, &inner.compression);
-        Self {
-            max_message: inner.max_message.or(self.max_message),
-            send_queue: inner.send_queue.or(self.send_queue),
-            origins: self.origins.merge(&inner.origins),
-            allow_reserved: inner.allow_reserved.or(self.allow_reserved),
-            max_connections: inner
-                .max_connections
-                .as_ref()
-                .or(self.max_connections.as_ref())
-                .cloned(),
-            max_connections_per_ip: inner
-                .max_connections_per_ip
-                .as_ref()
-                .or(self.max_connections_per_ip.as_ref())
-                .cloned(),
-            detach: inner.detach.or(self.detach),
-            ping_interval: inner.ping_interval.or(self.ping_interval),
-            idle_timeout: inner.idle_timeout.or(self.idle_timeout),
-            close_timeout: inner.close_timeout.or(self.close_timeout),
-            message_timeout: inner.message_timeout.or(self.message_timeout),
-            compression: Compression {
-                enabled: inner_c.enabled.or(outer_c.enabled),
-                level: inner_c.level.or(outer_c.level),
-                min_size: inner_c.min_size.or(outer_c.min_size),
-                window_bits: inner_c.window_bits.or(outer_c.window_bits),
-                takeover: inner_c.takeover.or(outer_c.takeover),
-            },
-            draft75: inner.draft75.or(self.draft75),
-            bridge: self.bridge.merge(&inner.bridge),
-            htaccess: self.htaccess.merge(&inner.htaccess),
-        }
-    }
-
     /// The most bytes of a message.
     pub fn max_message(&self) -> usize {
         let most = self.max_message_of_server();
@@ -335,11 +341,6 @@ impl Settings {
 }
 
 impl Origins {
-    fn merge(&self, inner: &Self) -> Self {
-        let trusted = inner.trusted.as_ref().or(self.trusted.as_ref());
-        Self { check: inner.check.or(self.check), trusted: trusted.cloned() }
-    }
-
     /// Which of them are let in.
     pub fn check(&self) -> OriginCheck {
         self.check.unwrap_or_default()
@@ -351,16 +352,6 @@ impl Origins {
 
     fn allow(&self, origin: &[u8], own: &str) -> bool {
         self.check().allows(origin, own, self.trusted())
-    }
-}
-
-impl Htaccess {
-    fn merge(&self, inner: &Self) -> Self {
-        Self {
-            max_message: inner.max_message.as_ref().or(self.max_message.as_ref()).cloned(),
-            origins: self.origins.merge(&inner.origins),
-            origins_place: inner.origins_place.as_ref().or(self.origins_place.as_ref()).cloned(),
-        }
     }
 }
 

@@ -364,24 +364,24 @@ fn a_stop_closes_all_and_waits_for_their_answer_but_not_for_ever() {
 #[test]
 fn a_drain_closes_each_at_its_moment_and_a_stop_the_rest() {
     let mut alone = Alone::new(Duration::from_secs(50));
-    let guests: Vec<_> = (0..8).map(|_| alone.echo()).collect();
+    let talks: Vec<_> = (0..8).map(|_| alone.echo()).collect();
     alone.service.end(Ending::Drain);
     alone.pass(Duration::ZERO);
     let moment = |talk: &Talk| alone.service.ending.moment(talk.entry.token.bits());
-    let mut moments: Vec<_> = guests.iter().map(moment).collect();
+    let mut moments: Vec<_> = talks.iter().map(moment).collect();
     moments.sort();
     // Into the longest while between two of them.
     let gaps = moments.windows(2).map(|pair| (pair[1] - pair[0], pair[0]));
     let (gap, last) = gaps.max().unwrap();
     alone.pass(last + gap / 2);
-    for talk in &guests {
+    for talk in &talks {
         let is_closed = talk.outbox.state() == State::Closing;
         assert_eq!(is_closed, alone.service.ending.moment(talk.entry.token.bits()) <= last);
     }
     alone.service.end(Ending::Stop);
     alone.service.end(Ending::Drain);
     alone.pass(Duration::ZERO);
-    for talk in guests {
+    for talk in talks {
         assert_eq!(talk.wire.sent(), going_away());
         talk.wire.frame(Opcode::Close, b"");
         alone.work();

@@ -216,20 +216,20 @@ mod loom_tests {
     #[test]
     fn the_end_reaches_all_threads() {
         crate::sync::check(3, || {
-            let (threads, poke) = (Arc::new(Threads::default()), Arc::new(Counter::default()));
+            let (threads, waker) = (Arc::new(Threads::default()), Arc::new(Counter::default()));
             // A connection is ready.
-            poke.wake();
+            waker.wake();
             let workers = [(); 2].map(|()| {
-                let (threads, poke) = (threads.clone(), poke.clone());
+                let (threads, waker) = (threads.clone(), waker.clone());
                 thread::spawn(move || {
                     while !threads.is_over() {
-                        poke.wait();
-                        threads.heed(|| poke.clear(), || poke.wake());
+                        waker.wait();
+                        threads.heed(|| waker.clear(), || waker.wake());
                     }
                 })
             });
             threads.end();
-            poke.wake();
+            waker.wake();
             for worker in workers {
                 worker.join().unwrap();
             }
