@@ -37,6 +37,13 @@ pub mod proto;
 pub mod settings;
 pub mod sync;
 
+#[cfg(test)]
+extern crate self as mod_websocket;
+#[cfg(test)]
+#[path = "../test/oracles/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the fuzz targets call the others")]
+mod oracles;
+
 #[cfg(feature = "httpd")]
 #[expect(unsafe_code, reason = "httpd is C")]
 mod httpd;

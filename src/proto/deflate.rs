@@ -13,7 +13,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use super::Violation;
 use crate::{
     conn::buffer::Buffer,
-    limits::memory::{self, Budget, Claim},
+    limits::memory::{Budget, Claim},
     sync::Lock as _,
 };
 
@@ -413,57 +413,10 @@ impl Drop for Inflater {
     }
 }
 
-/// Negotiates over arbitrary text; an answer keeps what was offered (a fuzz target).
-#[doc(hidden)]
-pub fn fuzz_deflate_offer(data: &[u8]) {
-    let Ok(text) = core::str::from_utf8(data) else { return };
-    let policy = Policy {
-        server_takeover: true,
-        client_takeover: true,
-        server_window: 15,
-        client_window: 12,
-    };
-    if let Some(params) = negotiate(text, &policy) {
-        assert!(text.to_ascii_lowercase().contains(NAME));
-        for bits in [params.server_max_window_bits, params.client_max_window_bits] {
-            assert!(bits.is_none_or(|bits| (WINDOW_MIN..=WINDOW_MAX).contains(&bits)));
-        }
-        // What we answer is itself a legal offer with the same meaning.
-        assert_eq!(negotiate(&params.to_string(), &policy), Some(params));
-    }
-}
-
-/// Inflates arbitrary bytes under a limit: an error or a bounded message (a fuzz target).
-#[doc(hidden)]
-pub fn fuzz_inflate_bounded(data: &[u8]) {
-    let Some((&cut, bytes)) = data.split_first() else { return };
-    let limit = usize::from(cut) * 64;
-    let params = Params {
-        server_no_context_takeover: true,
-        client_no_context_takeover: cut & 1 != 0,
-        server_max_window_bits: None,
-        client_max_window_bits: Some(9 + cut % 7),
-    };
-    let mut inflater = Inflater::new(&params, &memory::UNLIMITED);
-    for message in bytes.chunks(97) {
-        let mut out = Buffer::new(&memory::UNLIMITED);
-        for piece in message.chunks(usize::from(cut) % 13 + 1) {
-            if inflater.push(piece, &mut out, limit).is_err() {
-                return;
-            }
-        }
-        let result = inflater.finish(&mut out, limit);
-        assert!(out.capacity() <= limit + 1);
-        if result.is_err() {
-            return;
-        }
-        assert!(out.len() <= limit);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::memory::UNLIMITED;
 
     const OPEN: Policy = Policy {
         server_takeover: true,
@@ -473,7 +426,7 @@ mod tests {
     };
 
     fn buffer() -> Buffer {
-        Buffer::new(&memory::UNLIMITED)
+        Buffer::new(&UNLIMITED)
     }
 
     fn answer(extensions: &str, policy: &Policy) -> Option<String> {
@@ -599,7 +552,7 @@ mod tests {
             inflater.finish(&mut out, 100).unwrap();
             out.content().to_vec()
         };
-        let mut inflater = Inflater::new(&params(true, 15), &memory::UNLIMITED);
+        let mut inflater = Inflater::new(&params(true, 15), &UNLIMITED);
         let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
         assert_eq!(inflate(&mut inflater, &hello), b"Hello");
         // §7.2.3.2: the second Hello refers to the first.
@@ -624,7 +577,7 @@ mod tests {
             for takeover in [false, true] {
                 let params = params(takeover, bits);
                 let mut deflater = Deflater::new(&params, 6);
-                let mut inflater = Inflater::new(&params, &memory::UNLIMITED);
+                let mut inflater = Inflater::new(&params, &UNLIMITED);
                 for len in [1, 2, 10, 125, 4096, 65_536, text.len()] {
                     let message = &text[..len];
                     let mut wire = vec![7];
@@ -654,7 +607,7 @@ mod tests {
         let mut bomb = Vec::new();
         assert!(Deflater::new(&params, 9).compress(&vec![0; 50_000_000], &mut bomb));
         let mut out = buffer();
-        let result = Inflater::new(&params, &memory::UNLIMITED).push(&bomb, &mut out, 100_000);
+        let result = Inflater::new(&params, &UNLIMITED).push(&bomb, &mut out, 100_000);
         assert_eq!(result, Err(Violation::TooBig));
         assert!(out.capacity() <= 100_001, "{}", out.capacity());
     }
@@ -700,7 +653,7 @@ mod tests {
 
     #[test]
     fn broken_data_is_a_violation() {
-        let mut inflater = Inflater::new(&params(true, 15), &memory::UNLIMITED);
+        let mut inflater = Inflater::new(&params(true, 15), &UNLIMITED);
         let mut out = buffer();
         assert_eq!(inflater.push(&[0xff; 20], &mut out, 1000), Err(Violation::Deflate));
     }

@@ -15,7 +15,10 @@
 
 use std::io::{self, Read, Write};
 
-use mod_websocket::{proto::{Kind, Version, Violation, close::CloseReason, deflate::Params}, conn::session::{Event, Limits, Progress, Session}};
+use mod_websocket::{
+    conn::session::{Event, Limits, Progress, Session},
+    proto::{Kind, Version, Violation, close::CloseReason, deflate::Params},
+};
 use tungstenite::{
     Error, Message, WebSocket,
     error::ProtocolError,
@@ -110,7 +113,12 @@ fn cycle(cuts: [usize; 4], bytes: &[u8]) -> impl Iterator<Item = usize> + use<> 
 
 /// What our session makes of the bytes.
 fn session(bytes: &[u8], params: Option<&Params>, limit: usize, cuts: [usize; 4]) -> Action {
-    let limits = Limits { version: Version::V13, max_message: limit, allow_reserved: false, memory: &mod_websocket::limits::memory::UNLIMITED };
+    let limits = Limits {
+        version: Version::V13,
+        max_message: limit,
+        allow_reserved: false,
+        memory: &mod_websocket::limits::memory::UNLIMITED,
+    };
     let mut session = Session::new(limits, params);
     let (mut heard, mut end) = (Vec::new(), End::Open);
     let mut rest = bytes.to_vec();
@@ -192,7 +200,9 @@ fn tungstenite(bytes: &[u8], limit: usize, cuts: [usize; 4]) -> Action {
             Ok(Message::Close(reason)) => {
                 heard.push(match reason {
                     None => Activity::Close(None, String::new()),
-                    Some(frame) => Activity::Close(Some(frame.code.into()), frame.reason.to_string()),
+                    Some(frame) => {
+                        Activity::Close(Some(frame.code.into()), frame.reason.to_string())
+                    }
                 });
                 return (heard, End::Closed);
             }
@@ -445,7 +455,8 @@ impl Script {
                 self.control(input);
             }
         }
-        let event = if opcode == TEXT { Activity::Text(payload) } else { Activity::Binary(payload) };
+        let event =
+            if opcode == TEXT { Activity::Text(payload) } else { Activity::Binary(payload) };
         self.expect(event, valid, End::Open);
     }
 }

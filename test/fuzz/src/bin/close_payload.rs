@@ -1,4 +1,6 @@
 //! Close payloads against a second statement of the rules.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::close::fuzz_close_payload(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket_fuzz::oracles::close::fuzz_close_payload(
+    data
+));

@@ -1,4 +1,6 @@
 //! Negotiation over arbitrary text.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::deflate::fuzz_deflate_offer(data));
+libfuzzer_sys::fuzz_target!(
+    |data: &[u8]| mod_websocket_fuzz::oracles::deflate::fuzz_deflate_offer(data)
+);

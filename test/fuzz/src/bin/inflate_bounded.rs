@@ -1,6 +1,6 @@
 //! Arbitrary bytes inflate to an error or a bounded message.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::deflate::fuzz_inflate_bounded(
-    data
-));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    mod_websocket_fuzz::oracles::deflate::fuzz_inflate_bounded(data)
+});

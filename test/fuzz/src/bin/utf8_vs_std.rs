@@ -1,4 +1,6 @@
 //! Incremental validation of UTF-8 against the standard library.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket::proto::utf8::fuzz_utf8_vs_std(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mod_websocket_fuzz::oracles::utf8::fuzz_utf8_vs_std(
+    data
+));
