@@ -11,7 +11,9 @@ use core::{ffi::CStr, ptr, slice};
 use std::sync::Arc;
 
 use super::{
-    advice, is_threaded,
+    advice,
+    connection::Connection,
+    is_threaded,
     request::{Request, Table},
     sys, tls,
     upgrade::note_summary,
@@ -179,6 +181,7 @@ impl Record {
             }
             note_summary(r, &finished.summary);
             prepare_logio(connection);
+            let connection = Connection::from_ptr(ptr::NonNull::new_unchecked(connection));
             let (received, sent) = (finished.received as i64, finished.summary.bytes_out as i64);
             super::count_bytes(connection, received, sent);
             if is_threaded() {

@@ -7,7 +7,7 @@
 use core::{ffi::c_void, ptr};
 use std::sync::Arc;
 
-use super::{MEMORY, boundary, child, module, sys, tls::Takeover};
+use super::{MEMORY, boundary, child, connection::Connection, module, sys, tls::Takeover};
 use crate::{
     conn::{endpoint::Endpoint, log::Level, outbox::Outbox, session::Session},
     driver::{
@@ -59,49 +59,39 @@ impl Leaving {
     }
 }
 
-/// The module's place in a connection, made if there is none.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread; the result is used within its life.
-unsafe fn place(connection: *mut sys::conn_rec) -> *mut Place {
-    // SAFETY: the caller's word. What is stored there is a place, and nothing else. A pool's memory is aligned for any C type,
-    // and the cleanup runs when the memory is about to go.
+/// The module's place in a connection, made if there is none. It lives as long as the connection.
+fn place(connection: Connection<'_>) -> *mut Place {
+    // SAFETY: httpd has loaded this module.
+    let known = unsafe { connection.config(module()) };
+    if !known.is_null() {
+        // Nothing else is stored there.
+        return known.cast();
+    }
+    let rec = connection.rec();
+    // SAFETY: R5. A pool's memory is aligned for any C type, and as long as the connection's vector.
     unsafe {
-        let known = sys::ap_get_module_config((*connection).conn_config, module());
-        if !known.is_null() {
-            return known.cast();
-        }
-        let place = sys::apr_palloc((*connection).pool, size_of::<Place>()).cast::<Place>();
+        let place = sys::apr_palloc(rec.pool, size_of::<Place>()).cast::<Place>();
         place.write(Place { ssl: ptr::null_mut(), leaving: ptr::null_mut() });
-        sys::ap_set_module_config((*connection).conn_config, module(), place.cast());
+        sys::ap_set_module_config(rec.conn_config, module(), place.cast());
         place
     }
 }
 
 /// Takes note of mod_ssl's `SSL`.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn remember(connection: *mut sys::conn_rec, ssl: *mut Ssl) {
-    // SAFETY: the caller's word.
+pub(super) fn remember(connection: Connection<'_>, ssl: *mut Ssl) {
+    // SAFETY: a place is live as long as its connection, and only this thread uses it (R5).
     unsafe { (*place(connection)).ssl = ssl };
 }
 
 /// The `SSL` that mod_ssl told of; null if it did not.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn remembered(connection: *mut sys::conn_rec) -> *mut Ssl {
-    // SAFETY: the caller's word.
+pub(super) fn remembered(connection: Connection<'_>) -> *mut Ssl {
+    // SAFETY: a place is live as long as its connection, and only this thread uses it (R5).
     unsafe { (*place(connection)).ssl }
 }
 
-/// Leaves a conversation with its connection, for the moment when httpd is done with it. The handler has to return at
-/// once.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread, and its request has left HTTP.
-pub(super) unsafe fn leave(connection: *mut sys::conn_rec, leaving: Leaving) {
+/// Leaves a conversation with its connection, whose request has left HTTP, for the moment when httpd is done with it. The
+/// handler has to return at once.
+pub(super) fn leave(connection: Connection<'_>, leaving: Leaving) {
     unsafe extern "C" fn gone(place: *mut c_void) -> sys::apr_status_t {
         // SAFETY: the pool clears its memory after its cleanups, and `place` is in it.
         if let Some(leaving) = unsafe { taken(place.cast()) } {
@@ -109,12 +99,13 @@ pub(super) unsafe fn leave(connection: *mut sys::conn_rec, leaving: Leaving) {
         }
         sys::APR_SUCCESS as sys::apr_status_t
     }
-    // SAFETY: the caller's word.
+    let place = place(connection);
+    // SAFETY: a place is live as long as its connection, and only this thread uses it (R5); the cleanup runs when the memory is
+    // about to go.
     unsafe {
-        let place = place(connection);
         (*place).leaving = Box::into_raw(Box::new(leaving));
         let nothing = Some(sys::apr_pool_cleanup_null as _);
-        let pool = (*connection).pool;
+        let pool = connection.rec().pool;
         sys::apr_pool_cleanup_register(pool, place.cast(), Some(gone), nothing);
     }
 }
@@ -124,7 +115,8 @@ pub(super) unsafe fn leave(connection: *mut sys::conn_rec, leaving: Leaving) {
 /// # Safety
 /// - `place` is null or live, and used by this thread only.
 unsafe fn taken(place: *mut Place) -> Option<Box<Leaving>> {
-    // SAFETY: the caller's word; what is not null was made from a Box, and is taken out here.
+    // SAFETY: the place is live and ours, as this function demands; what is not null in it was made from a Box, and is taken
+    // out here.
     unsafe {
         let leaving = ptr::replace(&raw mut place.as_mut()?.leaving, ptr::null_mut());
         (!leaving.is_null()).then(|| Box::from_raw(leaving))
@@ -133,15 +125,9 @@ unsafe fn taken(place: *mut Place) -> Option<Box<Leaving>> {
 
 /// httpd is about to close a connection, whose requests are logged and gone: its pre_close_connection hook. One that leaves
 /// goes over to the service. As for any connection that was aborted, httpd then only closes its own descriptor.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word.
-    let leaving = unsafe {
-        let place = sys::ap_get_module_config((*connection).conn_config, module());
-        taken(place.cast())
-    };
+pub(super) fn before_close(connection: Connection<'_>) {
+    // SAFETY: httpd has loaded this module, which stores nothing but places; they live as long as their connections.
+    let leaving = unsafe { taken(connection.config(module()).cast()) };
     let Some(mut leaving) = leaving else { return };
     let (socket, early) =
         (leaving.socket.clone(), core::mem::replace(&mut leaving.early, Early::new(&MEMORY)));
@@ -149,15 +135,14 @@ pub(super) unsafe fn before_close(connection: *mut sys::conn_rec) {
         None => Ok(Box::new(Plain::new(socket, early))),
         Some(takeover) => {
             let claim = leaving.outbox.memory().claim();
-            // SAFETY: the caller's word. The handler has emptied the filters, and left a connection that is not to be kept
+            // SAFETY: it is the connection that was checked. The handler has emptied the filters, and left a connection that is not to be kept
             // alive: httpd reads no further request from that (ap_check_pipeline), nor a request's body
             // (ap_discard_request_body).
             unsafe { takeover.take(connection, socket, early, claim) }
                 .map(|tls| Box::new(tls) as Box<dyn Transport>)
         }
     };
-    // SAFETY: the caller's word.
-    unsafe { (*connection).aborted = 1 };
+    connection.abort();
     let service = child::service().ok_or("the service is gone");
     match transport.and_then(|transport| Ok((transport, service?))) {
         Ok((transport, service)) => {

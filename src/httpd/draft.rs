@@ -83,8 +83,8 @@ pub(super) fn opening<'a>(
     request: &handshake::Request<'a>,
 ) -> Result<Option<(Opening<'a>, Option<Challenge>)>, Refusal> {
     let connection = r.connection();
-    // SAFETY: the connection is the request's own (request::R1). The drafts know HTTP/1.1 only.
-    if !is_loaded() || !unsafe { (*connection).master }.is_null() {
+    // The drafts know HTTP/1.1 only.
+    if !is_loaded() || connection.is_stream() {
         return Ok(None);
     }
     // SAFETY: the module is loaded, and its sections are made by create_dir.
@@ -93,7 +93,7 @@ pub(super) fn opening<'a>(
     if found.is_some() {
         // What follows is no HTTP, whatever becomes of the request.
         // SAFETY: request::R1.
-        unsafe { (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE };
+        unsafe { (*connection.as_ptr()).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE };
     }
     Ok(found)
 }
@@ -111,7 +111,7 @@ pub(super) fn proof(
 ) -> Result<[u8; 16], c_int> {
     let (mut key3, mut filled) = ([0; 8], 0);
     let start = Instant::now();
-    // SAFETY: the connection is the request's own (request::R1).
+    // SAFETY: the request's connection outlives this call.
     let read = unsafe { Filters::new(r.connection()) }.and_then(|mut filters| {
         let came = filters.fill(&mut key3, &mut filled, start);
         if !came.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::TimedOut) {

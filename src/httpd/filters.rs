@@ -4,7 +4,10 @@
 //! gets one portion at a time and is pushed until that has left. A stream of HTTP/2 has mod_http2's filter there instead, which
 //! blocks likewise, and gets no more at a time than it has room for.
 
-use core::{ffi::CStr, ptr};
+use core::{
+    ffi::CStr,
+    ptr::{self, NonNull},
+};
 use std::{
     io,
     os::fd::{BorrowedFd, RawFd},
@@ -12,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{MEMORY, http2, sys, tls};
+use super::{MEMORY, connection::Connection, http2, sys, tls};
 use crate::{
     driver::{
         Transport,
@@ -55,34 +58,33 @@ unsafe impl Send for Filters {}
 
 impl Filters {
     /// # Safety
-    /// - `connection` is live, owned by this thread, and outlives the value.
-    pub(super) unsafe fn new(connection: *mut sys::conn_rec) -> io::Result<Self> {
-        let brigade = || {
-            // SAFETY: the caller's word; the brigades live as long as the connection's pool.
-            unsafe { sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc) }
-        };
-        // SAFETY: the caller's word.
-        let descriptor = unsafe { descriptor(connection)? };
-        // SAFETY: the caller's word; each server has its core settings.
+    /// - The connection outlives the value, which is used by the thread that owns the connection.
+    pub(super) unsafe fn new(connection: Connection<'_>) -> io::Result<Self> {
+        let descriptor = descriptor(connection)?;
+        // SAFETY: R3 and R5: a connection's server is live, and has its core settings.
         let threshold = unsafe {
             let core = &raw const sys::core_module;
-            let core = sys::ap_get_module_config((*(*connection).base_server).module_config, core);
+            let server = connection.rec().base_server;
+            let core = sys::ap_get_module_config((*server).module_config, core);
             (*core.cast::<sys::core_server_config>()).flush_max_threshold
         };
         let portion = (threshold.min(64 << 10) * PORTION.0 / PORTION.1).max(1);
-        // SAFETY: the caller's word.
-        let stream = unsafe { http2::is_stream(connection) }.then(http2::Held::default);
-        // SAFETY: the caller's word.
-        let is_tls = stream.is_none() && unsafe { tls::is_https(connection) };
-        let (input, output, early) = (brigade(), brigade(), Early::new(&MEMORY));
+        let stream = connection.is_stream().then(http2::Held::default);
+        let is_tls = stream.is_none() && tls::is_https(connection);
+        let (input, output) = (connection.brigade(), connection.brigade());
+        let (connection, early) = (connection.as_ptr(), Early::new(&MEMORY));
         Ok(Self { connection, input, output, descriptor, portion, stream, is_tls, early })
     }
 
     /// Whether the number of the connection's descriptor is still the same: event and worker close the sockets of their
     /// threads when the server is stopped, whatever these are doing.
     pub(super) fn has_its_descriptor(&self) -> bool {
-        // SAFETY: the connection is live and ours.
-        unsafe { descriptor(self.connection) }.is_ok_and(|now| now == self.descriptor)
+        descriptor(self.connection()).is_ok_and(|now| now == self.descriptor)
+    }
+
+    fn connection(&self) -> Connection<'_> {
+        // SAFETY: it is no null pointer, and outlives this value, as `new` demands.
+        unsafe { Connection::from_ptr(NonNull::new_unchecked(self.connection)) }
     }
 
     /// The connection's descriptor, which is httpd's.
@@ -365,68 +367,51 @@ impl Transport for Filters {
 }
 
 /// Sets the timeout of a connection's socket, in microseconds. A stream of HTTP/2 has none of its own.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn set_timeout(
-    connection: *mut sys::conn_rec,
-    timeout: sys::apr_interval_time_t,
-) {
-    // SAFETY: the caller's word; the socket is the connection's own.
-    unsafe {
-        if !http2::is_stream(connection) {
-            sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection), timeout);
+pub(super) fn set_timeout(connection: Connection<'_>, timeout: sys::apr_interval_time_t) {
+    if !connection.is_stream() {
+        // SAFETY: R5; the socket is the connection's own.
+        unsafe {
+            sys::apr_socket_timeout_set(sys::ap_get_conn_socket(connection.as_ptr()), timeout);
         }
     }
 }
 
 /// Tells the client of the end of a stream of HTTP/2, which mod_http2 would not; other connections end when httpd closes
 /// them.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn end_stream(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word; brigade and bucket are of the connection's pool. An error means that the client is gone.
-    unsafe {
-        if http2::is_stream(connection) {
-            let brigade = sys::apr_brigade_create((*connection).pool, (*connection).bucket_alloc);
-            let eos = sys::apr_bucket_eos_create((*connection).bucket_alloc);
+pub(super) fn end_stream(connection: Connection<'_>) {
+    if connection.is_stream() {
+        let brigade = connection.brigade();
+        // SAFETY: R5; brigade and bucket are of the connection's pool. An error means that the client is gone.
+        unsafe {
+            let eos = sys::apr_bucket_eos_create(connection.rec().bucket_alloc);
             sys::brigade_insert_tail(brigade, eos);
-            sys::ap_pass_brigade((*connection).output_filters, brigade);
+            sys::ap_pass_brigade(connection.rec().output_filters, brigade);
         }
     }
 }
 
 /// Has httpd close a connection without waiting for the client, whose Close is all that was expected of it: it reads the end of
 /// the stream as soon as it has read what is there. Its own goodbye still leaves.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread, and the child is not being stopped: event and worker close the descriptors
-///   of their threads then, and the number may be another one's.
-pub(super) unsafe fn end_input(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word. A stop that comes just now may close the socket, which gives an error.
-    unsafe {
-        if !http2::is_stream(connection) {
-            let socket = sys::ap_get_conn_socket(connection);
+pub(super) fn end_input(connection: Connection<'_>) {
+    if !connection.is_stream() {
+        // SAFETY: R5; the socket is the connection's own. A stop that comes just now may close it, which gives an error.
+        unsafe {
+            let socket = sys::ap_get_conn_socket(connection.as_ptr());
             sys::apr_socket_shutdown(socket, sys::apr_shutdown_how_e_APR_SHUTDOWN_READ);
         }
     }
 }
 
 /// The descriptor that shows what a connection receives: its socket, unless it is a stream.
-///
-/// # Safety
-/// - `connection` is live.
-unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
-    // SAFETY: the caller's word.
-    if unsafe { http2::is_stream(connection) } {
-        // SAFETY: as above.
-        return unsafe { http2::descriptor(connection) };
+fn descriptor(connection: Connection<'_>) -> io::Result<RawFd> {
+    if connection.is_stream() {
+        return http2::descriptor(connection);
     }
     let mut descriptor = -1;
-    // SAFETY: the caller's word; the socket is the connection's own.
-    let status =
-        unsafe { sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(connection)) };
+    // SAFETY: R5; the socket is the connection's own.
+    let status = unsafe {
+        sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(connection.as_ptr()))
+    };
     match status {
         s if s != sys::APR_SUCCESS as i32 => Err(Filters::error(s)),
         // event and worker close the sockets of their threads when the server stops.
@@ -437,10 +422,7 @@ unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
 
 /// Removes filters that would stand in the way of a conversation: request timeouts, and the one that holds small TLS
 /// records back until a flush.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn remove_obstacles(connection: *mut sys::conn_rec) {
+pub(super) fn remove_obstacles(connection: Connection<'_>) {
     for filter in input_filters(connection) {
         // SAFETY: the list was just made from the connection's live filters.
         if unsafe { is_named(filter, c"reqtimeout") } {
@@ -482,24 +464,16 @@ unsafe extern "C" fn drop_flushes(
 
 /// Has nothing flush while the conversation goes on: from now on [`Filters`] pushes what waits. mod_http2 does not wait
 /// for a flush.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn forbid_flushes(connection: *mut sys::conn_rec) {
-    // SAFETY: the caller's word; the name is a literal.
-    unsafe {
-        if !http2::is_stream(connection) {
-            let none = ptr::null_mut();
-            sys::ap_add_output_filter(NO_FLUSH.as_ptr(), none, ptr::null_mut(), connection);
-        }
+pub(super) fn forbid_flushes(connection: Connection<'_>) {
+    if !connection.is_stream() {
+        let (none, raw) = (ptr::null_mut(), connection.as_ptr());
+        // SAFETY: R5; the name is a literal.
+        unsafe { sys::ap_add_output_filter(NO_FLUSH.as_ptr(), none, ptr::null_mut(), raw) };
     }
 }
 
 /// The conversation is over: httpd's end of the connection flushes again.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn allow_flushes(connection: *mut sys::conn_rec) {
+pub(super) fn allow_flushes(connection: Connection<'_>) {
     for filter in output_filters(connection) {
         // SAFETY: the list was just made from the connection's live filters.
         if unsafe { is_named(filter, NO_FLUSH) } {
@@ -510,12 +484,8 @@ pub(super) unsafe fn allow_flushes(connection: *mut sys::conn_rec) {
 }
 
 /// The name of the first filter that is not one of httpd's own for plain sockets, nor, if that is said, of mod_ssl's.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn foreign(connection: *mut sys::conn_rec, with_tls: bool) -> Option<String> {
-    // SAFETY: the caller's word.
-    if unsafe { http2::is_stream(connection) } {
+pub(super) fn foreign(connection: Connection<'_>, with_tls: bool) -> Option<String> {
+    if connection.is_stream() {
         return Some("HTTP/2".to_owned());
     }
     // remoteip_input is done once it has read its header, which comes before the request; reqtimeout is removed.
@@ -531,14 +501,12 @@ pub(super) unsafe fn foreign(connection: *mut sys::conn_rec, with_tls: bool) -> 
     Some(name.to_string_lossy().into_owned())
 }
 
-fn input_filters(connection: *mut sys::conn_rec) -> Vec<*mut sys::ap_filter_t> {
-    // SAFETY: the callers' connections are live.
-    list(unsafe { (*connection).input_filters })
+fn input_filters(connection: Connection<'_>) -> Vec<*mut sys::ap_filter_t> {
+    list(connection.rec().input_filters)
 }
 
-fn output_filters(connection: *mut sys::conn_rec) -> Vec<*mut sys::ap_filter_t> {
-    // SAFETY: the callers' connections are live.
-    list(unsafe { (*connection).output_filters })
+fn output_filters(connection: Connection<'_>) -> Vec<*mut sys::ap_filter_t> {
+    list(connection.rec().output_filters)
 }
 
 fn list(first: *mut sys::ap_filter_t) -> Vec<*mut sys::ap_filter_t> {
@@ -552,7 +520,7 @@ fn list(first: *mut sys::ap_filter_t) -> Vec<*mut sys::ap_filter_t> {
 /// # Safety
 /// - `filter` is live.
 unsafe fn is_named(filter: *mut sys::ap_filter_t, name: &CStr) -> bool {
-    // SAFETY: the caller's word; a filter's record and its name live as long as httpd.
+    // SAFETY: the filter is live, as this function demands; its record and its name live as long as httpd.
     let own = unsafe { CStr::from_ptr((*(*filter).frec).name) };
     own.to_bytes().eq_ignore_ascii_case(name.to_bytes())
 }

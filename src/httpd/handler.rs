@@ -32,8 +32,7 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         mistakes::tell_of_other_handler(r);
         return sys::DECLINED;
     }
-    // SAFETY: the connection is the request's own (request::R1).
-    let is_stream = unsafe { http2::is_stream(r.connection()) };
+    let is_stream = r.connection().is_stream();
     let header = |name: &str| {
         // mod_http2 sets this one itself while a stream has not ended, and lets no client send it.
         if is_stream && name.eq_ignore_ascii_case("Transfer-Encoding") {

@@ -14,26 +14,15 @@ use core::{
 };
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{filters::Filters, log, request::Request, sys};
+use super::{connection::Connection, filters::Filters, log, request::Request, sys};
 use crate::conn::log::Level;
-
-/// Whether a connection is a stream of another one.
-///
-/// # Safety
-/// - `connection` is live.
-pub(super) unsafe fn is_stream(connection: *mut sys::conn_rec) -> bool {
-    // SAFETY: the caller's word.
-    !unsafe { (*connection).master }.is_null()
-}
 
 /// Sees whether a request that came on a stream can become a WebSocket; the status that refuses it if not.
 pub(super) fn check(r: Request<'_>) -> Result<(), c_int> {
-    // SAFETY: the connection is the request's own (request::R1).
-    if !unsafe { is_stream(r.connection()) } {
+    if !r.connection().is_stream() {
         return Ok(());
     }
-    // SAFETY: as above.
-    if let Err(error) = unsafe { descriptor(r.connection()) } {
+    if let Err(error) = descriptor(r.connection()) {
         let line = "WS0103: no WebSocket on this stream of HTTP/2:";
         log::request(r, Level::Info, format_args!("{line} {error}"));
         return Err(sys::HTTP_NOT_IMPLEMENTED as c_int);
@@ -42,10 +31,7 @@ pub(super) fn check(r: Request<'_>) -> Result<(), c_int> {
 }
 
 /// The descriptor that shows a stream's input, a pipe of mod_http2's.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<RawFd> {
+pub(super) fn descriptor(connection: Connection<'_>) -> io::Result<RawFd> {
     type GetPollfd = unsafe extern "C" fn(
         *mut sys::conn_rec,
         *mut sys::apr_pollfd_t,
@@ -61,8 +47,8 @@ pub(super) unsafe fn descriptor(connection: *mut sys::conn_rec) -> io::Result<Ra
     let get = unsafe { mem::transmute::<*mut c_void, GetPollfd>(function) };
     // SAFETY: apr_pollfd_t is plain data for which all-zero is a valid value.
     let mut poll: sys::apr_pollfd_t = unsafe { mem::zeroed() };
-    // SAFETY: the caller's word; the structure is live, and the timeout is optional.
-    let status = unsafe { get(connection, &raw mut poll, ptr::null_mut()) };
+    // SAFETY: R5; the structure is live, and the timeout is optional.
+    let status = unsafe { get(connection.as_ptr(), &raw mut poll, ptr::null_mut()) };
     if status != sys::APR_SUCCESS as i32 {
         return Err(io::Error::other("mod_http2 gives no descriptor to wait on"));
     }
@@ -163,7 +149,7 @@ pub(super) unsafe fn workers(server: *mut sys::server_rec) -> Option<u32> {
     // SAFETY: mod_http2.h declares the function with this type.
     let get = unsafe { mem::transmute::<unsafe extern "C" fn(), GetNumWorkers>(function) };
     let (mut least, mut most) = (0, 0);
-    // SAFETY: the caller's word; both integers are live.
+    // SAFETY: the server is live, as this function demands; both integers are live.
     unsafe { get(server, &raw mut least, &raw mut most) };
     u32::try_from(most).ok()
 }

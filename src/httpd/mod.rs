@@ -21,6 +21,7 @@
 //! | `http2.rs` | what is different on a stream of HTTP/2 |
 //! | `workers.rs` | how many of httpd's and mod_http2's workers WebSockets may hold |
 //! | `log.rs` | the error log |
+//! | `connection.rs` | the connection as a Rust value |
 //! | `request.rs` | the request as a Rust value, and httpd's rules that SAFETY notes refer to |
 //! | `sys.rs` | bindgen's view of httpd, and macros it cannot see |
 #![allow(non_upper_case_globals)]
@@ -42,6 +43,7 @@ mod access_log;
 mod advice;
 mod bridge;
 mod child;
+mod connection;
 mod detach;
 mod directives;
 mod draft;
@@ -243,8 +245,11 @@ unsafe extern "C" fn hook_child_stopping(_pool: *mut sys::apr_pool_t, graceful: 
 
 /// httpd is about to close a connection.
 unsafe extern "C" fn hook_pre_close(connection: *mut sys::conn_rec) -> c_int {
-    // SAFETY: httpd passes a live connection that this thread owns.
-    boundary((), || unsafe { detach::before_close(connection) });
+    if let Some(connection) = NonNull::new(connection) {
+        // SAFETY: httpd passes a live connection that this thread owns, and the value is used within this call only.
+        let connection = unsafe { connection::Connection::from_ptr(connection) };
+        boundary((), || detach::before_close(connection));
+    }
     sys::HOOK_OK
 }
 
@@ -265,7 +270,7 @@ fn is_threaded() -> bool {
 
 /// Tells mod_logio, if it is there, of bytes that did not pass httpd's filters; or, with a negative number, of those
 /// that did and count elsewhere.
-fn count_bytes(connection: *mut sys::conn_rec, received: i64, sent: i64) {
+fn count_bytes(connection: connection::Connection<'_>, received: i64, sent: i64) {
     let add = |name: &CStr, bytes: i64| {
         // SAFETY: the name lives for the call.
         let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(name.as_ptr()) }) else {
@@ -274,8 +279,8 @@ fn count_bytes(connection: *mut sys::conn_rec, received: i64, sent: i64) {
         type AddBytes = unsafe extern "C" fn(*mut sys::conn_rec, sys::apr_off_t);
         // SAFETY: http_core.h declares mod_logio's two functions with this type.
         let function = unsafe { mem::transmute::<unsafe extern "C" fn(), AddBytes>(function) };
-        // SAFETY: the callers' connection is live and owned by this thread.
-        unsafe { function(connection, bytes as sys::apr_off_t) };
+        // SAFETY: R5 in request.rs.
+        unsafe { function(connection.as_ptr(), bytes as sys::apr_off_t) };
     };
     add(c"ap_logio_add_bytes_in", received);
     add(c"ap_logio_add_bytes_out", sent);

@@ -7,6 +7,8 @@
 //! - **R3** A server_rec and the configuration live until the child process ends.
 //! - **R4** Configuration is read, merged and cleaned up by one thread at a time, except for .htaccess files, whose
 //!   sections belong to the request that reads them.
+//! - **R5** A conn_rec, its pool, its filters and its configuration vector live until its pre_close_connection hooks have
+//!   returned, and only the thread that runs its hooks and its handler touches them meanwhile.
 
 use core::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -15,7 +17,7 @@ use core::{
 };
 use std::net::SocketAddr;
 
-use super::sys;
+use super::{connection::Connection, sys};
 
 /// A request that a handler was called for.
 #[derive(Clone, Copy)]
@@ -53,8 +55,9 @@ impl<'r> Request<'r> {
         unsafe { &*self.ptr.as_ptr() }
     }
 
-    pub(super) fn connection(self) -> *mut sys::conn_rec {
-        self.rec().connection
+    pub(super) fn connection(self) -> Connection<'r> {
+        // SAFETY: R1: a request has a connection, which lives as long as it.
+        unsafe { Connection::from_ptr(NonNull::new_unchecked(self.rec().connection)) }
     }
 
     pub(super) fn server(self) -> *mut sys::server_rec {
@@ -63,8 +66,7 @@ impl<'r> Request<'r> {
 
     /// The connection's number in its child process, which httpd gives again when it has let go of the connection.
     pub(super) fn connection_id(self) -> i64 {
-        // SAFETY: R1.
-        unsafe { (*self.connection()).id }
+        self.connection().rec().id
     }
 
     /// The address that httpd takes for the client's, also for access control.
@@ -79,8 +81,7 @@ impl<'r> Request<'r> {
             // SAFETY: R1: it is NULL or live.
             Some(SocketAddr::new(ip, unsafe { address.as_ref() }?.port))
         };
-        // SAFETY: R1.
-        let connection = unsafe { &*self.connection() };
+        let connection = self.connection().rec();
         let client = address(self.rec().useragent_ip, self.rec().useragent_addr)?;
         Some((client, address(connection.local_ip, connection.local_addr)?))
     }
@@ -181,12 +182,6 @@ impl<'r> Request<'r> {
                 (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
             }
         }
-    }
-
-    /// Whether the client is known to be gone: httpd marks a connection that could not be written to.
-    pub(super) fn is_aborted(self) -> bool {
-        // SAFETY: R1; the connection is live as long as its request.
-        unsafe { (*self.connection()).aborted != 0 }
     }
 
     /// Sets a variable of the environment that `CustomLog … env=` asks, which looks at the client's own request.

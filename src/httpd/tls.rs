@@ -22,7 +22,7 @@ use core::{
 };
 use std::sync::Arc;
 
-use super::{boundary, detach, request::Request, sys};
+use super::{boundary, connection::Connection, detach, request::Request, sys};
 use crate::{
     driver::{
         openssl::{self, BioMethod, Context, OpenSsl, RemoveSession, Ssl},
@@ -158,7 +158,7 @@ unsafe extern "C" fn server_made(
 /// - `context` is live, and no connection uses it yet.
 unsafe fn keep_from_cache(context: *mut Context) {
     let Some(openssl) = openssl() else { return };
-    // SAFETY: the caller's word.
+    // SAFETY: the settings are live, as this function demands.
     let Some(theirs) = (unsafe { (openssl.SSL_CTX_sess_get_remove_cb)(context) }) else { return };
     if ptr::fn_addr_eq(theirs, remove_session as RemoveSession) {
         return;
@@ -167,7 +167,7 @@ unsafe fn keep_from_cache(context: *mut Context) {
     let (order, none) = (Ordering::AcqRel, ptr::null_mut());
     let known = REMOVE_SESSION.compare_exchange(none, theirs, order, Ordering::Acquire);
     if known.is_ok() || known == Err(theirs) {
-        // SAFETY: the caller's word.
+        // SAFETY: as above; no connection uses them yet.
         unsafe { (openssl.SSL_CTX_sess_set_remove_cb)(context, Some(remove_session)) };
     } else {
         FOREIGN_CACHE.store(true, Ordering::Release);
@@ -190,9 +190,10 @@ unsafe extern "C" fn before_handshake(
     ssl: *mut Ssl,
     is_proxy: c_int,
 ) -> c_int {
-    if is_proxy == 0 {
-        // SAFETY: mod_ssl passes a live connection that this thread owns.
-        boundary((), || unsafe { detach::remember(connection, ssl) });
+    if let (0, Some(connection)) = (is_proxy, NonNull::new(connection)) {
+        // SAFETY: mod_ssl passes a live connection that this thread owns, and the value is used within this call only.
+        let connection = unsafe { Connection::from_ptr(connection) };
+        boundary((), || detach::remember(connection, ssl));
     }
     sys::DECLINED
 }
@@ -202,10 +203,7 @@ const IS_HTTPS: &CStr = c"ssl_is_https";
 const LOOK_UP: &CStr = c"ssl_var_lookup";
 
 /// Whether mod_ssl has a connection in its hands.
-///
-/// # Safety
-/// - `connection` is live and owned by this thread.
-pub(super) unsafe fn is_https(connection: *mut sys::conn_rec) -> bool {
+pub(super) fn is_https(connection: Connection<'_>) -> bool {
     type IsHttps = unsafe extern "C" fn(*mut sys::conn_rec) -> c_int;
     // SAFETY: the name lives for the call.
     let Some(function) = (unsafe { sys::apr_dynamic_fn_retrieve(IS_HTTPS.as_ptr()) }) else {
@@ -213,8 +211,8 @@ pub(super) unsafe fn is_https(connection: *mut sys::conn_rec) -> bool {
     };
     // SAFETY: mod_ssl.h declares the function with this type.
     let function = unsafe { mem::transmute::<unsafe extern "C" fn(), IsHttps>(function) };
-    // SAFETY: the caller's word.
-    unsafe { function(connection) != 0 }
+    // SAFETY: R5.
+    unsafe { function(connection.as_ptr()) != 0 }
 }
 
 /// What the access log may want to know of a TLS connection that is gone, by mod_ssl's names.
@@ -230,8 +228,7 @@ pub(super) fn variables(r: Request<'_>) -> Vec<(&'static CStr, &CStr)> {
         *mut sys::request_rec,
         *mut c_char,
     ) -> *mut c_char;
-    // SAFETY: the connection is the request's own (request::R1).
-    if !unsafe { is_https(r.connection()) } {
+    if !is_https(r.connection()) {
         return Vec::new();
     }
     // SAFETY: the name lives for the call.
@@ -244,7 +241,7 @@ pub(super) fn variables(r: Request<'_>) -> Vec<(&'static CStr, &CStr)> {
     let look_up = |name: &'static CStr| {
         // SAFETY: the request is live (request::R1), and the name, which is not written to, lives as long as the module.
         let value = unsafe {
-            function((*rec).pool, (*rec).server, connection, rec, name.as_ptr().cast_mut())
+            function((*rec).pool, (*rec).server, connection.as_ptr(), rec, name.as_ptr().cast_mut())
         };
         // SAFETY: mod_ssl gives NULL or a string that lives as long as the pool (request::R2).
         let value = (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })?;
@@ -269,13 +266,12 @@ impl Takeover {
         let openssl = openssl().ok_or("mod_ssl's TLS library, which cannot be used")?;
         let method = NonNull::new(METHOD.load(Ordering::Acquire));
         let method = method.ok_or("no memory for OpenSSL's BIO")?;
-        // SAFETY: the connection is the request's own (request::R1).
-        let ssl = unsafe { detach::remembered(connection) };
+        let ssl = detach::remembered(connection);
         let ssl = NonNull::new(ssl).ok_or("mod_ssl, which did not tell of its SSL")?;
         // SAFETY: mod_ssl told of the SSL, and has it as long as it calls the connection https, as it does now.
         unsafe {
             let raw = ssl.as_ptr();
-            if (openssl.SSL_get_ex_data)(raw, CONNECTION) != connection.cast() {
+            if (openssl.SSL_get_ex_data)(raw, CONNECTION) != connection.as_ptr().cast() {
                 return Err("an SSL that is another connection's");
             }
             if (openssl.SSL_is_init_finished)(raw) == 0 {
@@ -310,11 +306,11 @@ impl Takeover {
     /// Takes the connection over: mod_ssl lets go, and httpd has nothing to write to it any more. On failure it is lost.
     ///
     /// # Safety
-    /// - `connection` is the one that was checked, live and owned by this thread, and httpd is about to close it; its input
+    /// - `connection` is the one that was checked, and httpd is about to close it; its input
     ///   filters have been emptied, and httpd has read nothing since, as of any connection that is not kept alive.
     pub(super) unsafe fn take(
         self,
-        connection: *mut sys::conn_rec,
+        connection: Connection<'_>,
         socket: Arc<Socket>,
         early: Early,
         claim: Claim,
@@ -325,18 +321,18 @@ impl Takeover {
         }
         let Self { openssl, method, ssl, requests } = self;
         let raw = ssl.as_ptr();
-        // SAFETY: the caller's word: mod_ssl still has its reference, from which ours is made.
+        // SAFETY: R5, and what this function demands: mod_ssl still has its reference, from which ours is made.
         unsafe {
             let shutdown = (openssl.SSL_get_shutdown)(raw);
             if (openssl.SSL_up_ref)(raw) == 0 {
                 return Err("OpenSSL gives no reference");
             }
             (openssl.SSL_set_quiet_shutdown)(raw, 1);
-            let list = (*connection).bucket_alloc;
-            let brigade = sys::apr_brigade_create((*connection).pool, list);
-            sys::brigade_insert_tail(brigade, sys::ap_bucket_eoc_create(list));
-            sys::ap_pass_brigade((*connection).output_filters, brigade);
-            (*connection).aborted = 1;
+            let brigade = connection.brigade();
+            let eoc = sys::ap_bucket_eoc_create(connection.rec().bucket_alloc);
+            sys::brigade_insert_tail(brigade, eoc);
+            sys::ap_pass_brigade(connection.rec().output_filters, brigade);
+            connection.abort();
             if is_https(connection) {
                 (openssl.SSL_free)(raw);
                 return Err("mod_ssl does not let go");

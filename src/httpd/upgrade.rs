@@ -7,12 +7,14 @@ use super::{
     MEMORY, SHUTDOWN,
     access_log::Record,
     bridge::Bridge,
-    child, count_bytes,
+    child,
+    connection::Connection,
+    count_bytes,
     detach::{self, Leaving},
     draft,
     filters::{self, Filters},
     handler::{come_later, spare, timeout},
-    http2, is_threaded, log,
+    is_threaded, log,
     request::{Request, Table},
     sys,
     tls::{self, Takeover},
@@ -36,7 +38,7 @@ use crate::{
     limits::{connections::Counted, memory::Claim},
     plugin::{
         Plugin,
-        connection::{Answer, Connection, Opening as PluginOpening},
+        connection::{Answer, Connection as PluginConnection, Opening as PluginOpening},
         headers::Headers,
         protocols::Protocols,
     },
@@ -103,10 +105,8 @@ impl PastFilters {
     /// Finds the way there may be. Nothing is changed.
     pub(super) fn way(r: Request<'_>) -> Way {
         let connection = r.connection();
-        // SAFETY: the connection is the request's own (request::R1).
-        let is_https = unsafe { tls::is_https(connection) };
-        // SAFETY: as above.
-        if let Some(name) = unsafe { filters::foreign(connection, is_https) } {
+        let is_https = tls::is_https(connection);
+        if let Some(name) = filters::foreign(connection, is_https) {
             return Err(name);
         }
         Ok(is_https.then(|| Takeover::check(r)).transpose()?)
@@ -158,7 +158,7 @@ impl Upgrade {
             allow_reserved: settings.allow_reserved(),
             memory: &MEMORY,
         };
-        // SAFETY: the connection is the request's own (request::R1), and what drives it does not outlive the handler.
+        // SAFETY: what drives a connection with its filters does not outlive the handler, nor does the handler the connection.
         let filters = unsafe { Filters::new(r.connection()) }?;
         let past = match way {
             Ok(takeover) => Ok(PastFilters::new(&filters, takeover)?),
@@ -190,8 +190,7 @@ impl Upgrade {
             Ok(met) => met,
             Err(status) => return status,
         };
-        // SAFETY: the connection is the request's own (request::R1).
-        unsafe { filters::remove_obstacles(r.connection()) };
+        filters::remove_obstacles(r.connection());
         let params = conversation.deflate.as_ref().map(|(params, _)| params);
         switch_protocols(r, opening, &met.answer, params);
         let past = past.and_then(|past| match past.takeover {
@@ -235,7 +234,7 @@ fn copy_headers(r: Request<'_>) -> Arc<Headers> {
 
 /// Behind the 101: the client may be gone, or want the proof of its draft.
 fn prove(r: Request<'_>, filters: &mut Filters, opening: &Opening<'_>) -> io::Result<()> {
-    if r.is_aborted() {
+    if r.connection().is_aborted() {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
     opening.proof.as_ref().map_or(Ok(()), |proof| filters.write_all(proof))
@@ -253,15 +252,14 @@ impl Conversation {
     ) -> Result<Met, c_int> {
         let (headers, protocols) = (headers.clone(), Protocols::copy(opening.protocols));
         let threaded = is_threaded();
-        // SAFETY: the connection is the request's own (request::R1).
-        let is_stream = unsafe { http2::is_stream(r.connection()) };
+        let is_stream = r.connection().is_stream();
         // On a process's only thread, and to its end: nothing can be detached, whatever the plugin asks for.
         let alone = !threaded && !is_stream && !detach.allows_plugin(false, threaded);
         let callbacks = plugin.callbacks();
         let watched = Some(SHUTDOWN.watch(callbacks.clone()));
         let (outbox, request) = (self.outbox.clone(), r.as_ptr().cast());
         let asked = PluginOpening { outbox, request, headers, protocols, alone, callbacks };
-        let Some((connection, answer)) = Connection::open(plugin.clone(), asked) else {
+        let Some((connection, answer)) = PluginConnection::open(plugin.clone(), asked) else {
             let uri = r.uri().to_string_lossy();
             log::request(r, Level::Info, format_args!("WS0106: the plugin refuses {uri}"));
             return Err(sys::HTTP_FORBIDDEN as c_int);
@@ -344,8 +342,7 @@ impl Conversation {
             watched,
             signals,
         };
-        // SAFETY: the connection is the request's own (request::R1), which has left HTTP; the handler returns.
-        unsafe { detach::leave(r.connection(), leaving) };
+        detach::leave(r.connection(), leaving);
         sys::HOOK_OK
     }
 
@@ -371,8 +368,7 @@ impl Conversation {
         finish(r, &summary, ended.lost);
         // In a stop event and worker close the connection themselves.
         if ended.hurried && !ended.lost && SHUTDOWN.ending() != Ending::Stop {
-            // SAFETY: the connection is the request's own (request::R1), and httpd keeps its descriptor but for a stop.
-            unsafe { filters::end_input(r.connection()) };
+            filters::end_input(r.connection());
         }
         drop((self.deflate, self.counted, worker, met.watched));
         release_after_log(r, self.signals);
@@ -441,11 +437,11 @@ fn switch_protocols(
 /// they have to stay in use, that is so because of what is said.
 fn leave_filters(
     filters: &mut Filters,
-    connection: *mut sys::conn_rec,
+    connection: Connection<'_>,
     past: Result<PastFilters, String>,
 ) -> io::Result<Result<(PastFilters, Early), String>> {
-    // SAFETY: the connection is the request's own (request::R1). From here on nothing may block in httpd's filters.
-    unsafe { filters::set_timeout(connection, 0) };
+    // From here on nothing may block in httpd's filters.
+    filters::set_timeout(connection, 0);
     let past = match past {
         Ok(past) if filters.holds_output() => {
             drop(past);
@@ -458,8 +454,7 @@ fn leave_filters(
         Err(why) => Err(why),
     };
     if past.is_err() {
-        // SAFETY: as above.
-        unsafe { filters::forbid_flushes(connection) };
+        filters::forbid_flushes(connection);
     }
     Ok(past)
 }
@@ -474,20 +469,19 @@ const ENV_OPEN: &CStr = c"websocket-open";
 fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     note_summary(r, summary);
     let connection = r.connection();
-    // SAFETY: the connection is live and ours (request::R1); the note's name and value are literals.
-    unsafe {
-        filters::allow_flushes(connection);
-        filters::end_stream(connection);
-        if lost {
-            // httpd must not wait for the client, not even to get rid of what its filters still hold.
-            (*connection).aborted = 1;
-            return;
-        }
-        // This makes httpd wait two seconds at most for a client that does not close, instead of thirty.
-        let (key, value) = (c"short-lingering-close".as_ptr(), c"1".as_ptr());
-        sys::apr_table_setn((*connection).notes, key, value);
-        filters::set_timeout(connection, (*r.server()).timeout);
+    filters::allow_flushes(connection);
+    filters::end_stream(connection);
+    if lost {
+        // httpd must not wait for the client, not even to get rid of what its filters still hold.
+        connection.abort();
+        return;
     }
+    // This makes httpd wait two seconds at most for a client that does not close, instead of thirty.
+    let (key, value) = (c"short-lingering-close".as_ptr(), c"1".as_ptr());
+    // SAFETY: R5; name and value are literals, which outlive the table.
+    unsafe { sys::apr_table_setn(connection.rec().notes, key, value) };
+    // SAFETY: a request's server is live (request::R3).
+    filters::set_timeout(connection, unsafe { (*r.server()).timeout });
 }
 
 /// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process. (Not so on
@@ -498,8 +492,7 @@ fn release_after_log(r: Request<'_>, signals: Option<Signals>) {
         drop(unsafe { Box::from_raw(signals.cast::<Signals>()) });
         0
     }
-    // SAFETY: the connection is the request's own (request::R1).
-    let is_stream = unsafe { http2::is_stream(r.connection()) };
+    let is_stream = r.connection().is_stream();
     if let Some(signals) = signals.filter(|_| !is_stream) {
         let signals = Box::into_raw(Box::new(signals)).cast();
         let (now, in_child) = (Some(release as _), Some(sys::apr_pool_cleanup_null as _));

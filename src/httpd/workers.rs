@@ -94,8 +94,7 @@ pub(super) fn over_http2() -> Option<u32> {
 /// Takes the worker that a request's WebSocket will hold, for a stream of HTTP/2 those. If WebSockets hold as many as they
 /// may, there is none, and the log says so.
 pub(super) fn take(r: Request<'_>) -> Option<Worker> {
-    // SAFETY: the connection is the request's own (request::R1).
-    let client = unsafe { (*r.connection()).master };
+    let client = r.connection().rec().master;
     let taken = if client.is_null() {
         let httpds = Httpds::take().ok_or(Short::Httpds);
         httpds.map(|httpds| Worker { _httpds: Some(httpds), _http2s: None })
@@ -180,8 +179,7 @@ fn tell(r: Request<'_>, short: Short) {
     } else {
         format!("{directive} {all} allows: raise that")
     };
-    // SAFETY: the connection is the request's own (request::R1).
-    let remedy = if unsafe { http2::is_stream(r.connection()) } {
+    let remedy = if r.connection().is_stream() {
         "set H2WebSockets Off"
     } else {
         "have more WebSockets detached (WebSocketDetach)"
