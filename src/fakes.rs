@@ -22,7 +22,7 @@ use crate::{
         callbacks::Callbacks,
         endpoint::{Endpoint, Peer, Relayed},
         log::{Level, Log},
-        outbox::{Bounds, DriverHandle, Outbox, Socket},
+        outbox::{Bounds, DriverHandle, Outbox, WriteSocket},
         session::{Limits, Session},
     },
     driver::{Transport, conn_io::ConnIo, plain},
@@ -440,7 +440,7 @@ impl Drop for Plug {
 }
 
 /// A socket that any thread may write to.
-impl Socket for Wire {
+impl WriteSocket for Wire {
     fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
         let bytes: Vec<u8> = bytes.iter().flat_map(|slice| slice.iter().copied()).collect();
         self.change(|script| script.send(&bytes))
@@ -494,8 +494,8 @@ impl DriverHandle for Driver {
         }
     }
 
-    fn socket(&self) -> Option<&dyn Socket> {
-        self.socket.as_ref().map(|wire| wire as &dyn Socket)
+    fn socket(&self) -> Option<&dyn WriteSocket> {
+        self.socket.as_ref().map(|wire| wire as &dyn WriteSocket)
     }
 
     fn is_ending(&self) -> bool {

@@ -481,9 +481,9 @@ fn count(bytes: isize) {
     PEAK.set(PEAK.get().max(LIVE.get()));
 }
 
+#[expect(unsafe_code, reason = "an allocator is")]
 // SAFETY: all memory is the system allocator's, which keeps the contract; counting in cells without a destructor
 // neither allocates nor unwinds.
-#[expect(unsafe_code, reason = "an allocator is")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);

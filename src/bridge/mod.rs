@@ -53,8 +53,8 @@ pub enum Piece {
 /// Cuts a peer's byte stream into messages; one value per connection.
 pub trait Framing: Send {
     /// Looks at everything that is buffered. `data` has one byte more, a NUL that is not part of it, which framings
-    /// written in C rely on. `fresh` is how many bytes at the end of the data came with the latest read from the peer; after
-    /// a message or a discard it is called again with what is left, if anything is.
+    /// written in C rely on. `fresh` is how many bytes at the end of the data came with the latest read from the peer;
+    /// after a message or a discard it is called again with what is left, if anything is.
     fn next(&mut self, data: &mut [u8], fresh: usize) -> Piece;
 
     /// The peer has ended its stream: what becomes of the rest, with a NUL behind it as above. Called until nothing is

@@ -57,10 +57,10 @@ pub struct Relay {
     max_piece: usize,
     /// How many bytes wait for the peer, for those who do not hold the lock: a mere count.
     waiting: AtomicUsize,
-    state: Mutex<State>,
+    state: Mutex<Directions>,
 }
 
-struct State {
+struct Directions {
     inbound: Inbound,
     outbound: Outbound,
 }
@@ -153,12 +153,12 @@ impl Relay {
             taken: 0,
             seen: None,
         };
-        let (waiting, state) = (AtomicUsize::new(0), Mutex::new(State { inbound, outbound }));
+        let (waiting, state) = (AtomicUsize::new(0), Mutex::new(Directions { inbound, outbound }));
         Self { outbox, socket, max_piece, waiting, state }
     }
 
     /// Only the clock ever competes for it, and only for a moment.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Directions> {
         self.state.acquire()
     }
 
@@ -178,8 +178,8 @@ impl Relay {
     }
 
     /// Sends the messages that there are, and reads on, until one side has nothing or no room.
-    fn read(&self, state: &mut State, buffer: &mut [u8]) -> Reading {
-        let State { inbound, outbound } = state;
+    fn read(&self, state: &mut Directions, buffer: &mut [u8]) -> Reading {
+        let Directions { inbound, outbound } = state;
         let mut reads = READS;
         while !inbound.over && self.outbox.state() <= outbox::State::Open {
             if inbound.interrupted {
@@ -365,8 +365,8 @@ impl Relay {
     }
 
     /// Writes what waits for the peer, until it takes no more.
-    fn flush(&self, state: &mut State) {
-        let State { inbound, outbound } = state;
+    fn flush(&self, state: &mut Directions) {
+        let Directions { inbound, outbound } = state;
         let mut refused = false;
         while outbound.waits() && !outbound.blocked {
             match self.socket.write(outbound.next()) {
@@ -516,7 +516,7 @@ impl Peer for Relay {
     }
 
     fn note(&self, ready: Readiness) {
-        let State { inbound, outbound } = &mut *self.lock();
+        let Directions { inbound, outbound } = &mut *self.lock();
         inbound.readable |= ready.read;
         inbound.to_the_end |= ready.to_the_end;
         outbound.blocked &= !ready.write;
@@ -526,7 +526,7 @@ impl Peer for Relay {
         let state = &mut *self.lock();
         self.flush(state);
         let reading = self.read(state, buffer);
-        let State { inbound, outbound } = state;
+        let Directions { inbound, outbound } = state;
         if outbound.broken && reading == Reading::Rest && !inbound.over {
             self.close(CloseCode::INTERNAL, "Failed to forward");
             inbound.over = true;
@@ -554,7 +554,7 @@ impl Peer for Relay {
     }
 
     fn interest(&self) -> Interest {
-        let State { inbound, outbound } = &*self.lock();
+        let Directions { inbound, outbound } = &*self.lock();
         let wanted = !inbound.over && inbound.end.is_none() && !inbound.interrupted;
         let open = self.outbox.state() <= outbox::State::Open;
         let read = wanted && open && self.outbox.has_room(1, CROWDED);

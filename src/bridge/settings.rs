@@ -12,7 +12,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 settings! {
     /// What the directives of one section set.
     #[derive(Clone, Debug, Default)]
-    pub struct Settings {
+    pub struct BridgeSettings {
         /// `WebSocketBridgeAllow`, all of the section's.
         pub allow: Option<Vec<Pattern>>,
         /// `WebSocketBridgeFraming`: a name, and what it is configured with.
@@ -40,7 +40,7 @@ pub enum Protocol {
     Named(String),
 }
 
-impl Settings {
+impl BridgeSettings {
     /// The framing's name and what it is configured with.
     pub fn framing(&self) -> (&str, Option<&str>) {
         self.framing.as_ref().map_or(("auto", None), |(name, config)| (name, config.as_deref()))

@@ -188,7 +188,43 @@ impl Deadlines {
     }
 
     fn decide(&mut self, snapshot: &Snapshot, timeouts: &Timeouts) -> Action {
+        self.note(snapshot);
         let Snapshot { now, state, activity, summary, unsent, hurry, .. } = *snapshot;
+        let stall = unsent.then_some(self.wrote + timeouts.stall);
+        let is_slow = unsent && self.pace.is_slow(now, summary.bytes_out, timeouts.stall)
+            || stall.is_some_and(|end| end <= now);
+        let slow = self.pace.due(timeouts.stall);
+        let (next, end) = match (state > State::Open, is_slow) {
+            (true, true) => return Action::GiveUp(SLOW),
+            (false, true) => {
+                // It may never get there: it has no more time than others have for their answer.
+                (self.closing, self.wrote) = (Some(now), now);
+                return Action::Close(CloseCode::POLICY, SLOW);
+            }
+            (true, false) => self.while_closing(snapshot, timeouts),
+            (false, false) => self.while_open(snapshot, timeouts),
+        };
+        let end = match end {
+            Some(Action::Ping) => return Action::Ping,
+            Some(end) => end,
+            None => {
+                self.reading = false;
+                return Action::Wait(stall.into_iter().chain(slow).chain(next).min());
+            }
+        };
+        // What is missing may be there, if nobody had the time to read it. Of who sends on and on, never all is read.
+        if hurry || self.reading && !snapshot.running && (activity.all || activity.bytes) {
+            return end;
+        }
+        if !core::mem::replace(&mut self.reading, true) {
+            return Action::Read;
+        }
+        Action::Wait(stall.into_iter().chain(slow).min())
+    }
+
+    /// Takes note of what has happened since they were asked last.
+    fn note(&mut self, snapshot: &Snapshot) {
+        let Snapshot { now, activity, summary, unsent, .. } = *snapshot;
         if activity.bytes {
             self.hear(now);
         }
@@ -209,60 +245,47 @@ impl Deadlines {
             self.bytes_out = summary.bytes_out;
             self.wrote = now;
         }
-        let stall = unsent.then_some(self.wrote + timeouts.stall);
-        let is_slow = unsent && self.pace.is_slow(now, summary.bytes_out, timeouts.stall)
-            || stall.is_some_and(|end| end <= now);
-        let slow = self.pace.due(timeouts.stall);
-        let is_due = |moment: Option<Duration>| moment.is_some_and(|moment| moment <= now);
-        let (next, end) = if state > State::Open {
-            if is_slow {
-                return Action::GiveUp(SLOW);
-            }
-            // The client cannot answer a Close that it has not got yet; but memory that is short is not kept for it.
-            if !unsent || hurry || summary.code == CloseCode::TRY_AGAIN_LATER {
-                self.closing.get_or_insert(now);
-            }
-            let close = self.closing.zip(timeouts.close).map(|(since, timeouts)| since + timeouts);
-            let end = Action::GiveUp("the client does not answer our Close");
-            ([stall, slow, close], is_due(close).then_some(end))
+    }
+
+    /// The next deadline of a conversation that is closing, and what to do if it is over.
+    fn while_closing(
+        &mut self,
+        snapshot: &Snapshot,
+        timeouts: &Timeouts,
+    ) -> (Option<Duration>, Option<Action>) {
+        let Snapshot { now, summary, unsent, hurry, .. } = *snapshot;
+        // The client cannot answer a Close that it has not got yet; but memory that is short is not kept for it.
+        if !unsent || hurry || summary.code == CloseCode::TRY_AGAIN_LATER {
+            self.closing.get_or_insert(now);
+        }
+        let close = self.closing.zip(timeouts.close).map(|(since, timeout)| since + timeout);
+        let end = Action::GiveUp("the client does not answer our Close");
+        (close, close.is_some_and(|close| close <= now).then_some(end))
+    }
+
+    /// The next deadline of a conversation that is open, and what to do if it is over.
+    fn while_open(
+        &mut self,
+        snapshot: &Snapshot,
+        timeouts: &Timeouts,
+    ) -> (Option<Duration>, Option<Action>) {
+        let is_due = |moment: Option<Duration>| moment.is_some_and(|moment| moment <= snapshot.now);
+        let idle = timeouts.idle.map(|timeout| self.message + timeout);
+        let message = self.message_end(snapshot, timeouts.message);
+        let ping = timeouts.ping.map(|p| self.last_heard + if self.pinged { p * 2 } else { p });
+        let end = if is_due(idle) {
+            let why = "no message for WebSocketIdleTimeout";
+            Some(Action::Close(CloseCode::GOING_AWAY, why))
+        } else if is_due(message) {
+            let why = "a message takes longer than WebSocketMessageTimeout";
+            Some(Action::Close(CloseCode::POLICY, why))
+        } else if is_due(ping) && !self.pinged {
+            self.pinged = true;
+            Some(Action::Ping)
         } else {
-            if is_slow {
-                // It may never get there: it has no more time than others have for their answer.
-                (self.closing, self.wrote) = (Some(now), now);
-                return Action::Close(CloseCode::POLICY, SLOW);
-            }
-            let idle = timeouts.idle.map(|timeouts| self.message + timeouts);
-            let message = self.message_end(snapshot, timeouts.message);
-            let ping = timeouts.ping.map(|p| self.last_heard + if self.pinged { p * 2 } else { p });
-            let end = if is_due(idle) {
-                let why = "no message for WebSocketIdleTimeout";
-                Some(Action::Close(CloseCode::GOING_AWAY, why))
-            } else if is_due(message) {
-                Some(Action::Close(
-                    CloseCode::POLICY,
-                    "a message takes longer than WebSocketMessageTimeout",
-                ))
-            } else if is_due(ping) && !self.pinged {
-                self.pinged = true;
-                return Action::Ping;
-            } else {
-                let why = "the client does not answer our Ping";
-                is_due(ping).then_some(Action::GiveUp(why))
-            };
-            ([stall, slow, idle.into_iter().chain(ping).chain(message).min()], end)
+            is_due(ping).then_some(Action::GiveUp("the client does not answer our Ping"))
         };
-        let Some(end) = end else {
-            self.reading = false;
-            return Action::Wait(next.into_iter().flatten().min());
-        };
-        // What is missing may be there, if nobody had the time to read it. Of who sends on and on, never all is read.
-        if hurry || self.reading && !snapshot.running && (activity.all || activity.bytes) {
-            return end;
-        }
-        if !core::mem::replace(&mut self.reading, true) {
-            return Action::Read;
-        }
-        Action::Wait(stall.into_iter().chain(slow).min())
+        (idle.into_iter().chain(ping).chain(message).min(), end)
     }
 }
 

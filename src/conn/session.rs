@@ -18,7 +18,7 @@ use crate::{
         close::CloseReason,
         deflate::{Inflater, Params, most_compressed},
         draft,
-        frame::{Deframer, Opcode, Piece, Rules},
+        frame::{Deframer, Opcode, PayloadPiece, Rules},
         mask::Mask,
         utf8::{self, Validator},
     },
@@ -231,11 +231,11 @@ impl Session {
             consumed += used;
             let found = match piece {
                 None => break,
-                Some(draft::Piece::Close) => {
+                Some(draft::DraftPiece::Close) => {
                     self.finish();
                     Found::Close
                 }
-                Some(draft::Piece::Data { kind, starts, ends, range }) => {
+                Some(draft::DraftPiece::Data { kind, starts, ends, range }) => {
                     let range = base + range.start..base + range.end;
                     let taken = self.take_draft(kind, starts, ends, &input[range.clone()]);
                     match taken.inspect_err(|_| self.finish())? {
@@ -289,8 +289,9 @@ impl Session {
         Ok(Taken::Assembled(kind))
     }
 
-    /// Collects the fragments at the front of `input` that neither start nor end their message, if they are small and whole,
-    /// and says how long they are. What is different in any way is left as it is: nothing but speed depends on this.
+    /// Collects the fragments at the front of `input` that neither start nor end their message, if they are small and
+    /// whole, and says how long they are. What is different in any way is left as it is: nothing but speed depends on
+    /// this.
     fn take_middle(&mut self, input: &mut [u8]) -> Result<usize, Violation> {
         let Some(message) = &mut self.message else { return Ok(0) };
         if message.compressed || self.discards || !self.deframer.is_idle() {
@@ -327,7 +328,7 @@ impl Session {
     }
 
     /// Collects a control frame that spans reads.
-    fn take_control(&mut self, piece: &Piece, data: &[u8]) -> Taken {
+    fn take_control(&mut self, piece: &PayloadPiece, data: &[u8]) -> Taken {
         if piece.starts {
             self.control.clear();
             if piece.ends {
@@ -340,7 +341,7 @@ impl Session {
 
     /// Checks and collects a piece of a data message.
     #[inline]
-    fn take_data(&mut self, piece: &Piece, data: &[u8]) -> Result<Taken, Violation> {
+    fn take_data(&mut self, piece: &PayloadPiece, data: &[u8]) -> Result<Taken, Violation> {
         let header = &piece.header;
         if piece.starts && header.opcode != Opcode::Continuation {
             // The message lent last is over.

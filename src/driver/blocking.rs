@@ -21,7 +21,7 @@ use crate::{
         deadlines::{Action, Deadlines},
         endpoint::{Endpoint, Peer},
         log::Level,
-        outbox::{DriverHandle, Socket, State},
+        outbox::{DriverHandle, State, WriteSocket},
         session::Session,
     },
     os::{Interest, Sources, Waker, wait},
@@ -96,8 +96,8 @@ impl DriverHandle for Blocking {
         self.io.pump(deadline);
     }
 
-    fn socket(&self) -> Option<&dyn Socket> {
-        self.io.socket.as_deref().map(|socket| socket as &dyn Socket)
+    fn socket(&self) -> Option<&dyn WriteSocket> {
+        self.io.socket.as_deref().map(|socket| socket as &dyn WriteSocket)
     }
 
     fn is_ending(&self) -> bool {

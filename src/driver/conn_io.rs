@@ -139,9 +139,9 @@ impl ConnIo {
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
 
-    /// How many of `bytes_out` have reached the client, while something is unsent. The kernel takes more from us only after the
-    /// client has taken a good part of what it holds, so what has left us says little of one that reads slowly. `None` if the
-    /// kernel holds nothing: then it is our turn to write, and the client is not to blame.
+    /// How many of `bytes_out` have reached the client, while something is unsent. The kernel takes more from us only
+    /// after the client has taken a good part of what it holds, so what has left us says little of one that reads
+    /// slowly. `None` if the kernel holds nothing: then it is our turn to write, and the client is not to blame.
     pub(super) fn arrived(&self, bytes_out: u64) -> Option<u64> {
         match unacknowledged(self.descriptor()) {
             Some(0) => None,

@@ -60,8 +60,8 @@ pub(super) fn timeouts(timeouts: Timeouts, since: Option<Duration>) -> Timeouts 
     Timeouts { close: Some(close), ..timeouts }
 }
 
-/// How long a peer may take nothing of what waits for it. `since`: how long ago the child's end came to the connection; what
-/// the peer did before that is judged as ever.
+/// How long a peer may take nothing of what waits for it. `since`: how long ago the child's end came to the connection;
+/// what the peer did before that is judged as ever.
 pub(super) fn peer_timeout(timeouts: &Timeouts, since: Option<Duration>) -> Duration {
     match since {
         Some(since) if since >= PEERS_END => Duration::ZERO,

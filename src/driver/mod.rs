@@ -37,8 +37,8 @@ pub mod tls;
 
 /// A byte stream that never blocks: [`io::ErrorKind::WouldBlock`] says that it would.
 pub trait Transport: Send {
-    /// Reads what is there; 0 at the end of the stream. [`io::ErrorKind::Interrupted`] says that nothing has come of it yet, and
-    /// that there may be more to read at once.
+    /// Reads what is there; 0 at the end of the stream. [`io::ErrorKind::Interrupted`] says that nothing has come of it
+    /// yet, and that there may be more to read at once.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Takes some of `bytes`, at least one.

@@ -62,8 +62,9 @@ macro_rules! functions {
                         const NAME: &str = concat!(stringify!($name), "\0");
                         let name = CStr::from_bytes_with_nul(NAME.as_bytes()).unwrap_or_default();
                         let address = NonNull::new(look_up(name)).ok_or(stringify!($name))?;
-                        // SAFETY: the caller's word; the type is the one that OpenSSL's headers declare since 1.1.1
-                        // (SSL_set_options had an unsigned long then, which is as long on 64-bit systems).
+                        // SAFETY: what `look_up` gives is OpenSSL's function of this name, as this one demands; the
+                        // type is the one that OpenSSL's headers declare since 1.1.1 (SSL_set_options had an unsigned
+                        // long then, which is as long on 64-bit systems).
                         unsafe {
                             mem::transmute::<
                                 *mut c_void,
@@ -165,7 +166,7 @@ impl OpenSsl {
     /// - What `look_up` gives for a name is the OpenSSL library's function of that name, or NULL; the library stays loaded
     ///   as long as the value is used.
     pub unsafe fn find(look_up: impl Fn(&CStr) -> *mut c_void) -> Result<Self, String> {
-        // SAFETY: the caller's word.
+        // SAFETY: `look_up` is what this function demands, too.
         let found = unsafe { Self::look_up(look_up) }
             .map_err(|name| format!("its TLS library has no function {name}"))?;
         // SAFETY: the function has no preconditions.
@@ -186,7 +187,7 @@ impl OpenSsl {
     /// # Safety
     /// - `ssl` is live and used by this thread only.
     pub unsafe fn set_mode(&self, ssl: *mut Ssl, mode: c_uint) {
-        // SAFETY: the caller's word.
+        // SAFETY: `ssl` is live and ours, as this function demands.
         unsafe { (self.SSL_ctrl)(ssl, CTRL_MODE, mode as c_long, core::ptr::null_mut()) };
     }
 

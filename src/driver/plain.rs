@@ -44,7 +44,7 @@ impl Socket {
     }
 }
 
-impl outbox::Socket for Socket {
+impl outbox::WriteSocket for Socket {
     fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
         match bytes {
             [one] => (&self.stream).write(one),
@@ -80,7 +80,7 @@ impl Transport for Plain {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        outbox::Socket::write(&*self.socket, &[IoSlice::new(bytes)])
+        outbox::WriteSocket::write(&*self.socket, &[IoSlice::new(bytes)])
     }
 
     fn flush(&mut self) -> io::Result<bool> {

@@ -270,6 +270,43 @@ impl Reader {
         outbox.has_to_wait() || is_crowded(outbox, peer)
     }
 
+    /// Handles what was kept while reading was paused; `Some` if nothing is to be read behind it.
+    fn resume(
+        &mut self,
+        mut aside: Box<Aside>,
+        io: &ConnIo,
+        endpoint: &dyn Endpoint,
+        reads: &mut u32,
+    ) -> Option<Input> {
+        let is_relay = endpoint.peer().is_some();
+        if let Some(held) = &mut aside.held {
+            let (kind, data) = match held {
+                Held::Copied(kind, data) => (*kind, &mut data[..]),
+                Held::Assembled(kind) => (*kind, self.session.lent()),
+            };
+            let delivered = deliver(kind, data, &io.outbox, endpoint, is_relay);
+            if delivered {
+                aside.held = None;
+                // Who is always short of room must not keep others from their turn.
+                *reads = reads.saturating_sub(1);
+            }
+            if !delivered || *reads == 0 {
+                self.aside = Some(aside);
+                return Some(Input::Paused);
+            }
+        }
+        let Aside { mut unread, claim, .. } = *aside;
+        // What has to wait on is counted anew.
+        drop(claim);
+        if !unread.is_empty() && !self.handle(&io.outbox, endpoint, &mut unread) {
+            return Some(Input::Paused);
+        }
+        if self.session.is_finished() {
+            return Some(Input::Over);
+        }
+        None
+    }
+
     /// Reads and handles what has arrived.
     fn read(
         &mut self,
@@ -279,31 +316,9 @@ impl Reader {
         buffers: &mut Buffers,
     ) -> io::Result<Input> {
         let is_relay = endpoint.peer().is_some();
-        if let Some(mut aside) = self.aside.take() {
-            if let Some(held) = &mut aside.held {
-                let (kind, data) = match held {
-                    Held::Copied(kind, data) => (*kind, &mut data[..]),
-                    Held::Assembled(kind) => (*kind, self.session.lent()),
-                };
-                let delivered = deliver(kind, data, &io.outbox, endpoint, is_relay);
-                if delivered {
-                    aside.held = None;
-                    // Who is always short of room must not keep others from their turn.
-                    *reads = reads.saturating_sub(1);
-                }
-                if !delivered || *reads == 0 {
-                    self.aside = Some(aside);
-                    return Ok(Input::Paused);
-                }
-            }
-            let Aside { mut unread, claim, .. } = *aside;
-            // What has to wait on is counted anew.
-            drop(claim);
-            if !unread.is_empty() && !self.handle(&io.outbox, endpoint, &mut unread) {
-                return Ok(Input::Paused);
-            }
-            if self.session.is_finished() {
-                return Ok(Input::Over);
+        if let Some(aside) = self.aside.take() {
+            if let Some(input) = self.resume(aside, io, endpoint, reads) {
+                return Ok(input);
             }
         }
         loop {
@@ -429,8 +444,8 @@ impl Reader {
     }
 }
 
-/// Delivers a message; `false` if it has to wait until the client has taken more of what is queued for it. An endpoint with a
-/// peer (`is_relay`) does not answer by itself, and the relay sees to it that what comes from there fits.
+/// Delivers a message; `false` if it has to wait until the client has taken more of what is queued for it. An endpoint
+/// with a peer (`is_relay`) does not answer by itself, and the relay sees to it that what comes from there fits.
 #[inline]
 fn deliver(
     kind: Kind,
@@ -851,8 +866,8 @@ mod tests {
         assert_eq!(talk.run(&recorder).unwrap(), blocked);
     }
 
-    /// A client that sends on and on, and never anything that comes to data. `held_up`: each time something has to be written
-    /// first.
+    /// A client that sends on and on, and never anything that comes to data. `held_up`: each time something has to be
+    /// written first.
     struct Fruitless {
         reads: Arc<AtomicU32>,
         held_up: bool,

@@ -146,7 +146,8 @@ impl Shutdown {
         Registered { shutdown: self, id }
     }
 
-    /// Has a connection's callbacks watched, as long as they are called on a thread of httpd's and the returned value lives.
+    /// Has a connection's callbacks watched, as long as they are called on a thread of httpd's and the returned value
+    /// lives.
     pub fn watch(&self, callbacks: Arc<Callbacks>) -> Watched<'_> {
         let mut live = self.lock();
         let id = live.number();
@@ -215,7 +216,7 @@ mod loom_tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::conn::outbox::Socket;
+    use crate::conn::outbox::WriteSocket;
 
     #[derive(Default)]
     struct Sleeper {
@@ -241,7 +242,7 @@ mod loom_tests {
 
         fn pump(&self, _: Instant) {}
 
-        fn socket(&self) -> Option<&dyn Socket> {
+        fn socket(&self) -> Option<&dyn WriteSocket> {
             None
         }
     }

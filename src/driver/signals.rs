@@ -15,8 +15,8 @@ use super::shutdown::Ending;
 /// The signals by which a single-threaded MPM is told to stop, held back while a connection is served.
 ///
 /// prefork ends a child from within its signal handler, wherever the thread is. While a `Signals` lives they are
-/// blocked and only seen by who asks for them, so the connection ends in an orderly way; they are delivered when the value is
-/// dropped. Threads that a plugin starts meanwhile inherit the mask, so no such handler ever runs on them.
+/// blocked and only seen by who asks for them, so the connection ends in an orderly way; they are delivered when the
+/// value is dropped. Threads that a plugin starts meanwhile inherit the mask, so no such handler ever runs on them.
 #[derive(Debug)]
 pub struct Signals {
     pending: Pending,
@@ -79,8 +79,8 @@ impl Pending {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// What the pending ones ask for. A graceful one, once seen, does not make the descriptor readable any more, so that the
-    /// others still do.
+    /// What the pending ones ask for. A graceful one, once seen, does not make the descriptor readable any more, so
+    /// that the others still do.
     pub fn look(&self) -> Ending {
         let ending = pending();
         if ending != Ending::Drain {

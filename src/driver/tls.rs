@@ -27,7 +27,7 @@ use super::{
     openssl::{self, Bio, BioMethod, OpenSsl, Ssl},
     plain::{Early, Socket},
 };
-use crate::{conn::outbox::Socket as _, limits::memory::Claim, proto::Violation};
+use crate::{conn::outbox::WriteSocket as _, limits::memory::Claim, proto::Violation};
 
 /// How much is received at a time.
 const RECEIVE: usize = 64 * 1024;
@@ -171,8 +171,8 @@ impl Tls {
             sent: 0,
         };
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one reason covers all")]
-        // SAFETY: the caller's word. The BIO's data outlives it, see `drop`; SSL_set_bio takes the one reference and drops
-        // the BIOs that there were.
+        // SAFETY: the SSL is ours, as this function demands. The BIO's data outlives it, see `drop`; SSL_set_bio takes
+        // the one reference and drops the BIOs that there were.
         unsafe {
             let bio = (openssl.BIO_new)(method.as_ptr());
             if bio.is_null() {
@@ -488,7 +488,8 @@ unsafe fn with_records(bio: *mut Bio, f: impl FnOnce(&OpenSsl, &mut Records) -> 
     let Some(openssl) = (unsafe { OPENSSL.load(Ordering::Acquire).as_ref() }) else { return -1 };
     // SAFETY: the BIO is live, as OpenSSL calls for it.
     let records = unsafe { (openssl.BIO_get_data)(bio) }.cast::<Records>();
-    // SAFETY: the caller's word: the records outlive the BIO, and while OpenSSL runs nobody else uses them.
+    // SAFETY: `records` is what the BIO was made with, as this function demands: the records outlive the BIO, and while
+    // OpenSSL runs nobody else uses them.
     let records = unsafe { records.as_mut() };
     // SAFETY: the BIO is live, as OpenSSL calls for it.
     unsafe { (openssl.BIO_clear_flags)(bio, openssl::BIO_RETRY) };

@@ -119,8 +119,8 @@ impl Record {
     /// # Safety
     /// - `pool` is live and used by this thread only.
     unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, finished: &Finished) {
-        // SAFETY: the caller's word. Both records consist of integers and pointers, for which zero is a value that httpd
-        // itself starts from; what its logging looks at is filled in below.
+        // SAFETY: the pool is live and ours, as this function demands. Both records consist of integers and pointers,
+        // for which zero is a value that httpd itself starts from; what its logging looks at is filled in below.
         unsafe {
             let connection = zeroed::<sys::conn_rec>(pool);
             (*connection).pool = pool;
@@ -208,7 +208,7 @@ unsafe fn run_loggers(rec: *mut sys::request_rec) {
         // SAFETY: the name is that of the module, a string as long as the module is loaded.
         let name = unsafe { CStr::from_ptr(hook.szName) };
         if let Some(function) = hook.pFunc.filter(|_| LOGGERS.contains(&name)) {
-            // SAFETY: the caller's word, and the function is a hook for requests.
+            // SAFETY: the request is live, as this function demands, and the function is a hook for requests.
             unsafe { function(rec) };
         }
     }
@@ -225,7 +225,7 @@ unsafe fn address(
 ) -> *mut sys::apr_sockaddr_t {
     let mut address = ptr::null_mut();
     if !ip.is_null() {
-        // SAFETY: the caller's word.
+        // SAFETY: the string and the pool are live, as this function demands.
         unsafe {
             // A family that is left open makes the resolver ask the kernel for all of the machine's addresses.
             let is_v6 = CStr::from_ptr(ip).to_bytes().contains(&b':');
@@ -241,7 +241,7 @@ unsafe fn address(
 /// # Safety
 /// - `pool` is live.
 unsafe fn zeroed<T>(pool: *mut sys::apr_pool_t) -> *mut T {
-    // SAFETY: the caller's word; a pool's memory is aligned for any C type.
+    // SAFETY: the pool is live, as this function demands; a pool's memory is aligned for any C type.
     unsafe {
         let memory = sys::apr_palloc(pool, size_of::<T>());
         ptr::write_bytes(memory.cast::<T>(), 0, 1);
@@ -256,8 +256,8 @@ unsafe fn zeroed<T>(pool: *mut sys::apr_pool_t) -> *mut T {
 unsafe fn prepare_logio(connection: *mut sys::conn_rec) {
     /// Counters, of which mod_logio has three or four of eight bytes.
     const ROOM: usize = 128;
-    // SAFETY: the caller's word; the name lives for the call, and the module as long as the process. Zero is what
-    // mod_logio starts from.
+    // SAFETY: the connection is live, as this function demands; the name lives for the call, and the module as long as
+    // the process. Zero is what mod_logio starts from.
     unsafe {
         let logio = sys::ap_find_linked_module(c"mod_logio.c".as_ptr());
         if !logio.is_null() {

@@ -20,7 +20,7 @@ pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
     } else {
         format!("one on its thread; of {all} processes {most} can have that one")
     };
-    // SAFETY: the caller's word.
+    // SAFETY: the server is live, as this function demands.
     unsafe {
         log::server(
             server,
@@ -44,92 +44,105 @@ pub(super) unsafe fn warn(
     memory: usize,
     tls: Option<Result<(), String>>,
 ) {
-    let bridges = ["WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
-    if !has(&["WebSocketHandler"]) && !has(&bridges) {
+    if !has(&["WebSocketHandler"]) && !has(&BRIDGES) {
         return;
     }
-    let warn = |line: core::fmt::Arguments<'_>| {
-        // SAFETY: the caller's word.
-        unsafe { log::server(server, Level::Warn, line) };
+    let say = |level, line: core::fmt::Arguments<'_>| {
+        // SAFETY: the server is live, as this function demands.
+        unsafe { log::server(server, level, line) };
     };
-    let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
-    let (children, slots) = (mpm(sys::AP_MPMQ_MAX_DAEMONS), mpm(sys::AP_MPMQ_HARD_LIMIT_DAEMONS));
-    let (spare, spares, most) = if is_threaded() {
-        (mpm(sys::AP_MPMQ_MAX_SPARE_THREADS), "MaxSpareThreads", children * threads)
-    } else {
-        (mpm(sys::AP_MPMQ_MAX_SPARE_DAEMONS), "MaxSpareServers", children)
-    };
-    if slots <= children {
-        warn(format_args!(
+    let children = mpm(sys::AP_MPMQ_MAX_DAEMONS);
+    say(
+        Level::Notice,
+        format_args!(
+            "WS0413: messages, queues and compression of WebSockets may take {} MiB in each of up to {children} \
+             children, {} MiB in all children of one generation (WebSocketMemoryLimit)",
+            memory.div_ceil(1 << 20),
+            (memory as u64).saturating_mul(children).div_ceil(1 << 20)
+        ),
+    );
+    // A process that serves one connection is busy as long as that lasts.
+    let detaches = is_threaded() || has(&BRIDGES) || has(&["WebSocketDetach On"]);
+    let lines = [
+        no_slots(children),
+        detaches.then(|| idle_children(children)).flatten(),
+        detaches.then(counted_children).flatten(),
+        too_few_streams(children),
+        (detaches && !access_log::is_possible()).then(|| BUFFERED.to_owned()),
+    ];
+    for line in lines.into_iter().flatten() {
+        say(Level::Warn, format_args!("{line}"));
+    }
+    if let Some(Err(reason)) = tls {
+        let line = "WS0409: WebSockets over TLS cannot be detached, and take a thread of httpd's each: mod_ssl is there, but";
+        say(Level::Notice, format_args!("{line} {reason}"));
+    }
+}
+
+/// What names the peers of a bridge.
+const BRIDGES: [&str; 3] = ["WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
+
+/// What is said where the access log cannot be written to.
+const BUFFERED: &str = "WS0410: with BufferedLogs On under prefork the end of a detached WebSocket cannot be logged: set \
+                        BufferedLogs Off, or WebSocketDetach Off";
+
+/// Old children take the place of new ones.
+fn no_slots(children: u64) -> Option<String> {
+    let slots = mpm(sys::AP_MPMQ_HARD_LIMIT_DAEMONS);
+    (slots <= children).then(|| {
+        format!(
             "WS0406: ServerLimit {slots} leaves no room for new children while old ones end their WebSockets after a \
              graceful restart, so the server may accept nothing for as long as WebSocketDrainTime: set ServerLimit {} \
              or MaxRequestWorkers lower",
             2 * children
-        ));
-    }
-    // SAFETY: the caller's word.
-    unsafe {
-        log::server(
-            server,
-            Level::Notice,
-            format_args!(
-                "WS0413: messages, queues and compression of WebSockets may take {} MiB in each of up to {children} \
-                 children, {} MiB in all children of one generation (WebSocketMemoryLimit)",
-                memory.div_ceil(1 << 20),
-                (memory as u64).saturating_mul(children).div_ceil(1 << 20)
-            ),
         )
+    })
+}
+
+/// httpd ends children that have nothing to do, as far as it can see.
+fn idle_children(children: u64) -> Option<String> {
+    let (spare, spares, most) = if is_threaded() {
+        let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+        (mpm(sys::AP_MPMQ_MAX_SPARE_THREADS), "MaxSpareThreads", children * threads)
+    } else {
+        (mpm(sys::AP_MPMQ_MAX_SPARE_DAEMONS), "MaxSpareServers", children)
     };
-    // A process that serves one connection is busy as long as that lasts.
-    let detaches = is_threaded() || has(&bridges) || has(&["WebSocketDetach On"]);
-    if detaches && spare < most {
-        warn(format_args!(
+    (spare < most).then(|| {
+        format!(
             "WS0407: with {spares} {spare} httpd ends children whose WebSockets it takes for idle, and closes them: set \
              {spares} {most}, as many as MaxRequestWorkers allows"
-        ));
-    }
+        )
+    })
+}
+
+/// httpd ends children that have served so many.
+fn counted_children() -> Option<String> {
     let requests = mpm(sys::AP_MPMQ_MAX_REQUESTS_DAEMON);
-    if detaches && requests > 0 {
-        warn(format_args!(
+    (requests > 0).then(|| {
+        format!(
             "WS0408: with MaxConnectionsPerChild {requests} httpd ends children after so many connections, and closes \
              their WebSockets: set MaxConnectionsPerChild 0"
-        ));
-    }
+        )
+    })
+}
+
+/// Over HTTP/2 there cannot be as many WebSockets as the configuration promises.
+fn too_few_streams(children: u64) -> Option<String> {
+    let over_http2 = u64::from(workers::over_http2()?) * children.max(1);
     let mut promised = 0;
-    let in_a_child = workers::over_http2();
-    let over_http2 = in_a_child.map_or(0, u64::from) * children.max(1);
     tree::each(&mut |directive| {
         if directive.is("WebSocketMaxConnections") {
             let args = directive.args();
             promised = promised.max(args.trim().trim_matches('"').parse().unwrap_or_default());
         }
     });
-    if in_a_child.is_some() && has(&["H2WebSockets On"]) && promised > over_http2 {
-        warn(format_args!(
+    (has(&["H2WebSockets On"]) && promised > over_http2).then(|| {
+        format!(
             "WS0411: WebSocketMaxConnections promises {promised} connections, but over HTTP/2 there can be only \
              {over_http2}: each takes one of mod_http2's threads in a child (H2MaxWorkers), of which WebSocketWorkerShare \
              keeps some for other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
-        ));
-    }
-    if detaches && !access_log::is_possible() {
-        warn(format_args!(
-            "WS0410: with BufferedLogs On under prefork the end of a detached WebSocket cannot be logged: set BufferedLogs \
-             Off, or WebSocketDetach Off"
-        ));
-    }
-    if let Some(Err(reason)) = tls {
-        // SAFETY: the caller's word.
-        unsafe {
-            log::server(
-                server,
-                Level::Notice,
-                format_args!(
-                    "WS0409: WebSockets over TLS cannot be detached, and take a thread of httpd's each: mod_ssl is \
-                     there, but {reason}"
-                ),
-            )
-        };
-    }
+        )
+    })
 }
 
 /// Whether the configuration has one of the directives, each with its arguments if any are given.

@@ -25,7 +25,7 @@ use crate::{
         connect::{ConnectError, connect},
         framing, proxy,
         relay::Relay,
-        settings::Settings,
+        settings::BridgeSettings,
         socket::PeerSocket,
     },
     conn::{log::Level, outbox::Outbox},
@@ -120,7 +120,8 @@ impl Expression {
     pub(super) unsafe fn parse(parms: &sys::cmd_parms, text: &str) -> Result<Self, String> {
         let text = CString::new(text).map_err(|e| e.to_string())?;
         let mut error = ptr::null();
-        // SAFETY: the caller's word. httpd keeps pointers into the text, which is therefore copied to the pool.
+        // SAFETY: httpd reads a directive, as this function demands. httpd keeps pointers into the text, which is
+        // therefore copied to the pool.
         let (info, error) = unsafe {
             let text = sys::apr_pstrdup(parms.pool, text.as_ptr());
             let flags = sys::AP_EXPR_FLAG_STRING_RESULT;
@@ -137,8 +138,8 @@ impl Expression {
     /// The expression's value for a request.
     fn evaluate(self, r: Request<'_>) -> Result<String, String> {
         let mut error = ptr::null();
-        // SAFETY: the expression lives as long as the configuration (request::R3), the request for the call (request::R1), and the
-        // results, strings or NULL, as long as the request.
+        // SAFETY: the expression lives as long as the configuration (request::R3), the request for the call
+        // (request::R1), and the results, strings or NULL, as long as the request.
         unsafe {
             let value = sys::ap_expr_str_exec(r.as_ptr(), self.0, &raw mut error);
             let text = |s: *const core::ffi::c_char| CStr::from_ptr(s).to_str().map(str::to_owned);
@@ -170,7 +171,7 @@ impl Bridge {
     pub(super) fn reach(
         r: Request<'_>,
         source: &Source,
-        settings: &Settings,
+        settings: &BridgeSettings,
         max_message: usize,
         offered: Offered<'_>,
         may_wait: &mut dyn FnMut() -> bool,
@@ -231,7 +232,7 @@ struct Goal {
 fn goal(
     r: Request<'_>,
     source: &Source,
-    settings: &Settings,
+    settings: &BridgeSettings,
     offered: &[&str],
 ) -> Result<Goal, (u32, String)> {
     let peer = match source {
@@ -260,7 +261,7 @@ fn goal(
 
 /// An address that was made for a request, if WebSocketBridgeAllow lists it. Without a list nothing is allowed if there
 /// has to be one; otherwise everything.
-fn allowed(text: &str, settings: &Settings, has_to: bool) -> Result<Address, (u32, String)> {
+fn allowed(text: &str, settings: &BridgeSettings, has_to: bool) -> Result<Address, (u32, String)> {
     let refused = |why: &str| (sys::HTTP_FORBIDDEN, format!("WS0502: refused: {why}"));
     let address = Address::parse(text).map_err(|e| refused(&e))?;
     if matches!(&address, Address::Unix(path) | Address::UnixDatagram(path) if path.is_relative()) {

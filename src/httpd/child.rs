@@ -1,10 +1,10 @@
 //! The beginning and the end of a child process: its service, and the one rule for each kind of end.
 //!
-//! Everything graceful drains: Close 1001, spread over `WebSocketDrainTime`, then the child goes. Everything else stops:
-//! Close 1001 at once, and the child is out within two seconds. The hook that says so may run on the thread that accepts
-//! connections, or within prefork's signal handler, so it only sets things in motion; the wait comes when httpd clears the
-//! child's pool. It would not come while a plugin's callback is running on a thread of httpd's: the service's clock ends the
-//! process then.
+//! Everything graceful drains: Close 1001, spread over `WebSocketDrainTime`, then the child goes. Everything else
+//! stops: Close 1001 at once, and the child is out within two seconds. The hook that says so may run on the thread that
+//! accepts connections, or within prefork's signal handler, so it only sets things in motion; the wait comes when httpd
+//! clears the child's pool. It would not come while a plugin's callback is running on a thread of httpd's: the
+//! service's clock ends the process then.
 
 use core::{
     ffi::{c_int, c_void},
@@ -44,8 +44,8 @@ pub(super) fn is_near() -> bool {
 /// work, the log files and the like.
 pub(super) const RESERVE: u64 = 256;
 
-/// The child's service; null if it could not be started. It lives as long as the process. Like the other pointers here it is
-/// stored by one thread (Release) when what it leads to is complete, and only read by others (Acquire).
+/// The child's service; null if it could not be started. It lives as long as the process. Like the other pointers here
+/// it is stored by one thread (Release) when what it leads to is complete, and only read by others (Acquire).
 static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
 
 /// The child's line in server-status; null if there is none.
@@ -74,7 +74,7 @@ pub(super) unsafe fn begin(
     SHUTDOWN.reset(drain);
     tls::begin();
     let open_files = raise_open_files();
-    // SAFETY: the caller's word.
+    // SAFETY: `server` is the main server, as this function demands.
     unsafe { advice::tell(server, open_files) };
     let line = shared::child();
     LINE.store(
@@ -87,7 +87,7 @@ pub(super) unsafe fn begin(
         }
     });
     let threads = settings.threads.unwrap_or(settings::THREADS).into();
-    // SAFETY: the caller's word.
+    // SAFETY: as above: it lives until the child ends (request::R3).
     let log = Box::new(unsafe { log::ServerLog::new(server) });
     let main = Main(server);
     let overdue = Box::new(move |ending| boundary((), || main.overdue(ending)));
@@ -95,7 +95,8 @@ pub(super) unsafe fn begin(
     match Service::start(Setup { threads, drain, memory: &MEMORY, report, log, elsewhere }) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
-            // SAFETY: the caller's word; the cleanup's data is the server, which outlives the pool.
+            // SAFETY: `pool` is the child's, as this function demands; the cleanup's data is the server, which outlives
+            // the pool.
             unsafe {
                 sys::apr_pool_pre_cleanup_register(pool, server.cast(), Some(cleanup_child));
             }
@@ -103,7 +104,7 @@ pub(super) unsafe fn begin(
         Err(error) => {
             SERVICE.store(ptr::null_mut(), Ordering::Release);
             let line = "WS0402: no service threads, so each WebSocket takes a thread of httpd's:";
-            // SAFETY: the caller's word.
+            // SAFETY: `server` is the main server, as this function demands.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
     }
@@ -193,8 +194,9 @@ unsafe impl Send for Main {}
 unsafe impl Sync for Main {}
 
 impl Main {
-    /// The child's end takes longer than it may. A callback on a thread of httpd's would hold it up for as long as it likes:
-    /// httpd waits for its threads. A graceful end waits for its requests, too; what of those is ours does not count.
+    /// The child's end takes longer than it may. A callback on a thread of httpd's would hold it up for as long as it
+    /// likes: httpd waits for its threads. A graceful end waits for its requests, too; what of those is ours does not
+    /// count.
     fn overdue(&self, ending: Ending) {
         let running = SHUTDOWN.running();
         let others = REQUESTS.load(Ordering::Relaxed).saturating_sub(running.len());

@@ -1,5 +1,5 @@
-//! A connection leaves httpd: its request is answered and logged, httpd closes its own descriptor of the socket, and the service
-//! threads have the conversation.
+//! A connection leaves httpd: its request is answered and logged, httpd closes its own descriptor of the socket, and
+//! the service threads have the conversation.
 //!
 //! The handler leaves what the service needs with the connection and returns as from any request. When httpd has
 //! finished that, and is about to close the connection, the module takes it over: [`before_close`].
@@ -45,7 +45,8 @@ pub(super) struct Leaving {
     pub(super) takeover: Option<Takeover>,
     /// Until then its callbacks are called on this thread.
     pub(super) watched: Option<Watched<'static>>,
-    /// prefork handles signals on this thread, by ending the process: they have to wait until the service has the connection.
+    /// prefork handles signals on this thread, by ending the process: they have to wait until the service has the
+    /// connection.
     pub(super) signals: Option<Signals>,
 }
 
@@ -100,8 +101,8 @@ pub(super) fn leave(connection: Connection<'_>, leaving: Leaving) {
         sys::APR_SUCCESS as sys::apr_status_t
     }
     let place = place(connection);
-    // SAFETY: a place is live as long as its connection, and only this thread uses it (R5); the cleanup runs when the memory is
-    // about to go.
+    // SAFETY: a place is live as long as its connection, and only this thread uses it (R5); the cleanup runs when the
+    // memory is about to go.
     unsafe {
         (*place).leaving = Box::into_raw(Box::new(leaving));
         let nothing = Some(sys::apr_pool_cleanup_null as _);
@@ -115,8 +116,8 @@ pub(super) fn leave(connection: Connection<'_>, leaving: Leaving) {
 /// # Safety
 /// - `place` is null or live, and used by this thread only.
 unsafe fn taken(place: *mut Place) -> Option<Box<Leaving>> {
-    // SAFETY: the place is live and ours, as this function demands; what is not null in it was made from a Box, and is taken
-    // out here.
+    // SAFETY: the place is live and ours, as this function demands; what is not null in it was made from a Box, and is
+    // taken out here.
     unsafe {
         let leaving = ptr::replace(&raw mut place.as_mut()?.leaving, ptr::null_mut());
         (!leaving.is_null()).then(|| Box::from_raw(leaving))
@@ -135,9 +136,9 @@ pub(super) fn before_close(connection: Connection<'_>) {
         None => Ok(Box::new(Plain::new(socket, early))),
         Some(takeover) => {
             let claim = leaving.outbox.memory().claim();
-            // SAFETY: it is the connection that was checked. The handler has emptied the filters, and left a connection that is not to be kept
-            // alive: httpd reads no further request from that (ap_check_pipeline), nor a request's body
-            // (ap_discard_request_body).
+            // SAFETY: it is the connection that was checked. The handler has emptied the filters, and left a connection
+            // that is not to be kept alive: httpd reads no further request from that (ap_check_pipeline), nor a
+            // request's body (ap_discard_request_body).
             unsafe { takeover.take(connection, socket, early, claim) }
                 .map(|tls| Box::new(tls) as Box<dyn Transport>)
         }

@@ -1,8 +1,8 @@
 //! The transport through httpd's connection filters, for TLS and whatever else sits there.
 //!
-//! It never blocks: the core output filter would if it were given more than it may hold back, or a flush, so it
-//! gets one portion at a time and is pushed until that has left. A stream of HTTP/2 has mod_http2's filter there instead, which
-//! blocks likewise, and gets no more at a time than it has room for.
+//! It never blocks: the core output filter would if it were given more than it may hold back, or a flush, so it gets
+//! one portion at a time and is pushed until that has left. A stream of HTTP/2 has mod_http2's filter there instead,
+//! which blocks likewise, and gets no more at a time than it has room for.
 
 use core::{
     ffi::CStr,
@@ -89,8 +89,8 @@ impl Filters {
 
     /// The connection's descriptor, which is httpd's.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: httpd closes it after the connection's last hook; but event and worker do so in the midst of an ungraceful
-        // stop, when its number may become another one's. It is only waited on, or duplicated by who asks
+        // SAFETY: httpd closes it after the connection's last hook; but event and worker do so in the midst of an
+        // ungraceful stop, when its number may become another one's. It is only waited on, or duplicated by who asks
         // `has_its_descriptor` then.
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
@@ -131,7 +131,8 @@ impl Filters {
 
     /// Whether the last input filter, httpd's core, has bytes or the end of the stream. It asks the socket, too.
     fn core_holds_input(&mut self) -> io::Result<bool> {
-        // SAFETY: connection and brigade are live and ours; each filter's `next` is a live filter or NULL. Nothing is taken out.
+        // SAFETY: connection and brigade are live and ours; each filter's `next` is a live filter or NULL. Nothing is
+        // taken out.
         let (status, empty) = unsafe {
             let mut core = (*self.connection).input_filters;
             while !(*core).next.is_null() {
@@ -390,8 +391,8 @@ pub(super) fn end_stream(connection: Connection<'_>) {
     }
 }
 
-/// Has httpd close a connection without waiting for the client, whose Close is all that was expected of it: it reads the end of
-/// the stream as soon as it has read what is there. Its own goodbye still leaves.
+/// Has httpd close a connection without waiting for the client, whose Close is all that was expected of it: it reads
+/// the end of the stream as soon as it has read what is there. Its own goodbye still leaves.
 pub(super) fn end_input(connection: Connection<'_>) {
     if !connection.is_stream() {
         // SAFETY: R5; the socket is the connection's own. A stop that comes just now may close it, which gives an error.
@@ -440,8 +441,8 @@ pub(super) fn remove_obstacles(connection: Connection<'_>) {
     }
 }
 
-/// The filter that keeps others from flushing while a conversation goes on. OpenSSL flushes its answer to a KeyUpdate within
-/// a read; httpd's core filter would wait there until the client has taken all that waits for it, or fail.
+/// The filter that keeps others from flushing while a conversation goes on. OpenSSL flushes its answer to a KeyUpdate
+/// within a read; httpd's core filter would wait there until the client has taken all that waits for it, or fail.
 const NO_FLUSH: &CStr = c"WEBSOCKET_NO_FLUSH";
 
 /// Registers the module's own filter; called from the module's hook for that.

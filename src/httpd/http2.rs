@@ -115,7 +115,8 @@ impl Held {
         self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         let header = Header { held: self.bytes.clone(), size: bytes.len() };
         // SAFETY: the memory is aligned for anything, and has room for the header and the bytes behind it. A bucket of
-        // the heap type takes the whole memory over and gives it to `release`; the part it shows is moved behind the header.
+        // the heap type takes the whole memory over and gives it to `release`; the part it shows is moved behind the
+        // header.
         unsafe {
             memory.cast::<Header>().write(header);
             ptr::copy_nonoverlapping(bytes.as_ptr(), memory.add(HEADER), bytes.len());

@@ -63,7 +63,7 @@ pub(super) unsafe fn server(
     text: fmt::Arguments<'_>,
 ) {
     let text = line(text);
-    // SAFETY: the caller's word; the format takes one string, which lives for the call.
+    // SAFETY: the server is live, as this function demands; the format takes one string, which lives for the call.
     unsafe {
         sys::ap_log_error_(
             FILE.as_ptr(),

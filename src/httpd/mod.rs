@@ -81,8 +81,8 @@ pub static mut websocket_module: sys::module = structure(
     register_hooks,
 );
 
-/// What httpd knows of a module: the name that `<IfModule>` takes, its directives and hooks. It fills in `module_index`, `next`
-/// and `dynamic_load_handle` when it loads the module.
+/// What httpd knows of a module: the name that `<IfModule>` takes, its directives and hooks. It fills in
+/// `module_index`, `next` and `dynamic_load_handle` when it loads the module.
 const fn structure(
     name: &'static CStr,
     create_server: Option<

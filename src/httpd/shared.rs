@@ -54,7 +54,7 @@ static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
 /// - `server` is the main server, while httpd runs its post_config hooks.
 pub(super) unsafe fn map(server: *const sys::server_rec) -> io::Result<()> {
     let mut address: *mut c_void = ptr::null_mut();
-    // SAFETY: the caller's word: the process record and its pool live as long as the process.
+    // SAFETY: the server is live, as this function demands: the process record and its pool live as long as the process.
     let pool = unsafe { (*(*server).process).pool };
     // SAFETY: the key lives for the call; the result is a live pointer.
     unsafe { sys::apr_pool_userdata_get(&raw mut address, KEY.as_ptr(), pool) };
@@ -99,10 +99,10 @@ pub(super) fn begin() -> io::Result<()> {
 }
 
 /// The connection counts, for this process.
-pub(super) fn counts() -> Option<connections::Table> {
+pub(super) fn counts() -> Option<connections::Counts> {
     let shared = shared()?;
     let seed = shared.seed.load(Ordering::Relaxed);
-    Some(connections::Table::new(&shared.words, seed, std::process::id(), is_alive))
+    Some(connections::Counts::new(&shared.words, seed, std::process::id(), is_alive))
 }
 
 /// Whether a child is still there.

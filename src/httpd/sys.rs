@@ -22,7 +22,7 @@ pub(super) const HOOK_OK: c_int = OK as c_int;
 pub(super) unsafe fn brigade_sentinel(brigade: *mut apr_bucket_brigade) -> *mut apr_bucket {
     // The ring's head stands where a bucket has its link, which is a bucket's first member.
     const { assert!(core::mem::offset_of!(apr_bucket, link) == 0) };
-    // SAFETY: the caller's word; only an address is taken.
+    // SAFETY: the brigade is live, as this function demands; only an address is taken.
     unsafe { (&raw mut (*brigade).list).cast() }
 }
 
@@ -34,7 +34,8 @@ pub(super) unsafe fn brigade_insert_tail(
     brigade: *mut apr_bucket_brigade,
     bucket: *mut apr_bucket,
 ) {
-    // SAFETY: the caller's word; in a ring, the sentinel's `prev` is a live bucket or the sentinel.
+    // SAFETY: brigade and bucket are live, as this function demands; in a ring, the sentinel's `prev` is a live bucket
+    // or the sentinel.
     unsafe {
         let sentinel = brigade_sentinel(brigade);
         let last = (*sentinel).link.prev;
@@ -50,7 +51,7 @@ pub(super) unsafe fn brigade_insert_tail(
 /// # Safety
 /// - `brigade` is a live brigade.
 pub(super) unsafe fn brigade_is_empty(brigade: *mut apr_bucket_brigade) -> bool {
-    // SAFETY: the caller's word.
+    // SAFETY: the brigade is live, as this function demands.
     unsafe {
         let sentinel = brigade_sentinel(brigade);
         (*sentinel).link.next == sentinel
@@ -62,7 +63,8 @@ pub(super) unsafe fn brigade_is_empty(brigade: *mut apr_bucket_brigade) -> bool 
 /// # Safety
 /// - `brigade` is a live brigade.
 pub(super) unsafe fn brigade_has_eos(brigade: *mut apr_bucket_brigade) -> bool {
-    // SAFETY: the caller's word; each `next` of a ring is a live bucket until the sentinel comes.
+    // SAFETY: the brigade is live, as this function demands; each `next` of a ring is a live bucket until the sentinel
+    // comes.
     unsafe {
         let sentinel = brigade_sentinel(brigade);
         let mut bucket = (*sentinel).link.next;
@@ -81,8 +83,9 @@ pub(super) unsafe fn brigade_has_eos(brigade: *mut apr_bucket_brigade) -> bool {
 /// # Safety
 /// - `brigade` is a live brigade of this thread.
 pub(super) unsafe fn brigade_drop_flushes(brigade: *mut apr_bucket_brigade) {
-    // SAFETY: the caller's word; each `next` of a ring is a live bucket until the sentinel comes, and one that is taken out
-    // of the ring (APR_BUCKET_REMOVE) is destroyed as its type says (apr_bucket_delete).
+    // SAFETY: the brigade is live, as this function demands; each `next` of a ring is a live bucket until the sentinel
+    // comes, and one that is taken out of the ring (APR_BUCKET_REMOVE) is destroyed as its type says
+    // (apr_bucket_delete).
     unsafe {
         let sentinel = brigade_sentinel(brigade);
         let mut bucket = (*sentinel).link.next;

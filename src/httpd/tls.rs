@@ -1,9 +1,9 @@
 //! TLS connections that leave httpd: the module takes over the `SSL` that mod_ssl made.
 //!
-//! mod_ssl does the handshake, with its certificates, sessions and client certificates; then httpd lets go of the connection
-//! and its memory, and the `SSL` lives on over a socket of ours ([`driver::tls`](crate::driver::tls)). All that this needs is
-//! looked at before it begins, so that a connection for which anything is not as it should be is served on httpd's thread,
-//! through httpd's filters:
+//! mod_ssl does the handshake, with its certificates, sessions and client certificates; then httpd lets go of the
+//! connection and its memory, and the `SSL` lives on over a socket of ours ([`driver::tls`](crate::driver::tls)). All
+//! that this needs is looked at before it begins, so that a connection for which anything is not as it should be is
+//! served on httpd's thread, through httpd's filters:
 //!
 //! - OpenSSL's functions are there, as mod_ssl itself is linked with them ([`find`]);
 //! - mod_ssl told of the `SSL` before the handshake ([`before_handshake`]), it belongs to this connection, and it reads
@@ -45,8 +45,8 @@ static OPENSSL: AtomicPtr<OpenSsl> = AtomicPtr::new(ptr::null_mut());
 static METHOD: AtomicPtr<BioMethod> = AtomicPtr::new(ptr::null_mut());
 /// mod_ssl's callback for a session that is removed from its cache.
 static REMOVE_SESSION: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-/// Some server's callback for that is another one. An `SSL` removes its session from the server that it was made for, which is
-/// not known once the client has named another one.
+/// Some server's callback for that is another one. An `SSL` removes its session from the server that it was made for,
+/// which is not known once the client has named another one.
 static FOREIGN_CACHE: AtomicBool = AtomicBool::new(false);
 
 fn openssl() -> Option<&'static OpenSsl> {
@@ -103,8 +103,8 @@ pub(super) unsafe fn find(pool: *mut sys::apr_pool_t) -> Option<Result<(), Strin
             sys::apr_os_dso_handle_get(&raw mut library, mod_ssl.dynamic_load_handle.cast());
         }
     }
-    // SAFETY: the handle is that of mod_ssl's library, which is linked with OpenSSL's; what these have under OpenSSL's names are
-    // its functions. httpd unloads mod_ssl when the configuration's pool is cleared, not before.
+    // SAFETY: the handle is that of mod_ssl's library, which is linked with OpenSSL's; what these have under OpenSSL's
+    // names are its functions. httpd unloads mod_ssl when the configuration's pool is cleared, not before.
     let found = unsafe { OpenSsl::find(|name| libc::dlsym(library, name.as_ptr())) };
     let table = match found {
         Ok(table) => table,
@@ -116,7 +116,8 @@ pub(super) unsafe fn find(pool: *mut sys::apr_pool_t) -> Option<Result<(), Strin
             return Some(Err(format!("it has no function {}", name.to_string_lossy())));
         }
     }
-    // SAFETY: a pool's memory is aligned for any C type, as the table's pointers are. The cleanup runs before the memory goes.
+    // SAFETY: a pool's memory is aligned for any C type, as the table's pointers are. The cleanup runs before the
+    // memory goes.
     unsafe {
         let memory = sys::apr_palloc(pool, size_of::<OpenSsl>()).cast::<OpenSsl>();
         memory.write(table);

@@ -38,7 +38,7 @@ use crate::{
     limits::{connections::Counted, memory::Claim},
     plugin::{
         Plugin,
-        connection::{Answer, Connection as PluginConnection, Opening as PluginOpening},
+        connection::{Answer, Connection as PluginConnection, PluginOpening},
         headers::Headers,
         protocols::Protocols,
     },
@@ -158,7 +158,8 @@ impl Upgrade {
             allow_reserved: settings.allow_reserved(),
             memory: &MEMORY,
         };
-        // SAFETY: what drives a connection with its filters does not outlive the handler, nor does the handler the connection.
+        // SAFETY: what drives a connection with its filters does not outlive the handler, nor does the handler the
+        // connection.
         let filters = unsafe { Filters::new(r.connection()) }?;
         let past = match way {
             Ok(takeover) => Ok(PastFilters::new(&filters, takeover)?),
@@ -299,8 +300,9 @@ impl Conversation {
 
     /// The client was lost while the connection was made ready.
     fn lose(self, r: Request<'_>, met: Met, error: &io::Error) -> c_int {
-        let line = format_args!("WS0302: the connection is lost: {error}");
-        self.outbox.log().write(Level::Info, line);
+        self.outbox
+            .log()
+            .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
         self.outbox.end("the connection is lost");
         met.endpoint.closed();
         finish(r, &self.outbox.summary(), true);
@@ -484,8 +486,8 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     filters::set_timeout(connection, unsafe { (*r.server()).timeout });
 }
 
-/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process. (Not so on
-/// a thread of mod_http2's, whose requests are freed by another thread.)
+/// Keeps signals back until httpd has written the access log and frees the request: a pending one ends the process.
+/// (Not so on a thread of mod_http2's, whose requests are freed by another thread.)
 fn release_after_log(r: Request<'_>, signals: Option<Signals>) {
     unsafe extern "C" fn release(signals: *mut c_void) -> sys::apr_status_t {
         // SAFETY: made from a Box below; a cleanup runs once, and on this thread, since httpd clears the pool there.

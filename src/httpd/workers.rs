@@ -60,12 +60,13 @@ const LEFT_TO_HTTP2: u32 = 2;
 /// # Safety
 /// - `server` is the main server, while httpd runs its post_config hooks.
 pub(super) unsafe fn begin(server: *mut sys::server_rec) {
-    // SAFETY: the caller's word; the settings were made when the configuration was read.
+    // SAFETY: `server` is the main server, as this function demands; the settings were made when the configuration was
+    // read.
     let share: Share = unsafe { &*directives::server(server) }.worker_share.unwrap_or_default();
     let code = if is_threaded() { sys::AP_MPMQ_MAX_THREADS } else { sys::AP_MPMQ_MAX_DAEMONS };
     let workers = u32::try_from(advice::mpm(code)).unwrap_or(u32::MAX).max(1);
     HTTPDS.set(workers, share.of(workers));
-    // SAFETY: the caller's word.
+    // SAFETY: as above.
     match unsafe { http2::workers(server) } {
         Some(workers) => {
             HTTP2S.set(workers, share.of(workers).min(most_over_http2(workers)));

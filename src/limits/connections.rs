@@ -4,7 +4,7 @@
 //! is a single atomic operation, and a child that is killed can leave nothing half done. What it had counted is taken
 //! back when somebody finds a limit reached and sees that the process is gone.
 
-use sha1::{Digest as _, Sha1};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -23,7 +23,7 @@ const TAG: u64 = (1 << TAG_BITS) - 1;
 
 /// The shared counts, as one process sees them.
 #[derive(Clone, Copy)]
-pub struct Table {
+pub struct Counts {
     words: &'static [AtomicU64],
     /// Makes the places of keys unpredictable for clients.
     seed: u64,
@@ -34,12 +34,12 @@ pub struct Table {
 
 /// A connection that is counted until the value is dropped.
 pub struct Counted {
-    table: Table,
+    table: Counts,
     bucket: usize,
     tag: u64,
 }
 
-impl Table {
+impl Counts {
     /// The table of process `pid` over [`WORDS`] words, all zero at first.
     pub fn new(
         words: &'static [AtomicU64],
@@ -65,18 +65,13 @@ impl Table {
     ///
     /// Two processes that count the last one at the same moment may both be refused, never both be let in.
     pub fn enter(&self, key: &[&str], limit: u64) -> Option<Counted> {
-        let mut hasher = Sha1::new().chain_update(self.seed.to_ne_bytes());
-        for part in key {
-            hasher.update(part);
-            hasher.update([0]);
-        }
-        let hash = hasher.finalize();
-        let half = |at: usize| {
-            u64::from(u32::from_ne_bytes([hash[at], hash[at + 1], hash[at + 2], hash[at + 3]]))
-        };
-        let bucket = half(0) as usize % BUCKETS;
+        // The same in all children, which are of one binary; who does not know the seed cannot find keys that collide.
+        let mut hasher = DefaultHasher::new();
+        (self.seed, key).hash(&mut hasher);
+        let hash = hasher.finish();
+        let bucket = (hash >> 32) as usize % BUCKETS;
         // A tag of 0 would make a free word of a count of 0.
-        let tag = (half(4) & TAG).max(1);
+        let tag = (hash & TAG).max(1);
         let counted = self.add(bucket, tag)?;
         if self.total(bucket, tag) > limit {
             self.bury(bucket, Some(tag));
@@ -165,12 +160,12 @@ mod loom_tests {
     use super::*;
 
     /// Two processes that share a table of two words; a third one, of number 300, is gone.
-    fn processes() -> [Table; 2] {
+    fn processes() -> [Counts; 2] {
         let words = Box::leak((0..WORDS).map(|_| AtomicU64::new(0)).collect::<Box<_>>());
-        [100, 200].map(|pid| Table::new(words, 7, pid, |pid| pid != 300))
+        [100, 200].map(|pid| Counts::new(words, 7, pid, |pid| pid != 300))
     }
 
-    fn is_empty(table: &Table) -> bool {
+    fn is_empty(table: &Counts) -> bool {
         table.words.iter().all(|word| word.load(Ordering::SeqCst) == 0)
     }
 
@@ -204,7 +199,7 @@ mod loom_tests {
     fn a_dead_process_is_buried_once() {
         loom::model(|| {
             let [one, two] = processes();
-            let dead = Table { pid: 300, ..one };
+            let dead = Counts { pid: 300, ..one };
             // It fills the table.
             std::mem::forget((dead.enter(&["a"], 9), dead.enter(&["b"], 9)));
             let other = thread::spawn(move || two.enter(&["c"], 9));
@@ -231,8 +226,8 @@ mod tests {
     #[test]
     fn a_limit_holds_across_processes() {
         let words = words();
-        let one = Table::new(words, 7, 100, |_| true);
-        let two = Table::new(words, 7, 200, |_| true);
+        let one = Counts::new(words, 7, 100, |_| true);
+        let two = Counts::new(words, 7, 200, |_| true);
         let a = one.enter(&["location", "/a"], 2);
         let b = two.enter(&["location", "/a"], 2);
         assert!(a.is_some() && b.is_some());
@@ -248,7 +243,7 @@ mod tests {
     #[test]
     fn thousands_of_processes_have_one_each() {
         let words = words();
-        let process = |pid| Table::new(words, 7, pid, |_| true);
+        let process = |pid| Counts::new(words, 7, pid, |_| true);
         let counted = (1..=2000).map(|pid| process(pid).enter(&["workers"], 2000));
         let counted = counted.collect::<Option<Vec<_>>>();
         assert!(counted.is_some());
@@ -258,9 +253,9 @@ mod tests {
     #[test]
     fn the_dead_are_not_counted() {
         let words = words();
-        let dead = Table::new(words, 7, 100, |_| true);
+        let dead = Counts::new(words, 7, 100, |_| true);
         core::mem::forget(dead.enter(&["ip", "::1"], 1));
-        let living = Table::new(words, 7, 200, |pid| pid != 100);
+        let living = Counts::new(words, 7, 200, |pid| pid != 100);
         let first = living.enter(&["ip", "::1"], 1);
         assert!(first.is_some());
         assert!(living.enter(&["ip", "::1"], 1).is_none());
@@ -269,11 +264,11 @@ mod tests {
     #[test]
     fn a_process_that_begins_has_none_of_another_one_of_its_number() {
         let words = words();
-        let dead = Table::new(words, 7, 100, |_| true);
-        let other = Table::new(words, 7, 200, |_| true);
+        let dead = Counts::new(words, 7, 100, |_| true);
+        let other = Counts::new(words, 7, 200, |_| true);
         core::mem::forget((dead.enter(&["a"], 1), dead.enter(&["b"], 1)));
         let kept = other.enter(&["c"], 1);
-        let begun = Table::new(words, 7, 100, |_| true);
+        let begun = Counts::new(words, 7, 100, |_| true);
         assert!(begun.enter(&["a"], 1).is_none());
         begun.begin();
         assert!(begun.enter(&["a"], 1).is_some() && other.enter(&["b"], 1).is_some());
@@ -282,7 +277,7 @@ mod tests {
 
     #[test]
     fn threads_lose_no_count() {
-        let table = Table::new(words(), 7, 100, |_| true);
+        let table = Counts::new(words(), 7, 100, |_| true);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {

@@ -28,7 +28,7 @@ use crate::{
         log::Level,
         outbox::{Outbox, Refused},
     },
-    proto::{Kind, frame::Opcode},
+    proto::{Kind, frame::Opcode, is_token_byte},
     sync::Lock as _,
 };
 
@@ -36,7 +36,7 @@ use crate::{
 const KEPT: usize = 256;
 
 /// What the request brought for the plugin, and where its answers go.
-pub struct Opening {
+pub struct PluginOpening {
     /// Where sends go.
     pub outbox: Arc<Outbox>,
     /// httpd's request; valid until the connection is closed or [`Connection::forget_request`] is called.
@@ -69,9 +69,9 @@ pub struct Connection {
     handle: Mutex<Option<Owned<Handle>>>,
     /// The plugin's pointer, which stays the same.
     server: AtomicPtr<abi::WebSocketServer>,
-    /// As in [`Opening`].
+    /// As in [`PluginOpening`].
     alone: bool,
-    /// As in [`Opening`].
+    /// As in [`PluginOpening`].
     callbacks: Arc<Callbacks>,
 }
 
@@ -79,7 +79,7 @@ pub struct Connection {
 struct View {
     /// Its `state` leads to `shown`, so that a plugin's copy of it sees the same.
     server: abi::WebSocketServer,
-    shown: AtomicPtr<State>,
+    shown: AtomicPtr<Behind>,
 }
 
 impl View {
@@ -107,7 +107,7 @@ impl View {
     /// # Safety
     /// - `view` is live, and nobody else knows it.
     unsafe fn settle(view: *mut Self) {
-        // SAFETY: the caller's word.
+        // SAFETY: `view` is live, as this function demands.
         let shown = unsafe { &raw mut (*view).shown };
         // SAFETY: as above.
         unsafe { (*view).server.state = shown.cast() };
@@ -117,7 +117,7 @@ impl View {
 /// What the plugin's pointer points at, and what the module keeps behind it.
 struct Handle {
     view: View,
-    state: State,
+    state: Behind,
 }
 
 // SAFETY: the raw pointers in a view lead to itself and to a state, and the request's is only handed out.
@@ -164,7 +164,7 @@ impl Window {
     }
 }
 
-struct State {
+struct Behind {
     /// The plugin's.
     wants_request: Arc<AtomicBool>,
     outbox: Arc<Outbox>,
@@ -178,7 +178,7 @@ struct State {
     answer: Mutex<Option<Answer>>,
 }
 
-impl State {
+impl Behind {
     fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
         self.answer.acquire()
     }
@@ -193,11 +193,11 @@ static RETIRED: Mutex<VecDeque<Owned<Handle>>> = Mutex::new(VecDeque::new());
 
 impl Connection {
     /// Asks the plugin's on_connect. `None` if it refuses.
-    pub fn open(plugin: Arc<Plugin>, opening: Opening) -> Option<(Self, Answer)> {
-        let Opening { outbox, request, headers, protocols, alone, callbacks } = opening;
+    pub fn open(plugin: Arc<Plugin>, opening: PluginOpening) -> Option<(Self, Answer)> {
+        let PluginOpening { outbox, request, headers, protocols, alone, callbacks } = opening;
         let handle = Owned::new(Handle {
             view: View::new(),
-            state: State {
+            state: Behind {
                 wants_request: plugin.wants_request.clone(),
                 outbox,
                 request: AtomicPtr::new(request),
@@ -221,8 +221,8 @@ impl Connection {
         let private = match plugin.on_connect {
             None => ptr::null_mut(),
             Some(on_connect) => {
-                // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until its handle is retired,
-                // or as long as the plugin.
+                // SAFETY: the ABI's on_connect takes a server structure, which lives on the heap until its handle is
+                // retired, or as long as the plugin.
                 let private = callbacks.run(|| unsafe { on_connect(server) });
                 if private.is_null() {
                     handle.get().state.request.store(ptr::null_mut(), Ordering::Release);
@@ -310,9 +310,9 @@ fn retire(handle: Owned<Handle>, window: Option<&Window>) {
 
 /// Runs `f` with the connection behind `server`; `default` for NULL and for a panic, which must not
 /// reach the plugin's frames.
-fn boundary<R>(server: *const abi::WebSocketServer, default: R, f: impl FnOnce(&State) -> R) -> R {
+fn boundary<R>(server: *const abi::WebSocketServer, default: R, f: impl FnOnce(&Behind) -> R) -> R {
     // SAFETY: the ABI makes the plugin pass the pointer that it was given, or it is NULL.
-    let shown = unsafe { server.as_ref() }.map(|server| server.state.cast::<AtomicPtr<State>>());
+    let shown = unsafe { server.as_ref() }.map(|server| server.state.cast::<AtomicPtr<Behind>>());
     // SAFETY: `shown` is in the view that holds `server`; both live as long.
     let shown = shown.and_then(|shown| unsafe { shown.as_ref() });
     // Acquire: as stored by `open`.
@@ -327,7 +327,7 @@ fn boundary<R>(server: *const abi::WebSocketServer, default: R, f: impl FnOnce(&
 /// # Safety
 /// - `string` is NULL or NUL-terminated and stays so for `'s`.
 unsafe fn string<'s>(string: *const c_char) -> Option<&'s CStr> {
-    // SAFETY: the caller's word.
+    // SAFETY: it is NULL or a string that lives as long as the result, as this function demands.
     (!string.is_null()).then(|| unsafe { CStr::from_ptr(string) })
 }
 
@@ -392,8 +392,7 @@ unsafe extern "C" fn cb_header_set(
 
 /// A field name is a token (RFC 9110 §5.1).
 fn is_header_name(name: &[u8]) -> bool {
-    !name.is_empty()
-        && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+    !name.is_empty() && name.iter().copied().all(is_token_byte)
 }
 
 /// A byte that would break a field value apart; a tab is allowed (RFC 9110 §5.5).
@@ -578,7 +577,7 @@ mod tests {
         let ((outbox, log), wire) = (outbox(1000), Wire::new());
         let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
         driver.rest(&outbox);
-        let opening = Opening {
+        let opening = PluginOpening {
             outbox: outbox.clone(),
             request: ptr::dangling_mut::<c_void>().cast(),
             headers: Arc::default(),
@@ -667,7 +666,7 @@ mod tests {
     #[test]
     fn a_plugin_that_refuses_is_not_told_of_an_end() {
         let (outbox, _) = outbox(1000);
-        let opening = Opening {
+        let opening = PluginOpening {
             outbox: outbox.clone(),
             request: ptr::null_mut(),
             headers: Arc::default(),

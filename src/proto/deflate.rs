@@ -182,8 +182,8 @@ pub fn negotiate_within(
     Some((negotiate(extensions, &frugal)?, budget.claim()))
 }
 
-/// The longest payload to which a compressor that means no harm makes `len` bytes: stored blocks of a small one, and the end
-/// of a sync flush.
+/// The longest payload to which a compressor that means no harm makes `len` bytes: stored blocks of a small one, and
+/// the end of a sync flush.
 pub fn most_compressed(len: u64) -> u64 {
     len.saturating_add(len / 8 + len / 64 + 64)
 }

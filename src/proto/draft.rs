@@ -160,7 +160,7 @@ fn words(value: &[u8]) -> Option<Offered<'_>> {
 
 /// What the deframer found in its input.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Piece {
+pub enum DraftPiece {
     /// Some payload of a frame that carries a message.
     Data {
         /// Whether it is text or binary.
@@ -206,10 +206,14 @@ impl Deframer {
     /// that all of the input is consumed.
     ///
     /// A frame with a payload of more than `max` bytes is a violation, whether or not it carries a message.
-    pub fn next(&mut self, input: &[u8], max: u64) -> Result<(usize, Option<Piece>), Violation> {
+    pub fn next(
+        &mut self,
+        input: &[u8],
+        max: u64,
+    ) -> Result<(usize, Option<DraftPiece>), Violation> {
         let mut used = 0;
         while let Some(&byte) = input.get(used) {
-            match self.at {
+            let piece = match self.at {
                 At::Type => {
                     used += 1;
                     self.at = if byte < BINARY {
@@ -217,70 +221,107 @@ impl Deframer {
                     } else {
                         At::Length { kind: byte, digits: 0, len: 0 }
                     };
+                    None
                 }
                 At::Length { kind, digits, len } => {
                     used += 1;
-                    if digits == DIGITS {
-                        return Err(Violation::LengthNotMinimal);
-                    }
-                    let len = (len << 7) | u64::from(byte & 0x7f);
-                    if len > max {
-                        return Err(Violation::TooBig);
-                    }
-                    self.at = if byte & 0x80 != 0 {
-                        At::Length { kind, digits: digits + 1, len }
-                    } else {
-                        At::Payload { kind, starts: true, missing: len }
-                    };
-                    if byte & 0x80 == 0 && len == 0 {
-                        self.at = At::Type;
-                        if kind == CLOSE && self.draft == Draft::Hixie76 {
-                            return Ok((used, Some(Piece::Close)));
-                        }
-                        if kind == BINARY {
-                            let (kind, range) = (Kind::Binary, used..used);
-                            let piece = Piece::Data { kind, starts: true, ends: true, range };
-                            return Ok((used, Some(piece)));
-                        }
-                    }
+                    self.digit(kind, digits, len, byte, max)?.map(|kind| self.empty(kind, used))
                 }
                 At::Text { kind, starts, seen } => {
-                    let rest = &input[used..];
-                    let end = rest.iter().position(|&byte| byte == END);
-                    let room = (max - seen).try_into().unwrap_or(usize::MAX);
-                    let here = end.unwrap_or(rest.len()).min(room);
-                    let ends = end == Some(here);
-                    if here == 0 && !ends {
-                        return Err(Violation::TooBig);
-                    }
-                    let range = used..used + here;
-                    used = range.end + usize::from(ends);
-                    self.at = if ends {
-                        At::Type
-                    } else {
-                        At::Text { kind, starts: false, seen: seen + here as u64 }
-                    };
-                    if kind == TEXT {
-                        let piece = Piece::Data { kind: Kind::Text, starts, ends, range };
-                        return Ok((used, Some(piece)));
-                    }
+                    let (piece, end) = self.text(kind, starts, seen, (input, used), max)?;
+                    used = end;
+                    (kind == TEXT).then_some(piece)
                 }
                 At::Payload { kind, starts, missing } => {
-                    let here = missing.min((input.len() - used) as u64);
-                    let range = used..used + here as usize;
-                    used = range.end;
-                    let missing = missing - here;
-                    let ends = missing == 0;
-                    self.at =
-                        if ends { At::Type } else { At::Payload { kind, starts: false, missing } };
-                    if kind == BINARY {
-                        let piece = Piece::Data { kind: Kind::Binary, starts, ends, range };
-                        return Ok((used, Some(piece)));
-                    }
+                    let piece = self.payload(starts, missing, used, input.len());
+                    used = piece.1;
+                    (kind == BINARY).then_some(piece.0)
                 }
+            };
+            if piece.is_some() {
+                return Ok((used, piece));
             }
         }
         Ok((used, None))
+    }
+
+    /// A digit of a length, seven bits at a time. The kind of a frame that has no payload, and is not passed over.
+    fn digit(
+        &mut self,
+        kind: u8,
+        digits: u8,
+        len: u64,
+        byte: u8,
+        max: u64,
+    ) -> Result<Option<u8>, Violation> {
+        if digits == DIGITS {
+            return Err(Violation::LengthNotMinimal);
+        }
+        let len = (len << 7) | u64::from(byte & 0x7f);
+        if len > max {
+            return Err(Violation::TooBig);
+        }
+        self.at = match (byte & 0x80, len) {
+            (0, 0) => At::Type,
+            (0, missing) => At::Payload { kind, starts: true, missing },
+            _ => At::Length { kind, digits: digits + 1, len },
+        };
+        let is_empty = matches!(self.at, At::Type);
+        let is_close = kind == CLOSE && self.draft == Draft::Hixie76;
+        Ok((is_empty && (is_close || kind == BINARY)).then_some(kind))
+    }
+
+    /// A frame without a payload, at this place in the input.
+    fn empty(&self, kind: u8, at: usize) -> DraftPiece {
+        if kind == CLOSE {
+            return DraftPiece::Close;
+        }
+        DraftPiece::Data { kind: Kind::Binary, starts: true, ends: true, range: at..at }
+    }
+
+    /// Text up to the byte that ends it, and how far the input is consumed.
+    fn text(
+        &mut self,
+        kind: u8,
+        starts: bool,
+        seen: u64,
+        (input, used): (&[u8], usize),
+        max: u64,
+    ) -> Result<(DraftPiece, usize), Violation> {
+        let rest = &input[used..];
+        let end = rest.iter().position(|&byte| byte == END);
+        let room = (max - seen).try_into().unwrap_or(usize::MAX);
+        let here = end.unwrap_or(rest.len()).min(room);
+        let ends = end == Some(here);
+        if here == 0 && !ends {
+            return Err(Violation::TooBig);
+        }
+        self.at = if ends {
+            At::Type
+        } else {
+            At::Text { kind, starts: false, seen: seen + here as u64 }
+        };
+        let range = used..used + here;
+        let consumed = range.end + usize::from(ends);
+        Ok((DraftPiece::Data { kind: Kind::Text, starts, ends, range }, consumed))
+    }
+
+    /// What is there of a payload whose length is known, and how far the input is consumed.
+    fn payload(
+        &mut self,
+        starts: bool,
+        missing: u64,
+        used: usize,
+        len: usize,
+    ) -> (DraftPiece, usize) {
+        let here = missing.min((len - used) as u64);
+        let range = used..used + here as usize;
+        let (missing, end) = (missing - here, range.end);
+        let ends = missing == 0;
+        if let At::Payload { kind, .. } = self.at {
+            self.at = if ends { At::Type } else { At::Payload { kind, starts: false, missing } };
+        }
+        (DraftPiece::Data { kind: Kind::Binary, starts, ends, range }, end)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Frame headers in and out, and the cutting of a byte stream into frames (RFC 6455 §5.2).
 //!
 //! The [`Deframer`] never buffers a payload: it unmasks what has arrived where it lies and reports it as a
-//! [`Piece`]. Only a header that is cut by the end of the input is kept, 13 bytes at most.
+//! [`PayloadPiece`]. Only a header that is cut by the end of the input is kept, 13 bytes at most.
 
 use core::ops::Range;
 
@@ -223,7 +223,7 @@ pub fn encode(out: &mut Vec<u8>, opcode: Opcode, compressed: bool, len: usize) {
 
 /// What the deframer found: some payload of one frame, unmasked in place.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Piece {
+pub struct PayloadPiece {
     /// The header of the frame it belongs to.
     pub header: Header,
     /// The header has just been read; the payload starts here.
@@ -280,7 +280,7 @@ impl Deframer {
         &mut self,
         input: &mut [u8],
         rules: Rules,
-    ) -> Result<(usize, Option<Piece>), Violation> {
+    ) -> Result<(usize, Option<PayloadPiece>), Violation> {
         // The common case: a frame that lies whole in the input leaves nothing to remember.
         if self.is_idle() {
             if let Some((mut header, start)) = Header::parse(input, rules)? {
@@ -288,7 +288,7 @@ impl Deframer {
                 if header.len <= here as u64 {
                     let range = start..start + header.len as usize;
                     let ascii = header.mask.apply(&mut input[range.clone()]);
-                    let piece = Piece { header, starts: true, ends: true, range, ascii };
+                    let piece = PayloadPiece { header, starts: true, ends: true, range, ascii };
                     return Ok((piece.range.end, Some(piece)));
                 }
             }
@@ -302,7 +302,7 @@ impl Deframer {
         &mut self,
         input: &mut [u8],
         rules: Rules,
-    ) -> Result<(usize, Option<Piece>), Violation> {
+    ) -> Result<(usize, Option<PayloadPiece>), Violation> {
         let (mut header, missing, start) = match self.current {
             Some((_, _)) if input.is_empty() => return Ok((0, None)),
             Some((header, missing)) => (header, missing, 0),
@@ -317,7 +317,7 @@ impl Deframer {
         let ascii = header.mask.apply(&mut input[range.clone()]);
         let missing = missing - here;
         self.current = (missing > 0).then_some((header, missing));
-        Ok((range.end, Some(Piece { header, starts, ends: missing == 0, range, ascii })))
+        Ok((range.end, Some(PayloadPiece { header, starts, ends: missing == 0, range, ascii })))
     }
 
     /// Reads the next header and says how many bytes of `input` it took.

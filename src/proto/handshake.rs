@@ -8,7 +8,7 @@ use core::fmt;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use sha1::{Digest as _, Sha1};
 
-use super::Version;
+use super::{Version, is_token_byte};
 
 /// What is hashed behind the client's key (RFC 6455 §1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -217,7 +217,7 @@ fn accept(key: &[u8]) -> Option<String> {
 
 /// A comma-separated list of at least one token (RFC 9110 §5.6.1: empty elements do not count).
 fn tokens(value: &[u8]) -> Option<Offered<'_>> {
-    Offered::parse(value, ',', |b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    Offered::parse(value, ',', is_token_byte)
 }
 
 /// Which origins may open a WebSocket (RFC 6455 §10.2).

@@ -137,3 +137,8 @@ impl From<Exhausted> for Violation {
         Self::Memory
     }
 }
+
+/// Whether a token of HTTP may have this byte (RFC 9110 §5.6.2): names of fields, of subprotocols and of extensions.
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    bridge::settings::Settings as Bridge,
+    bridge::settings::BridgeSettings as Bridge,
     proto::{deflate::Policy, handshake::OriginCheck},
 };
 

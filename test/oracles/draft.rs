@@ -2,7 +2,7 @@
 
 use mod_websocket::proto::{
     Kind, Violation,
-    draft::{Deframer, Draft, Piece},
+    draft::{Deframer, Draft, DraftPiece},
     frame::Opcode,
 };
 
@@ -46,8 +46,8 @@ pub fn read_in_pieces(draft: Draft, bytes: &[u8], max: u64, size: usize) -> Hear
                     assert_eq!(at + used, chunk.len());
                     break;
                 }
-                Ok((_, Some(Piece::Close))) => return (messages, Ok(true)),
-                Ok((used, Some(Piece::Data { kind, starts, ends, range }))) => {
+                Ok((_, Some(DraftPiece::Close))) => return (messages, Ok(true)),
+                Ok((used, Some(DraftPiece::Data { kind, starts, ends, range }))) => {
                     assert!(used > 0);
                     if starts {
                         payload.clear();

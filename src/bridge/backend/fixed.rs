@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Backend, Query, address, choose, split_port};
+use super::{Backend, Query, address, choose, host_and_port};
 use crate::bridge::{Target, framing};
 
 /// The peer of every connection, as its options say.
@@ -37,7 +37,7 @@ impl Fixed {
         }
         framing::make(framing, framing_config)?;
         let bare = host.split_once("://").map_or(host, |(_, rest)| rest);
-        let port = port.or_else(|| split_port(bare).1.is_none().then_some("5900"));
+        let port = port.or_else(|| host_and_port(bare).1.is_none().then_some("5900"));
         let target = Target {
             peer: address(host, port, root)?,
             framing: framing.to_owned(),

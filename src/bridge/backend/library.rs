@@ -249,24 +249,11 @@ impl Backend for Library {
         let key = query.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("Sec-WebSocket-Key"));
         let key = Texts::new(key.iter().map(|(_, key)| *key));
 
-        // SAFETY: integers, arrays, pointers and an optional function: all zeroes are a value of each.
-        let mut socket: Box<abi::websocket> = Box::new(unsafe { mem::zeroed() });
-        socket.ws_fd = -1;
-        socket.state = abi::ws_http;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        socket.last_event = now.as_secs().try_into().unwrap_or_default();
-        socket.headers = count.min(abi::WS_HEADER_LIMIT);
-        for (own, header) in socket.header.iter_mut().zip(&headers[..count]) {
-            *own = abi::ws_http_header { ..*header };
-        }
+        let mut socket = socket(&headers[..count]);
         socket.request_path = endpoint.pointers[0];
-        socket.websocket_version = 13;
         socket.socket_key = key.pointers[0];
-        socket.want_upgrade = 1;
         socket.protocols = query.protocols.len();
         socket.protocol = protocols.pointers.as_mut_ptr();
-        socket.peer_fd = -1;
-
         let result = {
             let _turn = self.turn();
             // SAFETY: init and configure have succeeded, and the arguments are what the interface promises: strings and
@@ -282,6 +269,17 @@ impl Backend for Library {
                 )
             }
         };
+        self.target(result, query.protocols.len())
+    }
+}
+
+impl Library {
+    /// What a backend's answer means; `protocols` is how many the client offers.
+    fn target(
+        &self,
+        result: abi::ws_peer_info,
+        protocols: usize,
+    ) -> Result<Option<Target>, String> {
         let (host, port) = (Allocated(result.host), Allocated(result.port));
         let config = Allocated(result.framing_config);
         let wrong = |what: String| format!("the backend {}: {what}", self.path.display());
@@ -299,7 +297,7 @@ impl Backend for Library {
                 )));
             }
         };
-        let protocol = Some(result.protocol).filter(|index| *index < query.protocols.len());
+        let protocol = Some(result.protocol).filter(|index| *index < protocols);
         Ok(Some(Target {
             peer: address(&host, port, &self.root).map_err(wrong)?,
             framing: result.framing.map_or_else(|| framing::DEFAULT.to_owned(), registry::name_of),
@@ -307,4 +305,22 @@ impl Backend for Library {
             protocol,
         }))
     }
+}
+
+/// A client's connection as websocksy shows it to its backends, with the headers that have room there.
+fn socket(headers: &[abi::ws_http_header]) -> Box<abi::websocket> {
+    // SAFETY: integers, arrays, pointers and an optional function: all zeroes are a value of each.
+    let mut socket: Box<abi::websocket> = Box::new(unsafe { mem::zeroed() });
+    socket.ws_fd = -1;
+    socket.state = abi::ws_http;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    socket.last_event = now.as_secs().try_into().unwrap_or_default();
+    socket.headers = headers.len().min(abi::WS_HEADER_LIMIT);
+    for (own, header) in socket.header.iter_mut().zip(headers) {
+        *own = abi::ws_http_header { ..*header };
+    }
+    socket.websocket_version = 13;
+    socket.want_upgrade = 1;
+    socket.peer_fd = -1;
+    socket
 }

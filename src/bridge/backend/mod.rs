@@ -72,7 +72,7 @@ fn address(host: &str, port: Option<&str>, root: &Path) -> Result<String, String
         }
         .to_string());
     }
-    let (name, own) = split_port(rest);
+    let (name, own) = host_and_port(rest);
     let port = port.or(own).map_or_else(String::new, |port| format!(":{port}"));
     let brackets = if name.contains(':') { ["[", "]"] } else { ["", ""] };
     Address::parse(&format!("{scheme}://{}{name}{}{port}", brackets[0], brackets[1]))
@@ -80,7 +80,7 @@ fn address(host: &str, port: Option<&str>, root: &Path) -> Result<String, String
 }
 
 /// `host`, `host:port`, `[v6]` or `[v6]:port`; what has several colons and no brackets is an IPv6 address.
-fn split_port(text: &str) -> (&str, Option<&str>) {
+fn host_and_port(text: &str) -> (&str, Option<&str>) {
     if let Some((name, rest)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         return (name, rest.strip_prefix(':'));
     }

@@ -14,7 +14,7 @@ const DEPTH: usize = 1024;
 
 /// What may come next.
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum JsonState {
     /// A value.
     Value,
     /// A value, or the end of the array.
@@ -72,7 +72,7 @@ enum Step {
 
 /// `json`.
 struct Json {
-    state: State,
+    state: JsonState,
     /// The open arrays and objects, outermost first; objects are true.
     open: Vec<bool>,
     /// The string at hand is a member's name.
@@ -88,38 +88,38 @@ pub(super) fn json(_config: &str) -> Result<Box<dyn Framing>, String> {
 
 impl Json {
     fn new() -> Self {
-        Self { state: State::Value, open: Vec::new(), name: false, read: 0 }
+        Self { state: JsonState::Value, open: Vec::new(), name: false, read: 0 }
     }
 
     /// Forgets the value at the front, whose end is found.
     fn reset(&mut self) {
-        self.state = State::Value;
+        self.state = JsonState::Value;
         self.open.clear();
         self.read = 0;
     }
 
     fn step(&mut self, byte: u8) -> Step {
         match self.state {
-            State::Text(place) => self.text(place, byte),
-            State::Number(place) => self.number(place, byte),
-            State::Word(rest) => match rest.split_first() {
+            JsonState::Text(place) => self.text(place, byte),
+            JsonState::Number(place) => self.number(place, byte),
+            JsonState::Word(rest) => match rest.split_first() {
                 Some((&expected, rest)) if expected == byte && rest.is_empty() => self.ended(),
-                Some((&expected, rest)) if expected == byte => self.become_(State::Word(rest)),
+                Some((&expected, rest)) if expected == byte => self.become_(JsonState::Word(rest)),
                 _ => Step::Wrong,
             },
             _ => match (self.state, byte) {
                 (_, b' ' | b'\t' | b'\n' | b'\r') => Step::More,
-                (State::FirstElement, b']') | (State::FirstName, b'}') => self.closed(),
-                (State::Comma, b']') if !self.in_object() => self.closed(),
-                (State::Comma, b'}') if self.in_object() => self.closed(),
-                (State::Comma, b',') if self.in_object() => self.become_(State::Name),
-                (State::Comma, b',') => self.become_(State::Value),
-                (State::Colon, b':') => self.become_(State::Value),
-                (State::FirstName | State::Name, b'"') => {
+                (JsonState::FirstElement, b']') | (JsonState::FirstName, b'}') => self.closed(),
+                (JsonState::Comma, b']') if !self.in_object() => self.closed(),
+                (JsonState::Comma, b'}') if self.in_object() => self.closed(),
+                (JsonState::Comma, b',') if self.in_object() => self.become_(JsonState::Name),
+                (JsonState::Comma, b',') => self.become_(JsonState::Value),
+                (JsonState::Colon, b':') => self.become_(JsonState::Value),
+                (JsonState::FirstName | JsonState::Name, b'"') => {
                     self.name = true;
-                    self.become_(State::Text(Text::Plain))
+                    self.become_(JsonState::Text(Text::Plain))
                 }
-                (State::Value | State::FirstElement, _) => self.value(byte),
+                (JsonState::Value | JsonState::FirstElement, _) => self.value(byte),
                 _ => Step::Wrong,
             },
         }
@@ -130,30 +130,30 @@ impl Json {
         match byte {
             b'"' => {
                 self.name = false;
-                self.become_(State::Text(Text::Plain))
+                self.become_(JsonState::Text(Text::Plain))
             }
             b'[' | b'{' if self.open.len() == DEPTH => Step::Wrong,
             b'[' => {
                 self.open.push(false);
-                self.become_(State::FirstElement)
+                self.become_(JsonState::FirstElement)
             }
             b'{' => {
                 self.open.push(true);
-                self.become_(State::FirstName)
+                self.become_(JsonState::FirstName)
             }
-            b'-' => self.become_(State::Number(Number::Minus)),
-            b'0' => self.become_(State::Number(Number::Zero)),
-            b'1'..=b'9' => self.become_(State::Number(Number::Whole)),
-            b't' => self.become_(State::Word(b"rue")),
-            b'f' => self.become_(State::Word(b"alse")),
-            b'n' => self.become_(State::Word(b"ull")),
+            b'-' => self.become_(JsonState::Number(Number::Minus)),
+            b'0' => self.become_(JsonState::Number(Number::Zero)),
+            b'1'..=b'9' => self.become_(JsonState::Number(Number::Whole)),
+            b't' => self.become_(JsonState::Word(b"rue")),
+            b'f' => self.become_(JsonState::Word(b"alse")),
+            b'n' => self.become_(JsonState::Word(b"ull")),
             _ => Step::Wrong,
         }
     }
 
     fn text(&mut self, place: Text, byte: u8) -> Step {
         let place = match (place, byte) {
-            (Text::Plain, b'"') if self.name => return self.become_(State::Colon),
+            (Text::Plain, b'"') if self.name => return self.become_(JsonState::Colon),
             (Text::Plain, b'"') => return self.ended(),
             (Text::Plain, b'\\') => Text::Escape,
             (Text::Plain, 0x20..) => Text::Plain,
@@ -163,7 +163,7 @@ impl Json {
             (Text::Digits(n), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => Text::Digits(n - 1),
             _ => return Step::Wrong,
         };
-        self.become_(State::Text(place))
+        self.become_(JsonState::Text(place))
     }
 
     fn number(&mut self, place: Number, byte: u8) -> Step {
@@ -180,14 +180,14 @@ impl Json {
             (_, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9') => return Step::Wrong,
             _ if self.open.is_empty() => return Step::Before,
             _ => {
-                self.state = State::Comma;
+                self.state = JsonState::Comma;
                 return self.step(byte);
             }
         };
-        self.become_(State::Number(place))
+        self.become_(JsonState::Number(place))
     }
 
-    fn become_(&mut self, state: State) -> Step {
+    fn become_(&mut self, state: JsonState) -> Step {
         self.state = state;
         Step::More
     }
@@ -204,7 +204,7 @@ impl Json {
 
     /// A value has ended.
     fn ended(&mut self) -> Step {
-        if self.open.is_empty() { Step::Last } else { self.become_(State::Comma) }
+        if self.open.is_empty() { Step::Last } else { self.become_(JsonState::Comma) }
     }
 }
 
@@ -235,10 +235,10 @@ impl Framing for Json {
         use Number::{ExponentDigits, Fraction, Whole, Zero};
         let length = bytes(data).len();
         match self.state {
-            State::Number(Zero | Whole | Fraction | ExponentDigits) if self.open.is_empty() => {
+            JsonState::Number(Zero | Whole | Fraction | ExponentDigits) if self.open.is_empty() => {
                 Piece::Message(Kind::Text, length)
             }
-            State::Value if self.open.is_empty() && length > 0 => Piece::Discard(length),
+            JsonState::Value if self.open.is_empty() && length > 0 => Piece::Discard(length),
             _ => all_binary(data),
         }
     }

@@ -142,8 +142,8 @@ fn register(name: &str, function: abi::ws_framing) {
     let _ = writeln!(std::io::stderr(), "mod_websocket: a library replaces the framing {name}");
 }
 
-/// The name under which [`make`](super::make) knows a function that a backend has returned. One that no library has registered gets a
-/// name that nobody can write into a configuration.
+/// The name under which [`make`](super::make) knows a function that a backend has returned. One that no library has
+/// registered gets a name that nobody can write into a configuration.
 pub(in crate::bridge) fn name_of(function: abi::ws_framing) -> String {
     let builtin = BUILTIN.iter().find(|b| same(b.function, function));
     // A library may have replaced it: then the name alone would find the other one.

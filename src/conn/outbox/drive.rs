@@ -3,7 +3,7 @@
 use std::{io, sync::Weak};
 
 use super::{
-    DriverHandle, Outbox, Reception, Socket, State,
+    DriverHandle, Outbox, Reception, State, WriteSocket,
     queue::{KEEP, Queue, REST},
     thread_mark,
 };
@@ -101,7 +101,7 @@ impl Outbox {
     }
 
     /// Writes what is queued to the driver's socket: whether all of it, and whether anything, has left.
-    pub fn flush(&self, socket: &dyn Socket) -> io::Result<(bool, bool)> {
+    pub fn flush(&self, socket: &dyn WriteSocket) -> io::Result<(bool, bool)> {
         let mut queue = self.lock();
         let before = queue.bytes_out;
         let done = queue.flush(socket)?;

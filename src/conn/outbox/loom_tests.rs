@@ -55,12 +55,12 @@ impl DriverHandle for Driver {
 
     fn pump(&self, _: Instant) {}
 
-    fn socket(&self) -> Option<&dyn Socket> {
-        self.room.as_ref().map(|_| self as &dyn Socket)
+    fn socket(&self) -> Option<&dyn WriteSocket> {
+        self.room.as_ref().map(|_| self as &dyn WriteSocket)
     }
 }
 
-impl Socket for Driver {
+impl WriteSocket for Driver {
     fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut room = self.room.as_ref().expect("a socket").lock().unwrap();
         let n = bytes[0].len().min(*room);

@@ -49,7 +49,7 @@ pub trait DriverHandle: Send + Sync {
     fn pump(&self, deadline: Instant);
 
     /// A socket that any thread may write to without blocking; `None` if only the driver can write.
-    fn socket(&self) -> Option<&dyn Socket>;
+    fn socket(&self) -> Option<&dyn WriteSocket>;
 
     /// Whether the child ends, and the connection with it, which its driver has not seen yet since it is in a callback.
     fn is_ending(&self) -> bool {
@@ -58,7 +58,7 @@ pub trait DriverHandle: Send + Sync {
 }
 
 /// A stream socket in non-blocking mode.
-pub trait Socket: Send + Sync {
+pub trait WriteSocket: Send + Sync {
     /// Writes some of the bytes, in order.
     fn write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize>;
 }

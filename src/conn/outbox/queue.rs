@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 
-use super::{Socket, State};
+use super::{State, WriteSocket};
 use crate::{
     conn::log::{Level, Log},
     limits::memory::{Budget, Claim},
@@ -138,7 +138,7 @@ impl Queue {
     }
 
     /// Writes queued bytes until none are left (`true`) or the socket is full.
-    pub(super) fn flush(&mut self, socket: &dyn Socket) -> io::Result<bool> {
+    pub(super) fn flush(&mut self, socket: &dyn WriteSocket) -> io::Result<bool> {
         while self.written < self.bytes.len() {
             match socket.write(&[IoSlice::new(&self.bytes[self.written..])]) {
                 Ok(n) => {
@@ -169,7 +169,7 @@ impl Queue {
         opcode: Opcode,
         compressed: bool,
         payload: &[u8],
-        socket: &dyn Socket,
+        socket: &dyn WriteSocket,
     ) -> io::Result<()> {
         frame::encode(&mut self.bytes, opcode, compressed, payload.len());
         let queued = self.bytes.len() - self.written;
@@ -195,8 +195,8 @@ impl Queue {
     }
 }
 
-/// Drops the first `written` bytes of a queue when they are the greater part, so that what has left does not pile up before what
-/// has not. `true` if memory was given back.
+/// Drops the first `written` bytes of a queue when they are the greater part, so that what has left does not pile up
+/// before what has not. `true` if memory was given back.
 pub fn drop_front(bytes: &mut Vec<u8>, written: &mut usize) -> bool {
     if *written > bytes.len() / 2 {
         bytes.drain(..*written);

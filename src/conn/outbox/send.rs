@@ -26,8 +26,8 @@ const SLICE: Duration = Duration::from_millis(50);
 impl Outbox {
     /// Sends a data message, waiting while the queue is full.
     ///
-    /// How long that may be, and for how many threads at a time, is [`waiting`](crate::conn::waiting)'s. A client for whom that is
-    /// too fast is closed with 1008.
+    /// How long that may be, and for how many threads at a time, is [`waiting`](crate::conn::waiting)'s. A client for
+    /// whom that is too fast is closed with 1008.
     ///
     /// In drafts 76 and 75 text that is not UTF-8 is [`Refused::Illegal`]: it may contain the byte that ends a frame.
     pub fn send_message(&self, kind: Kind, payload: &[u8]) -> Result<(), Refused> {

@@ -26,7 +26,8 @@ use crate::{
 const IDLE_TICK: Duration = Duration::from_millis(250);
 /// How often it looks when the child goes down, and at connections that read before they are judged.
 const ENDING_TICK: Duration = Duration::from_millis(25);
-/// How long traffic has to be absent before it looks less often, and how long callbacks may take before that is worth a line.
+/// How long traffic has to be absent before it looks less often, and how long callbacks may take before that is worth a
+/// line.
 pub(super) const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// How often connections' deadlines are asked.
 pub(super) const ROUND: Duration = Duration::from_secs(1);
@@ -123,7 +124,8 @@ impl Clock {
 enum Shortage {
     /// The system gives none.
     NoThread(io::Error),
-    /// There are as many as there may be, and all of them are in callbacks. Whether somebody waits is not known: nobody looks.
+    /// There are as many as there may be, and all of them are in callbacks. Whether somebody waits is not known: nobody
+    /// looks.
     Bound,
 }
 
@@ -254,8 +256,8 @@ impl Service {
         }
     }
 
-    /// Sees to it that a thread is there for what comes, or says why there is none. `moved`: a turn has ended since the last
-    /// look.
+    /// Sees to it that a thread is there for what comes, or says why there is none. `moved`: a turn has ended since the
+    /// last look.
     fn scale(&'static self, moved: bool, cores: usize) -> Option<Shortage> {
         let idle = self.threads.waiting();
         let threads = self.threads.serving();

@@ -16,7 +16,7 @@ use crate::{
         deadlines::{Action, Activity, Deadlines, Unfinished},
         endpoint::Endpoint,
         log::Level,
-        outbox::{DriverHandle, Socket, State, Summary},
+        outbox::{DriverHandle, State, Summary, WriteSocket},
         session::Session,
         waiting::begin_callback,
     },
@@ -110,8 +110,8 @@ impl DriverHandle for Entry {
         self.io.pump(deadline);
     }
 
-    fn socket(&self) -> Option<&dyn Socket> {
-        self.io.socket.as_deref().map(|socket| socket as &dyn Socket)
+    fn socket(&self) -> Option<&dyn WriteSocket> {
+        self.io.socket.as_deref().map(|socket| socket as &dyn WriteSocket)
     }
 }
 
@@ -215,8 +215,9 @@ impl Entry {
             }
             Ok(Outcome::Over) => self.finish(&reader, false, buffers),
             Err(error) => {
-                let line = format_args!("WS0302: the connection is lost: {error}");
-                outbox.log().write(Level::Info, line);
+                outbox
+                    .log()
+                    .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
                 self.finish(&reader, true, buffers)
             }
         }
@@ -365,8 +366,9 @@ impl Entry {
         }
         let outbox = &*self.io.outbox;
         if let Err(error) = judging::act(action, outbox) {
-            let line = format_args!("WS0302: the connection is lost: {error}");
-            outbox.log().write(Level::Info, line);
+            outbox
+                .log()
+                .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
             outbox.end("the client is given up");
             // The thread that runs it, or the next one, meets the end of the stream. The descriptor is open as long as the
             // transport, which is ours.
@@ -375,8 +377,8 @@ impl Entry {
         reading
     }
 
-    /// The message that is arriving, and whether a thread is at work; `None` if there is nothing to judge any more. Who lingers
-    /// too long is woken.
+    /// The message that is arriving, and whether a thread is at work; `None` if there is nothing to judge any more. Who
+    /// lingers too long is woken.
     fn progress(&self, now: Duration, ending: Ending) -> Option<(Option<Unfinished>, bool)> {
         match &*self.phase.acquire() {
             Phase::Talking(reader) => return Some((reader.unfinished(), false)),

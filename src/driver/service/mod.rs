@@ -1,12 +1,13 @@
 //! Few threads for many connections: an idle one holds no thread and no buffer.
 //!
 //! All threads wait on one epoll set. Whichever gets a connection's event runs it until nothing is left, calls the
-//! endpoint inline and writes once; a [`RunState`](super::run_state::RunState) keeps a second thread away from it. Events fetched together go to a
-//! list that other threads take from, so none is stranded behind a callback that sleeps.
+//! endpoint inline and writes once; a [`RunState`](super::run_state::RunState) keeps a second thread away from it.
+//! Events fetched together go to a list that other threads take from, so none is stranded behind a callback that
+//! sleeps.
 //!
 //! One more thread, the *clock*, never runs a callback. It looks a hundred times a second while there is traffic, and a
-//! few times otherwise, whether another thread is needed, asks every connection's deadlines once a second, and ends them all
-//! when the child goes down. So a callback that blocks holds one thread and its own connection, nothing else.
+//! few times otherwise, whether another thread is needed, asks every connection's deadlines once a second, and ends
+//! them all when the child goes down. So a callback that blocks holds one thread and its own connection, nothing else.
 
 mod clock;
 mod entry;

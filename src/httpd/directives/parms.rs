@@ -141,9 +141,10 @@ unsafe fn set(
 ) -> *const c_char {
     let failed = c"an internal error while reading the directive".as_ptr();
     boundary(failed, || {
-        // SAFETY: the caller's word: the structure is live while the directive is read.
+        // SAFETY: httpd passes it, as this function demands: the structure is live while the directive is read.
         let parms = unsafe { &*parms };
-        // SAFETY: the caller's word: the section was made by create_dir, and nothing else uses it (R4).
+        // SAFETY: httpd passes it, as this function demands: the section was made by create_dir, and nothing else uses
+        // it (R4).
         let section = unsafe { &mut *section.cast::<Section>() };
         // SAFETY: `command` put a setter of static life there.
         let setter = unsafe { *(*parms.cmd).cmd_data.cast::<Setter>() };

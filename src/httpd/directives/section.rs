@@ -100,8 +100,8 @@ pub(in super::super) unsafe extern "C" fn create_dir(
     boundary(ptr::null_mut(), || register(pool, Section::default()))
 }
 
-/// Merges an outer section with one inside it. If one of them sets nothing the result is the other one itself, as most often:
-/// httpd merges several times per request.
+/// Merges an outer section with one inside it. If one of them sets nothing the result is the other one itself, as most
+/// often: httpd merges several times per request.
 pub(in super::super) unsafe extern "C" fn merge_dir(
     pool: *mut sys::apr_pool_t,
     outer: *mut c_void,
@@ -138,13 +138,14 @@ pub(in super::super) unsafe extern "C" fn create_server(
 /// # Safety
 /// - `main` is the main server, after the whole configuration was read.
 pub(in super::super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
-    // SAFETY: the caller's word: the vectors have sections of this module, made by create_dir or merge_dir.
+    // SAFETY: the configuration is complete, as this function demands: the vectors have sections of this module, made
+    // by create_dir or merge_dir.
     let defaults = |server: *const sys::server_rec| unsafe {
         &*sys::ap_get_module_config((*server).lookup_defaults, module()).cast::<Section>()
     };
     let mut next = main;
     while !next.is_null() {
-        // SAFETY: the caller's word; the settings were made by create_server.
+        // SAFETY: `next` is the main server or one behind it; the settings were made by create_server.
         for (section, place) in unsafe { &(*server(next)).expressions } {
             // SAFETY: the section was being read when it was noted, and lives as long as the configuration.
             let sections = [unsafe { &**section }, defaults(next), defaults(main)];
@@ -159,7 +160,7 @@ pub(in super::super) unsafe fn check(main: *const sys::server_rec) -> Result<(),
         for (discovery, place) in unsafe { &(*server(next)).discoveries } {
             discovery.open().map_err(|e| format!("WS0429: {place}: {e}"))?;
         }
-        // SAFETY: the caller's word: each server's `next` is another one or NULL.
+        // SAFETY: each server's `next` is another one or NULL.
         next = unsafe { (*next).next };
     }
     Ok(())
@@ -204,7 +205,7 @@ pub(in super::super) unsafe fn section_of(r: Request<'_>, module: *const sys::mo
 /// # Safety
 /// - `server` is live and its configuration was made with this module loaded.
 pub(in super::super) unsafe fn server(server: *const sys::server_rec) -> *mut Server {
-    // SAFETY: the caller's word.
+    // SAFETY: the server is live and has a place for this module, as this function demands.
     unsafe { sys::ap_get_module_config((*server).module_config, module()) }.cast()
 }
 

@@ -13,7 +13,10 @@ use crate::{
     bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
     limits::workers::Share,
     plugin::Plugin,
-    proto::handshake::{self, OriginCheck},
+    proto::{
+        handshake::{self, OriginCheck},
+        is_token_byte,
+    },
     settings::{self, AddressLimit, Limit, MessageTimeout, Origins, Settings},
 };
 
@@ -315,8 +318,7 @@ pub(super) fn bridge_protocol(
 
 /// A token of HTTP (RFC 9110 §5.6.2), which the name of a subprotocol is.
 pub(super) fn is_token(word: &str) -> bool {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    !word.is_empty() && word.bytes().all(legal)
+    !word.is_empty() && word.bytes().all(is_token_byte)
 }
 
 pub(super) fn bridge_connect_timeout(
