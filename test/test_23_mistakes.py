@@ -19,6 +19,9 @@ HANDLER = "SetHandler websocket-handler"
 ALLOWED = "WebSocketBridgeAllow tcp://127.0.0.1:5900-5999"
 
 
+ANY_PORT = 'WebSocketBridge "tcp://127.0.0.1:%{QUERY_STRING}"'
+
+
 def section(opening, *lines):
     name = opening.split()[0]
     return "\n".join([f"<{opening}>", *(f"    {line}" for line in lines), f"</{name}>", ""])
@@ -162,6 +165,12 @@ MISTAKES = {
         here("/x", HANDLER, BRIDGE, "WebSocketBridgeAllow tcp://127.0.0.1:$2"), "error",
         ["has $2"], "WebSocketBridgeAllow"
     ),
+    "an expression without a list of peers": (
+        here("/x", HANDLER, ANY_PORT), "error", ["WS0428", "WebSocketBridgeAllow in the same section"], ANY_PORT,
+    ),
+    "a list of peers for another section": (
+        here("/x", HANDLER, ANY_PORT) + here("/y", ALLOWED), "error", ["WS0428", "WebSocketBridgeAllow"], ANY_PORT,
+    ),
     "ports in the wrong order": (
         here("/x", HANDLER, BRIDGE, "WebSocketBridgeAllow tcp://127.0.0.1:5999-5900"), "error", ["write 5900-5999"],
         "WebSocketBridgeAllow",
@@ -234,6 +243,11 @@ IN_ORDER = {
     "a name of the administrator's": "Define H websocket-handler\n" + here("/x", "SetHandler ${H}", PLUGIN),
     "a macro": "<Macro ws $path>\n" + here("$path", HANDLER, PLUGIN) + "</Macro>\nUse ws /x\n",
     "no WebSocket's module": "<IfModule !mod_websocket.c>\n" + here("/x", PLUGIN) + "</IfModule>\n",
+    "a list of peers in the same section": here("/x", HANDLER, ANY_PORT, ALLOWED),
+    "a list of peers in an outer section": here("/", ALLOWED) + here("/x", HANDLER, ANY_PORT),
+    "a list of peers for the server": f"{ALLOWED}\n" + here("/x", HANDLER, ANY_PORT),
+    "a list of peers for all virtual hosts": f"{ALLOWED}\n" + section("VirtualHost *:1", here("/x", HANDLER, ANY_PORT)),
+    "a list of peers by pattern": section('LocationMatch "^/(x|y)$"', ALLOWED) + here("/x", HANDLER, ANY_PORT),
     "Trusted with origins": echo("/x", "WebSocketOriginCheck Trusted", "WebSocketTrustedOrigin https://example.com"),
     "origins of the server": (
         "WebSocketTrustedOrigin https://example.com\n" + echo("/x", "WebSocketOriginCheck Trusted")

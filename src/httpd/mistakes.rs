@@ -165,6 +165,28 @@ impl Places {
     }
 }
 
+/// What is wrong with an expression in WebSocketBridge that no list says the peers of: it would lead wherever a client wants.
+pub(super) fn unlisted_expression() -> Option<String> {
+    let mut lists = Places::default();
+    tree::each(&mut |directive| {
+        if directive.is("WebSocketBridgeAllow") {
+            lists.add(directive);
+        }
+    });
+    let mut wrong = None;
+    tree::each(&mut |directive| {
+        let has_expression = directive.is("WebSocketBridge") && directive.args().contains("%{");
+        if wrong.is_none() && has_expression && !lists.may_meet(directive) {
+            wrong = Some(format!(
+                "WS0428: WebSocketBridge on {} has an expression: name the peers that it may lead to with \
+                 WebSocketBridgeAllow in the same section, or in one around it",
+                directive.place()
+            ));
+        }
+    });
+    wrong
+}
+
 /// Whether a directive may be what makes requests ours: SetHandler, AddHandler, RewriteRule with H=, and all else
 /// that has the handler's name among its arguments; or an expression that may come to it.
 fn names_handler(directive: Directive<'_>) -> bool {

@@ -155,8 +155,9 @@ unsafe extern "C" fn hook_check_config(
     server: *mut sys::server_rec,
 ) -> c_int {
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
+        let checked = mistakes::unlisted_expression().map_or(Ok(()), Err);
         // SAFETY: httpd passes the main server, when its configuration and that of all others is complete.
-        match unsafe { directives::check(server) } {
+        match checked.and_then(|()| unsafe { directives::check(server) }) {
             Ok(()) => {
                 if is_configtest() {
                     // SAFETY: as above.

@@ -79,8 +79,6 @@ pub(in super::super) struct Server {
     pub(in super::super) threads: Option<u16>,
     /// `WebSocketWorkerShare`.
     pub(in super::super) worker_share: Option<Share>,
-    /// The sections with an expression in `WebSocketBridge`, and where that stands.
-    pub(super) expressions: Vec<(*const Section, String)>,
     /// The backends, and where each is named.
     pub(super) discoveries: Vec<(Arc<Discovery>, String)>,
 }
@@ -132,31 +130,14 @@ pub(in super::super) unsafe extern "C" fn create_server(
     boundary(ptr::null_mut(), || register(pool, Server::default()))
 }
 
-/// Checks what the directives mean together: an expression needs a list of what it may lead to, and a backend has to take
-/// its options.
+/// Has the backends take their options.
 ///
 /// # Safety
 /// - `main` is the main server, after the whole configuration was read.
 pub(in super::super) unsafe fn check(main: *const sys::server_rec) -> Result<(), String> {
-    // SAFETY: the configuration is complete, as this function demands: the vectors have sections of this module, made
-    // by create_dir or merge_dir.
-    let defaults = |server: *const sys::server_rec| unsafe {
-        &*sys::ap_get_module_config((*server).lookup_defaults, module()).cast::<Section>()
-    };
     let mut next = main;
     while !next.is_null() {
         // SAFETY: `next` is the main server or one behind it; the settings were made by create_server.
-        for (section, place) in unsafe { &(*server(next)).expressions } {
-            // SAFETY: the section was being read when it was noted, and lives as long as the configuration.
-            let sections = [unsafe { &**section }, defaults(next), defaults(main)];
-            if sections.iter().all(|section| section.settings.bridge.allow.is_none()) {
-                return Err(format!(
-                    "WS0428: {place} has an expression: name the peers that it may lead to with \
-                     WebSocketBridgeAllow in the same section or for the whole server"
-                ));
-            }
-        }
-        // SAFETY: as above.
         for (discovery, place) in unsafe { &(*server(next)).discoveries } {
             discovery.open().map_err(|e| format!("WS0429: {place}: {e}"))?;
         }

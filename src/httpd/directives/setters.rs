@@ -1,6 +1,5 @@
 //! What each directive does with its words: they become a value in the section, or a sentence that says what was expected.
 
-use core::ptr;
 use std::{ffi::CString, time::Duration};
 
 use super::{
@@ -198,8 +197,6 @@ pub(super) fn bridge(
 ) -> Result<(), String> {
     let word = words.first().ok_or(ARGUMENTS)?;
     let source = if word.contains("%{") {
-        let (section, place) = (ptr::from_ref(section), parms.place());
-        parms.server().expressions.push((section, place));
         Source::Expression(parms.expression(word)?)
     } else {
         no_reference(word)?;
