@@ -255,12 +255,12 @@ impl Wire {
         Box::new(Plug(self.clone()))
     }
 
-    /// A io over it, whose outbox has a queue of `queue` bytes.
+    /// A `ConnIo` over it, whose outbox has a queue of `queue` bytes.
     pub(crate) fn io(&self, queue: usize) -> (ConnIo, Arc<Outbox>, Lines) {
         self.io_of(bounds(queue))
     }
 
-    /// A io over it, whose outbox has these bounds.
+    /// A `ConnIo` over it, whose outbox has these bounds.
     pub(crate) fn io_of(&self, bounds: Bounds) -> (ConnIo, Arc<Outbox>, Lines) {
         let (outbox, log) = outbox_of(bounds);
         (ConnIo::new(self.transport(), outbox.clone()), outbox, log)

@@ -171,7 +171,8 @@ fn wanted((fd, interest): (BorrowedFd<'_>, Interest)) -> Option<(BorrowedFd<'_>,
     (!flags.is_empty()).then_some((fd, flags))
 }
 
-/// Waits until one of them comes or `timeout` is over.
+/// Waits until one of them comes or `timeout` is over, which may be much less than a millisecond (rustix's `poll` is
+/// ppoll).
 pub fn wait(sources: &Sources<'_>, timeout: Option<Duration>) -> io::Result<Ready> {
     let wanted = [
         sources.first.and_then(wanted),
@@ -179,6 +180,7 @@ pub fn wait(sources: &Sources<'_>, timeout: Option<Duration>) -> io::Result<Read
         sources.waker.map(|waker| (waker.as_fd(), PollFlags::IN)),
         sources.signals.map(|signals| (signals, PollFlags::IN)),
     ];
+    // poll(2) of nothing, but for signals.
     let Some(&any) = wanted.iter().flatten().next() else {
         thread::sleep(timeout.unwrap_or(Duration::MAX));
         return Ok(Ready::default());

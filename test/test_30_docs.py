@@ -523,6 +523,12 @@ class TestDirectives:
         assert {code for code in code if re.match(r"websocket-\w[\w-]*$", code)} - names == set()
 
 
+def test_leaks_that_are_none():
+    """What the churn leaves out is named by the paths of sources."""
+    for name in re.findall(r"^leak:(httpd/.*)$", (TOP / "test/soak/leaks.supp").read_text(), re.M):
+        assert (TOP / "src" / name).exists(), name
+
+
 def test_manual_pages(tmp_path):
     if not shutil.which("go-md2man"):
         pytest.skip("there is no go-md2man")

@@ -65,8 +65,8 @@ pub struct Snapshot {
     pub summary: Summary,
     /// Something is queued for the client.
     pub queued: bool,
-    /// The kernel holds some of it that the client has not taken.
-    pub unsent: bool,
+    /// The kernel still holds bytes that the client has not acknowledged.
+    pub unacknowledged: bool,
     /// A message that is arriving.
     pub unfinished: Option<Unfinished>,
     /// A thread is at work on it, so nobody knows what has arrived.
@@ -189,9 +189,9 @@ impl Deadlines {
 
     fn decide(&mut self, snapshot: &Snapshot, timeouts: &Timeouts) -> Action {
         self.note(snapshot);
-        let Snapshot { now, state, activity, summary, unsent, hurry, .. } = *snapshot;
-        let stall = unsent.then_some(self.wrote + timeouts.stall);
-        let is_slow = unsent && self.pace.is_slow(now, summary.bytes_out, timeouts.stall)
+        let Snapshot { now, state, activity, summary, unacknowledged, hurry, .. } = *snapshot;
+        let stall = unacknowledged.then_some(self.wrote + timeouts.stall);
+        let is_slow = unacknowledged && self.pace.is_slow(now, summary.bytes_out, timeouts.stall)
             || stall.is_some_and(|end| end <= now);
         let slow = self.pace.due(timeouts.stall);
         let (next, end) = match (state > State::Open, is_slow) {
@@ -224,7 +224,7 @@ impl Deadlines {
 
     /// Takes note of what has happened since they were asked last.
     fn note(&mut self, snapshot: &Snapshot) {
-        let Snapshot { now, activity, summary, unsent, .. } = *snapshot;
+        let Snapshot { now, activity, summary, unacknowledged, .. } = *snapshot;
         if activity.bytes {
             self.hear(now);
         }
@@ -232,11 +232,11 @@ impl Deadlines {
             self.messages_out = summary.messages_out;
             self.message = now;
         }
-        if unsent && summary.bytes_out != self.bytes_out {
+        if unacknowledged && summary.bytes_out != self.bytes_out {
             // Who takes what waits is there, though its Pong may be long in coming: our Ping waits too.
             self.hear(now);
         }
-        if !unsent {
+        if !unacknowledged {
             self.pace.rest();
         }
         // What begins to wait now has not waited before.
@@ -253,9 +253,9 @@ impl Deadlines {
         snapshot: &Snapshot,
         timeouts: &Timeouts,
     ) -> (Option<Duration>, Option<Action>) {
-        let Snapshot { now, summary, unsent, hurry, .. } = *snapshot;
+        let Snapshot { now, summary, unacknowledged, hurry, .. } = *snapshot;
         // The client cannot answer a Close that it has not got yet; but memory that is short is not kept for it.
-        if !unsent || hurry || summary.code == CloseCode::TRY_AGAIN_LATER {
+        if !unacknowledged || hurry || summary.code == CloseCode::TRY_AGAIN_LATER {
             self.closing.get_or_insert(now);
         }
         let close = self.closing.zip(timeouts.close).map(|(since, timeout)| since + timeout);
@@ -312,7 +312,7 @@ mod tests {
             activity,
             summary,
             queued: false,
-            unsent: false,
+            unacknowledged: false,
             unfinished: None,
             running: false,
             hurry: false,
@@ -396,7 +396,7 @@ mod tests {
         let timeouts = Timeouts { ping: None, idle: None, ..TIMEOUTS };
         deadlines.check(&snapshot(0), &timeouts);
         assert_eq!(
-            deadlines.check(&Snapshot { unsent: true, ..snapshot(500) }, &timeouts),
+            deadlines.check(&Snapshot { unacknowledged: true, ..snapshot(500) }, &timeouts),
             wait(560)
         );
     }
@@ -422,7 +422,7 @@ mod tests {
     fn a_client_that_takes_nothing_is_given_up() {
         let mut deadlines = Deadlines::new(Duration::ZERO);
         let activity = Activity { bytes: true, message: true, all: true };
-        let mut now = Snapshot { activity, unsent: true, ..snapshot(50) };
+        let mut now = Snapshot { activity, unacknowledged: true, ..snapshot(50) };
         assert_eq!(deadlines.check(&now, &TIMEOUTS), wait(80));
         now.summary.bytes_out = 1;
         assert_eq!(deadlines.check(&now, &TIMEOUTS), wait(80));
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn who_is_closed_for_want_of_memory_has_no_longer_than_others() {
         let mut deadlines = Deadlines::new(Duration::ZERO);
-        let mut closing = Snapshot { state: State::Closing, unsent: true, ..snapshot(10) };
+        let mut closing = Snapshot { state: State::Closing, unacknowledged: true, ..snapshot(10) };
         closing.summary.code = CloseCode::TRY_AGAIN_LATER;
         assert_eq!(deadlines.check(&closing, &TIMEOUTS), wait(15));
     }
@@ -463,7 +463,7 @@ mod tests {
     fn who_takes_a_long_queue_is_there() {
         let mut deadlines = Deadlines::new(Duration::ZERO);
         for seconds in (25..100).step_by(25) {
-            let mut now = Snapshot { unsent: true, ..snapshot(seconds) };
+            let mut now = Snapshot { unacknowledged: true, ..snapshot(seconds) };
             now.summary.bytes_out = seconds;
             assert!(matches!(deadlines.check(&now, &TIMEOUTS), Action::Wait(_)), "{seconds} s");
         }
@@ -473,7 +473,7 @@ mod tests {
     fn what_waits_delays_the_close_timeout_but_not_for_ever() {
         let mut deadlines = Deadlines::new(Duration::ZERO);
         let closing =
-            |seconds| Snapshot { state: State::Closing, unsent: true, ..snapshot(seconds) };
+            |seconds| Snapshot { state: State::Closing, unacknowledged: true, ..snapshot(seconds) };
         assert_eq!(deadlines.check(&closing(10), &TIMEOUTS), wait(70));
         assert_eq!(deadlines.check(&closing(20), &TIMEOUTS), wait(70));
         let hurried = Snapshot { hurry: true, ..closing(21) };

@@ -1,4 +1,4 @@
-//! What a connection's messages are for: the other side of a driver.
+//! What receives a connection's messages, the other side of a driver: a plugin, or the bridge.
 
 use std::{os::fd::BorrowedFd, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Where the driver-side code writes its log lines, so that it need not know httpd's log.
+//! Where everything outside `httpd/` writes its log lines, so that it need not know httpd's log.
 
 use core::fmt;
 

@@ -52,7 +52,7 @@ struct End {
     signals: bool,
     /// What those signals have said.
     signalled: SharedEnding,
-    /// When the connection has its turn, from the beginning of a drain.
+    /// When the connection is closed, from the beginning of a drain.
     moment: OnceLock<Duration>,
     /// When that beginning was seen.
     drain: OnceLock<Instant>,

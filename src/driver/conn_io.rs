@@ -118,7 +118,7 @@ impl Inner {
 }
 
 impl ConnIo {
-    /// The io of a connection whose handshake is answered.
+    /// For a connection whose handshake is answered.
     pub fn new(transport: Box<dyn Transport>, outbox: Arc<Outbox>) -> Self {
         let (socket, descriptor) = (transport.socket(), transport.descriptor().as_raw_fd());
         let inner = Mutex::new(Inner {
@@ -135,7 +135,8 @@ impl ConnIo {
     /// The descriptor to wait on.
     #[expect(unsafe_code, reason = "the transport is behind a lock, its descriptor is not")]
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: it is the transport's, which promises to keep it open, and lives as long as this.
+        // SAFETY: it is the transport's, which lives as long as this, and keeps it open; httpd's may be closed in a
+        // stop, and is only waited on.
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
 
@@ -232,7 +233,7 @@ mod tests {
     const DONE: Flush = Flush { left: Flushed::Done, progress: true, readable: false };
     const BLOCKED: Flush = Flush { left: Flushed::Blocked, progress: false, readable: false };
 
-    /// An open io that only its driver writes on, with a message of 12 bytes in the queue.
+    /// An open connection that only its driver writes on, with a message of 12 bytes in the queue.
     fn io(wire: &Wire) -> (ConnIo, Arc<Outbox>, Arc<Driver>) {
         let (io, outbox, _) = wire.io(100);
         let driver = Driver::new(None, || panic!("nobody has to wait"));

@@ -1,4 +1,4 @@
-//! What a connection's deadlines are asked with, and what follows: the same in both homes.
+//! What `blocking` and `service` share: what a connection's deadlines are asked with, and what is done then.
 
 use std::{io, time::Duration};
 
@@ -47,8 +47,8 @@ pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Sna
     summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
     // Who is not read from cannot be blamed for its silence.
     activity.bytes |= state <= State::Open && peer.is_some_and(Peer::is_crowded);
-    let (unsent, hurry) = (arrived.is_some(), since.is_some());
-    Snapshot { now, state, activity, summary, queued, unsent, unfinished, running, hurry }
+    let (unacknowledged, hurry) = (arrived.is_some(), since.is_some());
+    Snapshot { now, state, activity, summary, queued, unacknowledged, unfinished, running, hurry }
 }
 
 /// The time that a connection has for everything. `since`: how long ago the child's end came to it.

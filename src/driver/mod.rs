@@ -19,7 +19,7 @@
 //! | [`tls`] | the transport over such a socket with TLS |
 //! | [`openssl`] | the functions of OpenSSL that it needs |
 //! | [`shutdown`] | how a child ends, and telling every blocking connection |
-//! | [`signals`] | the signals by which it is told, held back while callbacks run |
+//! | [`signals`] | the signals by which it is told, held back while a connection is served on its only thread |
 
 use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
@@ -54,7 +54,8 @@ pub trait Transport: Send {
     /// The socket beneath, if any thread may write to it; then `write` and `flush` are not used.
     fn socket(&self) -> Option<Arc<plain::Socket>>;
 
-    /// The descriptor to wait on: always the same, and open as long as the transport lives.
+    /// The descriptor to wait on: always the same, and open as long as the transport lives; or, if it is httpd's, until an
+    /// ungraceful stop.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
     /// Whether `read` would block because of output that has to leave first; the descriptor need not show when to read on.

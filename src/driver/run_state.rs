@@ -1,4 +1,4 @@
-//! The word by which one connection is never run by two threads at once, and no readiness is lost.
+//! The state that keeps two threads from running one connection, and loses no readiness.
 //!
 //! Whoever has something for the connection calls [`RunState::begin`]. If nobody runs it, the caller does; otherwise the
 //! runner is told to run again, and finds out in [`RunState::end`].
@@ -23,7 +23,7 @@ impl RunState {
     /// `true`: the caller runs the connection, and calls [`end`](Self::end) after each turn. `false`: its
     /// runner will run it again, and sees what the caller stored before.
     pub fn begin(&self) -> bool {
-        let next = |word| Some(if word == IDLE { RUNNING } else { AGAIN });
+        let next = |state| Some(if state == IDLE { RUNNING } else { AGAIN });
         // Acquire: what the last runner did. Release: what the caller stored for the runner.
         let before = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
         before == Ok(IDLE)
@@ -55,19 +55,19 @@ mod loom_tests {
     #[test]
     fn turns_never_overlap_and_nothing_is_lost() {
         check(2, || {
-            let word = Arc::new(RunState::default());
+            let state = Arc::new(RunState::default());
             let ready = Arc::new([0; 3].map(AtomicUsize::new));
             let handled = Arc::new(UnsafeCell::new(0));
             let bring = |n: usize| {
-                let (word, ready, handled) = (word.clone(), ready.clone(), handled.clone());
+                let (state, ready, handled) = (state.clone(), ready.clone(), handled.clone());
                 move || {
                     ready[n].store(1 << n, Ordering::Relaxed);
-                    if word.begin() {
+                    if state.begin() {
                         loop {
                             let seen: usize = ready.iter().map(|r| r.load(Ordering::Relaxed)).sum();
-                            // SAFETY: the word lets one thread in at a time; loom checks just that.
+                            // SAFETY: the state lets one thread in at a time; loom checks just that.
                             handled.with_mut(|handled| unsafe { *handled |= seen });
-                            if word.end() {
+                            if state.end() {
                                 break;
                             }
                         }
@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn who_comes_second_makes_the_runner_run_again() {
-        let word = RunState::default();
-        assert!(word.begin());
-        assert!(!word.begin());
-        assert!(!word.begin());
-        assert!(!word.end());
-        assert!(word.end());
-        assert!(word.begin());
-        assert!(word.end());
+        let state = RunState::default();
+        assert!(state.begin());
+        assert!(!state.begin());
+        assert!(!state.begin());
+        assert!(!state.end());
+        assert!(state.end());
+        assert!(state.begin());
+        assert!(state.end());
     }
 }

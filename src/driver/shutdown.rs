@@ -1,4 +1,4 @@
-//! How a child ends: the word that says so, each connection's moment in a drain, and telling the blocking ones.
+//! How a child ends: what says so, each connection's moment in a drain, and telling the blocking ones.
 
 use std::{
     collections::BTreeMap,
@@ -33,13 +33,13 @@ pub struct SharedEnding {
 }
 
 impl SharedEnding {
-    /// No end in snapshot.
+    /// No end in sight.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// No end in snapshot.
+    /// No end in sight.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self { ending: AtomicU8::new(Ending::None as u8), drain: AtomicU32::new(0) }
@@ -70,7 +70,7 @@ impl SharedEnding {
         Duration::from_millis(self.drain.load(Ordering::Relaxed).into())
     }
 
-    /// When, from the beginning of a drain, the connection with this number has its turn: a moment of its own for each,
+    /// When, from the beginning of a drain, the connection with this number is closed: a moment of its own for each,
     /// in each child, which looks random and needs no memory.
     pub fn moment(&self, connection: u64) -> Duration {
         let own = connection ^ (u64::from(std::process::id()) << 40);
@@ -270,17 +270,17 @@ mod loom_tests {
     #[test]
     fn a_stop_overrides_a_drain_whoever_comes_first() {
         loom::model(|| {
-            let word = Arc::new(SharedEnding::new());
+            let shared = Arc::new(SharedEnding::new());
             let raisers = [Ending::Drain, Ending::Stop].map(|ending| {
-                let word = word.clone();
-                thread::spawn(move || word.raise(ending))
+                let shared = shared.clone();
+                thread::spawn(move || shared.raise(ending))
             });
-            let seen = [(); 2].map(|()| word.get());
+            let seen = [(); 2].map(|()| shared.get());
             assert!(seen[0] <= seen[1]);
             for raiser in raisers {
                 raiser.join().unwrap();
             }
-            assert_eq!(word.get(), Ending::Stop);
+            assert_eq!(shared.get(), Ending::Stop);
         });
     }
 }
@@ -291,14 +291,14 @@ mod tests {
 
     #[test]
     fn an_end_only_gets_more_urgent() {
-        let word = SharedEnding::new();
-        word.raise(Ending::Drain);
-        assert_eq!(word.get(), Ending::Drain);
-        word.raise(Ending::Stop);
-        word.raise(Ending::Drain);
-        assert_eq!(word.get(), Ending::Stop);
-        word.reset(Duration::ZERO);
-        assert_eq!(word.get(), Ending::None);
+        let shared = SharedEnding::new();
+        shared.raise(Ending::Drain);
+        assert_eq!(shared.get(), Ending::Drain);
+        shared.raise(Ending::Stop);
+        shared.raise(Ending::Drain);
+        assert_eq!(shared.get(), Ending::Stop);
+        shared.reset(Duration::ZERO);
+        assert_eq!(shared.get(), Ending::None);
     }
 
     #[test]
@@ -321,16 +321,16 @@ mod tests {
 
     #[test]
     fn moments_are_spread_over_the_drain() {
-        let word = SharedEnding::new();
-        word.reset(Duration::from_secs(10));
+        let shared = SharedEnding::new();
+        shared.reset(Duration::from_secs(10));
         let mut tenths = [0; 10];
         for connection in 0..1000 {
-            let moment = word.moment(connection);
+            let moment = shared.moment(connection);
             assert!(moment < Duration::from_secs(10));
             tenths[moment.as_secs() as usize] += 1;
         }
         assert!(tenths.iter().all(|n| (50..200).contains(n)), "{tenths:?}");
-        word.reset(Duration::ZERO);
-        assert_eq!(word.moment(7), Duration::ZERO);
+        shared.reset(Duration::ZERO);
+        assert_eq!(shared.moment(7), Duration::ZERO);
     }
 }

@@ -181,6 +181,7 @@ impl Record {
             }
             note_summary(r, &finished.summary);
             prepare_logio(connection);
+            // Made here, and live until the pool goes; nobody else knows it (R5).
             let connection = Connection::from_ptr(ptr::NonNull::new_unchecked(connection));
             let (received, sent) = (finished.received as i64, finished.summary.bytes_out as i64);
             super::count_bytes(connection, received, sent);

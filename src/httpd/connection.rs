@@ -11,7 +11,7 @@ pub(super) struct Connection<'c> {
     _life: PhantomData<&'c sys::conn_rec>,
 }
 
-impl<'c> Connection<'c> {
+impl Connection<'_> {
     /// # Safety
     /// - `ptr` is a live connection that the calling thread owns, as long as `'c`.
     pub(super) unsafe fn from_ptr(ptr: NonNull<sys::conn_rec>) -> Self {
@@ -22,25 +22,21 @@ impl<'c> Connection<'c> {
         self.ptr.as_ptr()
     }
 
-    pub(super) fn rec(self) -> &'c sys::conn_rec {
-        // SAFETY: R5. Fields are read one by one while nothing writes to the record.
-        unsafe { &*self.ptr.as_ptr() }
-    }
-
     /// Whether it is a stream of another one (HTTP/2).
     pub(super) fn is_stream(self) -> bool {
-        !self.rec().master.is_null()
+        !self.master().is_null()
     }
 
     /// Whether the client is known to be gone: httpd marks a connection that could not be written to.
     pub(super) fn is_aborted(self) -> bool {
-        self.rec().aborted != 0
+        // SAFETY: R5. mod_http2 may write it meanwhile.
+        unsafe { (&raw const (*self.as_ptr()).aborted).read_volatile() != 0 }
     }
 
     /// Has httpd close it without a word to the client, and without waiting for one.
     pub(super) fn abort(self) {
-        // SAFETY: R5.
-        unsafe { (*self.as_ptr()).aborted = 1 };
+        // SAFETY: R5. mod_http2 may write it meanwhile.
+        unsafe { (&raw mut (*self.as_ptr()).aborted).write_volatile(1) };
     }
 
     /// What a module keeps in it; null if that is nothing.
@@ -49,13 +45,49 @@ impl<'c> Connection<'c> {
     /// - httpd has loaded `module`.
     pub(super) unsafe fn config(self, module: *const sys::module) -> *mut core::ffi::c_void {
         // SAFETY: R5; the vector is the connection's own, and has a place for each loaded module.
-        unsafe { sys::ap_get_module_config(self.rec().conn_config, module) }
+        unsafe { sys::ap_get_module_config((*self.as_ptr()).conn_config, module) }
     }
 
     /// A brigade of its own, as long as its pool.
     pub(super) fn brigade(self) -> *mut sys::apr_bucket_brigade {
-        let rec = self.rec();
         // SAFETY: R5: pool and allocator are the connection's.
-        unsafe { sys::apr_brigade_create(rec.pool, rec.bucket_alloc) }
+        unsafe { sys::apr_brigade_create(self.pool(), self.bucket_alloc()) }
     }
+}
+
+/// Fields of the record, which are read one by one: httpd writes to others meanwhile.
+macro_rules! fields {
+    ($($(#[$doc:meta])+ $name:ident: $field:ident: $type:ty,)+) => {
+        impl Connection<'_> {
+            $($(#[$doc])+ pub(super) fn $name(self) -> $type {
+                // SAFETY: R5.
+                unsafe { (*self.as_ptr()).$field }
+            })+
+        }
+    };
+}
+
+fields! {
+    /// The connection's number in its child process.
+    id: id: core::ffi::c_long,
+    /// Its pool.
+    pool: pool: *mut sys::apr_pool_t,
+    /// The allocator of its buckets.
+    bucket_alloc: bucket_alloc: *mut sys::apr_bucket_alloc_t,
+    /// The first of its input filters.
+    input_filters: input_filters: *mut sys::ap_filter_t,
+    /// The first of its output filters.
+    output_filters: output_filters: *mut sys::ap_filter_t,
+    /// The connection that it is a stream of; null if it is none.
+    master: master: *mut sys::conn_rec,
+    /// Its notes.
+    notes: notes: *mut sys::apr_table_t,
+    /// The server that it came to.
+    base_server: base_server: *mut sys::server_rec,
+    /// Where modules keep what is theirs.
+    conn_config: conn_config: *mut sys::ap_conf_vector_t,
+    /// The IP of this end, a string.
+    local_ip: local_ip: *mut core::ffi::c_char,
+    /// The address of this end.
+    local_addr: local_addr: *mut sys::apr_sockaddr_t,
 }

@@ -68,18 +68,20 @@ fn place(connection: Connection<'_>) -> *mut Place {
         // Nothing else is stored there.
         return known.cast();
     }
-    let rec = connection.rec();
     // SAFETY: R5. A pool's memory is aligned for any C type, and as long as the connection's vector.
     unsafe {
-        let place = sys::apr_palloc(rec.pool, size_of::<Place>()).cast::<Place>();
+        let place = sys::apr_palloc(connection.pool(), size_of::<Place>()).cast::<Place>();
         place.write(Place { ssl: ptr::null_mut(), leaving: ptr::null_mut() });
-        sys::ap_set_module_config(rec.conn_config, module(), place.cast());
+        sys::ap_set_module_config(connection.conn_config(), module(), place.cast());
         place
     }
 }
 
 /// Takes note of mod_ssl's `SSL`.
-pub(super) fn remember(connection: Connection<'_>, ssl: *mut Ssl) {
+///
+/// # Safety
+/// - `ssl` is the connection's own, and live as long as mod_ssl calls it https.
+pub(super) unsafe fn remember(connection: Connection<'_>, ssl: *mut Ssl) {
     // SAFETY: a place is live as long as its connection, and only this thread uses it (R5).
     unsafe { (*place(connection)).ssl = ssl };
 }
@@ -92,7 +94,10 @@ pub(super) fn remembered(connection: Connection<'_>) -> *mut Ssl {
 
 /// Leaves a conversation with its connection, whose request has left HTTP, for the moment when httpd is done with it. The
 /// handler has to return at once.
-pub(super) fn leave(connection: Connection<'_>, leaving: Leaving) {
+///
+/// # Safety
+/// - If there is a takeover, it is this connection's, whose input filters have been emptied, and which is not kept alive.
+pub(super) unsafe fn leave(connection: Connection<'_>, leaving: Leaving) {
     unsafe extern "C" fn gone(place: *mut c_void) -> sys::apr_status_t {
         // SAFETY: the pool clears its memory after its cleanups, and `place` is in it.
         if let Some(leaving) = unsafe { taken(place.cast()) } {
@@ -106,7 +111,7 @@ pub(super) fn leave(connection: Connection<'_>, leaving: Leaving) {
     unsafe {
         (*place).leaving = Box::into_raw(Box::new(leaving));
         let nothing = Some(sys::apr_pool_cleanup_null as _);
-        let pool = connection.rec().pool;
+        let pool = connection.pool();
         sys::apr_pool_cleanup_register(pool, place.cast(), Some(gone), nothing);
     }
 }
@@ -136,9 +141,9 @@ pub(super) fn before_close(connection: Connection<'_>) {
         None => Ok(Box::new(Plain::new(socket, early))),
         Some(takeover) => {
             let claim = leaving.outbox.memory().claim();
-            // SAFETY: it is the connection that was checked. The handler has emptied the filters, and left a connection
-            // that is not to be kept alive: httpd reads no further request from that (ap_check_pipeline), nor a
-            // request's body (ap_discard_request_body).
+            // SAFETY: it is the connection that was checked, as `leave` demands. The handler has emptied the filters,
+            // and left a connection that is not to be kept alive: httpd reads no further request from that
+            // (ap_check_pipeline), nor a request's body (ap_discard_request_body).
             unsafe { takeover.take(connection, socket, early, claim) }
                 .map(|tls| Box::new(tls) as Box<dyn Transport>)
         }

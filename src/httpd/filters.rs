@@ -58,13 +58,14 @@ unsafe impl Send for Filters {}
 
 impl Filters {
     /// # Safety
-    /// - The connection outlives the value, which is used by the thread that owns the connection.
+    /// - The value's methods are called while the connection lives, by the thread that owns it. It may be dropped later, and
+    ///   on any thread.
     pub(super) unsafe fn new(connection: Connection<'_>) -> io::Result<Self> {
         let descriptor = descriptor(connection)?;
         // SAFETY: R3 and R5: a connection's server is live, and has its core settings.
         let threshold = unsafe {
             let core = &raw const sys::core_module;
-            let server = connection.rec().base_server;
+            let server = connection.base_server();
             let core = sys::ap_get_module_config((*server).module_config, core);
             (*core.cast::<sys::core_server_config>()).flush_max_threshold
         };
@@ -384,15 +385,16 @@ pub(super) fn end_stream(connection: Connection<'_>) {
         let brigade = connection.brigade();
         // SAFETY: R5; brigade and bucket are of the connection's pool. An error means that the client is gone.
         unsafe {
-            let eos = sys::apr_bucket_eos_create(connection.rec().bucket_alloc);
+            let eos = sys::apr_bucket_eos_create(connection.bucket_alloc());
             sys::brigade_insert_tail(brigade, eos);
-            sys::ap_pass_brigade(connection.rec().output_filters, brigade);
+            sys::ap_pass_brigade(connection.output_filters(), brigade);
         }
     }
 }
 
 /// Has httpd close a connection without waiting for the client, whose Close is all that was expected of it: it reads
-/// the end of the stream as soon as it has read what is there. Its own goodbye still leaves.
+/// the end of the stream as soon as it has read what is there. Its own goodbye still leaves. Not while the child is
+/// stopped: event and worker close the descriptors of their threads then, and the number may be another one's.
 pub(super) fn end_input(connection: Connection<'_>) {
     if !connection.is_stream() {
         // SAFETY: R5; the socket is the connection's own. A stop that comes just now may close it, which gives an error.
@@ -503,11 +505,11 @@ pub(super) fn foreign(connection: Connection<'_>, with_tls: bool) -> Option<Stri
 }
 
 fn input_filters(connection: Connection<'_>) -> Vec<*mut sys::ap_filter_t> {
-    list(connection.rec().input_filters)
+    list(connection.input_filters())
 }
 
 fn output_filters(connection: Connection<'_>) -> Vec<*mut sys::ap_filter_t> {
-    list(connection.rec().output_filters)
+    list(connection.output_filters())
 }
 
 fn list(first: *mut sys::ap_filter_t) -> Vec<*mut sys::ap_filter_t> {

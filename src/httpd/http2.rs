@@ -64,7 +64,12 @@ pub(super) fn descriptor(connection: Connection<'_>) -> io::Result<RawFd> {
         },
         _ => return Err(io::Error::other("the client has ended it already")),
     };
-    if status == sys::APR_SUCCESS as i32 { Ok(descriptor) } else { Err(Filters::error(status)) }
+    match status {
+        s if s != sys::APR_SUCCESS as i32 => Err(Filters::error(s)),
+        // One that is closed already has no number.
+        _ if descriptor < 0 => Err(io::ErrorKind::NotConnected.into()),
+        _ => Ok(descriptor),
+    }
 }
 
 /// How much of a stream mod_http2 may hold: less than the 32 KiB at which it lets the writer wait. (Only where

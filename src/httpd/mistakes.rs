@@ -165,7 +165,8 @@ impl Places {
     }
 }
 
-/// What is wrong with an expression in WebSocketBridge that no list says the peers of: it would lead wherever a client wants.
+/// What is wrong with an expression in WebSocketBridge that no list says the peers of: it would lead wherever a client
+/// wants.
 pub(super) fn unlisted_expression() -> Option<String> {
     let mut lists = Places::default();
     tree::each(&mut |directive| {

@@ -8,7 +8,8 @@
 //! - **R4** Configuration is read, merged and cleaned up by one thread at a time, except for .htaccess files, whose
 //!   sections belong to the request that reads them.
 //! - **R5** A conn_rec, its pool, its filters and its configuration vector live until its pre_close_connection hooks have
-//!   returned, and only the thread that runs its hooks and its handler touches them meanwhile.
+//!   returned, and only the thread that runs its hooks and its handler touches them meanwhile; but for
+//!   `aborted`, which mod_http2 sets for a stream from the thread of its client's connection.
 
 use core::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -66,7 +67,7 @@ impl<'r> Request<'r> {
 
     /// The connection's number in its child process, which httpd gives again when it has let go of the connection.
     pub(super) fn connection_id(self) -> i64 {
-        self.connection().rec().id
+        self.connection().id()
     }
 
     /// The address that httpd takes for the client's, also for access control.
@@ -81,9 +82,9 @@ impl<'r> Request<'r> {
             // SAFETY: R1: it is NULL or live.
             Some(SocketAddr::new(ip, unsafe { address.as_ref() }?.port))
         };
-        let connection = self.connection().rec();
+        let connection = self.connection();
         let client = address(self.rec().useragent_ip, self.rec().useragent_addr)?;
-        Some((client, address(connection.local_ip, connection.local_addr)?))
+        Some((client, address(connection.local_ip(), connection.local_addr())?))
     }
 
     /// The same with its port.

@@ -21,8 +21,9 @@ use crate::{
     limits::{connections, presence},
 };
 
-/// The key under which the address is kept. A change of the layout changes it.
-const KEY: &CStr = c"mod_websocket shared memory 4";
+/// The key under which the address is kept. A change of the layout, or of what a key of a limit is hashed to, changes
+/// it: old children and new ones of another build would count apart in the same memory.
+const KEY: &CStr = c"mod_websocket shared memory 5";
 /// The most children that server-status shows.
 const CHILDREN: usize = 512;
 

@@ -194,7 +194,8 @@ unsafe extern "C" fn before_handshake(
     if let (0, Some(connection)) = (is_proxy, NonNull::new(connection)) {
         // SAFETY: mod_ssl passes a live connection that this thread owns, and the value is used within this call only.
         let connection = unsafe { Connection::from_ptr(connection) };
-        boundary((), || detach::remember(connection, ssl));
+        // SAFETY: it passes the connection's SSL, which is freed when it lets go of the connection.
+        boundary((), || unsafe { detach::remember(connection, ssl) });
     }
     sys::DECLINED
 }
@@ -330,9 +331,9 @@ impl Takeover {
             }
             (openssl.SSL_set_quiet_shutdown)(raw, 1);
             let brigade = connection.brigade();
-            let eoc = sys::ap_bucket_eoc_create(connection.rec().bucket_alloc);
+            let eoc = sys::ap_bucket_eoc_create(connection.bucket_alloc());
             sys::brigade_insert_tail(brigade, eoc);
-            sys::ap_pass_brigade(connection.rec().output_filters, brigade);
+            sys::ap_pass_brigade(connection.output_filters(), brigade);
             connection.abort();
             if is_https(connection) {
                 (openssl.SSL_free)(raw);

@@ -60,11 +60,12 @@ pub(super) enum Chosen<'s> {
 
 /// All that an upgrade needs, obtained before anything is promised to the client or the plugin.
 pub(super) struct Upgrade {
-    conversation: Conversation,
     /// How the connection may go past httpd's filters, or what keeps it there.
     past: Result<PastFilters, String>,
     /// The same bytes as httpd sees them.
     filters: Filters,
+    /// Dropped last, as it may hold signals back.
+    conversation: Conversation,
 }
 
 /// What a conversation takes along, wherever it is held.
@@ -81,8 +82,8 @@ struct Conversation {
     signals: Option<Signals>,
 }
 
-/// Who has the conversation with the client.
-struct Met {
+/// Who has the conversation with the client, and has been asked.
+struct Opened {
     endpoint: Box<dyn Endpoint>,
     answer: Answer,
     /// Why the connection stays on httpd's thread.
@@ -99,11 +100,11 @@ pub(super) struct PastFilters {
 }
 
 /// How a connection can go past httpd's filters, or what keeps it there.
-pub(super) type Way = Result<Option<Takeover>, String>;
+pub(super) type Bypass = Result<Option<Takeover>, String>;
 
 impl PastFilters {
     /// Finds the way there may be. Nothing is changed.
-    pub(super) fn way(r: Request<'_>) -> Way {
+    pub(super) fn way(r: Request<'_>) -> Bypass {
         let connection = r.connection();
         let is_https = tls::is_https(connection);
         if let Some(name) = filters::foreign(connection, is_https) {
@@ -130,7 +131,7 @@ impl Upgrade {
         r: Request<'_>,
         settings: &Settings,
         opening: &Opening<'_>,
-        way: Way,
+        way: Bypass,
         counted: Vec<Counted>,
         worker: Option<Worker>,
     ) -> io::Result<Self> {
@@ -158,8 +159,8 @@ impl Upgrade {
             allow_reserved: settings.allow_reserved(),
             memory: &MEMORY,
         };
-        // SAFETY: what drives a connection with its filters does not outlive the handler, nor does the handler the
-        // connection.
+        // SAFETY: a connection is driven by its filters within the handler only, on this thread. Who sends on another
+        // one may drop them later.
         let filters = unsafe { Filters::new(r.connection()) }?;
         let past = match way {
             Ok(takeover) => Ok(PastFilters::new(&filters, takeover)?),
@@ -181,21 +182,21 @@ impl Upgrade {
     ) -> c_int {
         let Self { mut conversation, past, mut filters } = self;
         let headers = copy_headers(r);
-        let met = match chosen {
+        let opened = match chosen {
             Chosen::Plugin(plugin) => {
-                conversation.meet_plugin(r, plugin, detach, opening, &headers)
+                conversation.open_plugin(r, plugin, detach, opening, &headers)
             }
-            Chosen::Bridge(bridge) => Ok(conversation.meet_peer(bridge, detach, opening)),
+            Chosen::Bridge(bridge) => Ok(conversation.open_bridge(bridge, detach, opening)),
         };
-        let met = match met.and_then(|met| conversation.hold_worker(r, met)) {
-            Ok(met) => met,
+        let opened = match opened.and_then(|opened| conversation.hold_worker(r, opened)) {
+            Ok(opened) => opened,
             Err(status) => return status,
         };
         filters::remove_obstacles(r.connection());
         let params = conversation.deflate.as_ref().map(|(params, _)| params);
-        switch_protocols(r, opening, &met.answer, params);
+        switch_protocols(r, opening, &opened.answer, params);
         let past = past.and_then(|past| match past.takeover {
-            Some(_) if met.stays.is_some() => Err("mod_ssl".to_owned()),
+            Some(_) if opened.stays.is_some() => Err("mod_ssl".to_owned()),
             _ => Ok(past),
         });
         let past = prove(r, &mut filters, opening)
@@ -205,20 +206,20 @@ impl Upgrade {
             count_bytes(r.connection(), -(early.len() as i64), 0);
         }
         match past {
-            Ok(Ok((past, early))) if met.stays.is_none() => {
-                conversation.detach(r, met, headers, past, early)
+            Ok(Ok((past, early))) if opened.stays.is_none() => {
+                conversation.detach(r, opened, headers, past, early)
             }
             Ok(Ok((past, early))) => {
-                conversation.stay(r, met, Box::new(Plain::new(past.socket, early)))
+                conversation.stay(r, opened, Box::new(Plain::new(past.socket, early)))
             }
             Ok(Err(why)) => {
                 conversation.outbox.log().write(
                     Level::Debug,
                     format_args!("bytes go through httpd's filters because of {why}"),
                 );
-                conversation.stay(r, met, Box::new(filters))
+                conversation.stay(r, opened, Box::new(filters))
             }
-            Err(error) => conversation.lose(r, met, &error),
+            Err(error) => conversation.lose(r, opened, &error),
         }
     }
 }
@@ -243,14 +244,14 @@ fn prove(r: Request<'_>, filters: &mut Filters, opening: &Opening<'_>) -> io::Re
 
 impl Conversation {
     /// Asks a plugin; the status that refuses the client if it says no.
-    fn meet_plugin(
+    fn open_plugin(
         &self,
         r: Request<'_>,
         plugin: &Arc<Plugin>,
         detach: Detach,
         opening: &Opening<'_>,
         headers: &Arc<Headers>,
-    ) -> Result<Met, c_int> {
+    ) -> Result<Opened, c_int> {
         let (headers, protocols) = (headers.clone(), Protocols::copy(opening.protocols));
         let threaded = is_threaded();
         let is_stream = r.connection().is_stream();
@@ -271,42 +272,48 @@ impl Conversation {
             _ if !threaded => Some("on this MPM plugins have one connection per process"),
             _ => Some("the plugin asks for httpd's request"),
         };
-        Ok(Met { endpoint: Box::new(connection), answer, stays, watched })
+        Ok(Opened { endpoint: Box::new(connection), answer, stays, watched })
     }
 
     /// Has a peer have the conversation.
-    fn meet_peer(&self, bridge: Bridge, detach: Detach, opening: &Opening<'_>) -> Met {
+    fn open_bridge(&self, bridge: Bridge, detach: Detach, opening: &Opening<'_>) -> Opened {
         let protocol = bridge.protocol.and_then(|n| opening.protocols.iter().nth(n));
         let protocol = protocol.and_then(|name| CString::new(name).ok());
         let answer = Answer { protocol, ..Answer::default() };
         let stays = (!detach.allows_bridge()).then_some(OFF);
-        Met { endpoint: Box::new(bridge.open(self.outbox.clone())), answer, stays, watched: None }
+        Opened {
+            endpoint: Box::new(bridge.open(self.outbox.clone())),
+            answer,
+            stays,
+            watched: None,
+        }
     }
 
     /// Takes the worker for a connection that stays; the status that refuses it if WebSockets hold as many as they may.
-    fn hold_worker(&mut self, r: Request<'_>, mut met: Met) -> Result<Met, c_int> {
+    fn hold_worker(&mut self, r: Request<'_>, mut opened: Opened) -> Result<Opened, c_int> {
         let none = child::service().is_none().then_some("there are no threads of the module's");
-        met.stays = met.stays.or(none);
-        if met.stays.is_some() && self.worker.is_none() {
+        opened.stays = opened.stays.or(none);
+        if opened.stays.is_some() && self.worker.is_none() {
             self.worker = workers::take(r);
             if self.worker.is_none() {
+                let status = come_later(r);
                 self.outbox.end("WebSockets hold as many workers as they may");
-                met.endpoint.closed();
-                return Err(come_later(r));
+                opened.endpoint.closed();
+                return Err(status);
             }
         }
-        Ok(met)
+        Ok(opened)
     }
 
     /// The client was lost while the connection was made ready.
-    fn lose(self, r: Request<'_>, met: Met, error: &io::Error) -> c_int {
+    fn lose(self, r: Request<'_>, opened: Opened, error: &io::Error) -> c_int {
         self.outbox
             .log()
             .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
         self.outbox.end("the connection is lost");
-        met.endpoint.closed();
-        finish(r, &self.outbox.summary(), true);
-        drop((self.deflate, self.counted, self.worker, met.watched));
+        opened.endpoint.closed();
+        end_request(r, &self.outbox.summary(), true);
+        drop((self.deflate, self.counted, self.worker, opened.watched));
         release_after_log(r, self.signals);
         sys::HOOK_OK
     }
@@ -315,13 +322,13 @@ impl Conversation {
     fn detach(
         self,
         r: Request<'_>,
-        met: Met,
+        opened: Opened,
         headers: Arc<Headers>,
         past: PastFilters,
         early: Early,
     ) -> c_int {
         let Self { outbox, session, timeouts, deflate, counted, signals, .. } = self;
-        let Met { endpoint, watched, .. } = met;
+        let Opened { endpoint, watched, .. } = opened;
         let PastFilters { socket, takeover } = past;
         let kind = if takeover.is_some() { "TLS" } else { "clear text" };
         outbox.log().write(Level::Debug, format_args!("detached, {kind}"));
@@ -344,13 +351,15 @@ impl Conversation {
             watched,
             signals,
         };
-        detach::leave(r.connection(), leaving);
+        // SAFETY: the way past the filters was found for this connection, which has left HTTP, and whose filters were
+        // emptied.
+        unsafe { detach::leave(r.connection(), leaving) };
         sys::HOOK_OK
     }
 
     /// Holds it on this thread, to its end.
-    fn stay(mut self, r: Request<'_>, met: Met, transport: Box<dyn Transport>) -> c_int {
-        let why = met.stays.unwrap_or("the filters stay in use");
+    fn stay(mut self, r: Request<'_>, opened: Opened, transport: Box<dyn Transport>) -> c_int {
+        let why = opened.stays.unwrap_or("the filters stay in use");
         self.outbox.log().write(Level::Debug, format_args!("served on httpd's thread: {why}"));
         let worker = self.worker.or_else(|| workers::take(r));
         if worker.is_none() {
@@ -359,7 +368,8 @@ impl Conversation {
         let past_filters = transport.socket().is_some();
         let io = ConnIo::new(transport, self.outbox.clone());
         let (timeouts, signals) = (self.timeouts, self.signals.as_ref());
-        let ended = blocking::serve(io, self.session, &*met.endpoint, timeouts, &SHUTDOWN, signals);
+        let ended =
+            blocking::serve(io, self.session, &*opened.endpoint, timeouts, &SHUTDOWN, signals);
         if let Some(service) = child::service() {
             service.look();
         }
@@ -367,12 +377,12 @@ impl Conversation {
         if past_filters {
             count_bytes(r.connection(), ended.received as i64, summary.bytes_out as i64);
         }
-        finish(r, &summary, ended.lost);
+        end_request(r, &summary, ended.lost);
         // In a stop event and worker close the connection themselves.
         if ended.hurried && !ended.lost && SHUTDOWN.ending() != Ending::Stop {
             filters::end_input(r.connection());
         }
-        drop((self.deflate, self.counted, worker, met.watched));
+        drop((self.deflate, self.counted, worker, opened.watched));
         release_after_log(r, self.signals);
         sys::HOOK_OK
     }
@@ -468,7 +478,7 @@ const OFF: &str = "WebSocketDetach is Off";
 const ENV_OPEN: &CStr = c"websocket-open";
 
 /// Leaves the request to httpd: what the access log shows, and how it closes the connection.
-fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
+fn end_request(r: Request<'_>, summary: &Summary, lost: bool) {
     note_summary(r, summary);
     let connection = r.connection();
     filters::allow_flushes(connection);
@@ -481,7 +491,7 @@ fn finish(r: Request<'_>, summary: &Summary, lost: bool) {
     // This makes httpd wait two seconds at most for a client that does not close, instead of thirty.
     let (key, value) = (c"short-lingering-close".as_ptr(), c"1".as_ptr());
     // SAFETY: R5; name and value are literals, which outlive the table.
-    unsafe { sys::apr_table_setn(connection.rec().notes, key, value) };
+    unsafe { sys::apr_table_setn(connection.notes(), key, value) };
     // SAFETY: a request's server is live (request::R3).
     filters::set_timeout(connection, unsafe { (*r.server()).timeout });
 }

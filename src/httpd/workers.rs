@@ -95,7 +95,7 @@ pub(super) fn over_http2() -> Option<u32> {
 /// Takes the worker that a request's WebSocket will hold, for a stream of HTTP/2 those. If WebSockets hold as many as they
 /// may, there is none, and the log says so.
 pub(super) fn take(r: Request<'_>) -> Option<Worker> {
-    let client = r.connection().rec().master;
+    let client = r.connection().master();
     let taken = if client.is_null() {
         let httpds = Httpds::take().ok_or(Short::Httpds);
         httpds.map(|httpds| Worker { _httpds: Some(httpds), _http2s: None })

@@ -4,7 +4,9 @@
 //! is a single atomic operation, and a child that is killed can leave nothing half done. What it had counted is taken
 //! back when somebody finds a limit reached and sees that the process is gone.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use core::hash::Hasher as _;
+
+use siphasher::sip::SipHasher13;
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -65,9 +67,12 @@ impl Counts {
     ///
     /// Two processes that count the last one at the same moment may both be refused, never both be let in.
     pub fn enter(&self, key: &[&str], limit: u64) -> Option<Counted> {
-        // The same in all children, which are of one binary; who does not know the seed cannot find keys that collide.
-        let mut hasher = DefaultHasher::new();
-        (self.seed, key).hash(&mut hasher);
+        // Keyed, so that who does not know the seed cannot find keys that collide.
+        let mut hasher = SipHasher13::new_with_keys(self.seed, 0);
+        for part in key {
+            hasher.write(part.as_bytes());
+            hasher.write_u8(0);
+        }
         let hash = hasher.finish();
         let bucket = (hash >> 32) as usize % BUCKETS;
         // A tag of 0 would make a free word of a count of 0.

@@ -1,9 +1,9 @@
-//! What there may be so much of and no more, counted where it is taken.
+//! Limits on connections, memory and workers, counted where they are taken.
 //!
 //! | file | counts | across |
 //! |---|---|---|
 //! | [`connections`] | the connections of each kind | all children |
-//! | [`workers`] | the workers of httpd's that WebSockets hold | all children on prefork |
+//! | [`workers`] | the threads of httpd's, and of mod_http2's, that WebSockets hold | one child |
 //! | [`memory`] | the bytes that clients make a child hold | one child |
 //! | [`presence`] | which children are there, so that those that died do not count | all children |
 

@@ -79,7 +79,7 @@ pub struct Connection {
 struct View {
     /// Its `state` leads to `shown`, so that a plugin's copy of it sees the same.
     server: abi::WebSocketServer,
-    shown: AtomicPtr<Behind>,
+    shown: AtomicPtr<ServerState>,
 }
 
 impl View {
@@ -117,7 +117,7 @@ impl View {
 /// What the plugin's pointer points at, and what the module keeps behind it.
 struct Handle {
     view: View,
-    state: Behind,
+    state: ServerState,
 }
 
 // SAFETY: the raw pointers in a view lead to itself and to a state, and the request's is only handed out.
@@ -164,7 +164,8 @@ impl Window {
     }
 }
 
-struct Behind {
+/// What the `server` that a plugin is given leads to.
+struct ServerState {
     /// The plugin's.
     wants_request: Arc<AtomicBool>,
     outbox: Arc<Outbox>,
@@ -178,7 +179,7 @@ struct Behind {
     answer: Mutex<Option<Answer>>,
 }
 
-impl Behind {
+impl ServerState {
     fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
         self.answer.acquire()
     }
@@ -197,7 +198,7 @@ impl Connection {
         let PluginOpening { outbox, request, headers, protocols, alone, callbacks } = opening;
         let handle = Owned::new(Handle {
             view: View::new(),
-            state: Behind {
+            state: ServerState {
                 wants_request: plugin.wants_request.clone(),
                 outbox,
                 request: AtomicPtr::new(request),
@@ -310,9 +311,14 @@ fn retire(handle: Owned<Handle>, window: Option<&Window>) {
 
 /// Runs `f` with the connection behind `server`; `default` for NULL and for a panic, which must not
 /// reach the plugin's frames.
-fn boundary<R>(server: *const abi::WebSocketServer, default: R, f: impl FnOnce(&Behind) -> R) -> R {
+fn boundary<R>(
+    server: *const abi::WebSocketServer,
+    default: R,
+    f: impl FnOnce(&ServerState) -> R,
+) -> R {
     // SAFETY: the ABI makes the plugin pass the pointer that it was given, or it is NULL.
-    let shown = unsafe { server.as_ref() }.map(|server| server.state.cast::<AtomicPtr<Behind>>());
+    let server = unsafe { server.as_ref() };
+    let shown = server.map(|server| server.state.cast::<AtomicPtr<ServerState>>());
     // SAFETY: `shown` is in the view that holds `server`; both live as long.
     let shown = shown.and_then(|shown| unsafe { shown.as_ref() });
     // Acquire: as stored by `open`.

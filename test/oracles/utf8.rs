@@ -2,7 +2,7 @@
 
 use mod_websocket::proto::utf8::{Validator, whole};
 
-/// Checks that any split of `data` gives the action of the standard library.
+/// Checks that any split of `data` gives the same result as the standard library.
 pub fn fuzz_utf8_vs_std(data: &[u8]) {
     let Some((&cut, text)) = data.split_first() else { return };
     let mut validator = Validator::default();

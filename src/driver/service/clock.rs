@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How often the clock looks while there is no traffic.
-const IDLE_TICK: Duration = Duration::from_millis(250);
+pub(super) const IDLE_TICK: Duration = Duration::from_millis(250);
 /// How often it looks when the child goes down, and at connections that read before they are judged.
 const ENDING_TICK: Duration = Duration::from_millis(25);
 /// How long traffic has to be absent before it looks less often, and how long callbacks may take before that is worth a

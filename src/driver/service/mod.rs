@@ -43,6 +43,7 @@ use crate::{
 };
 
 use self::{
+    clock::IDLE_TICK,
     entry::Entry,
     epoll::{Epoll, Events, Flags},
     slots::{Slots, Token},
@@ -328,7 +329,7 @@ impl Service {
         let fetched = self.threads.wait(|| self.epoll.wait(events, timeout));
         let Ok(fetched) = fetched else {
             // It cannot fail on a descriptor of our own; if it does all the same, not in a loop.
-            thread::sleep(BUSY_TICK);
+            thread::sleep(IDLE_TICK);
             self.ready().extend(again);
             return true;
         };

@@ -156,7 +156,10 @@ directives! {
         => setters::max_connections_per_ip;
     Take1 c"WebSocketDetach" ADMIN
         c"whether connections leave httpd's threads: Auto, On or Off"
-        => |_, section, words| set(&mut section.settings.detach, choice(words, &[("Auto", Detach::Auto), ("On", Detach::On), ("Off", Detach::Off)]));
+        => |_, section, words| {
+            let choices = [("Auto", Detach::Auto), ("On", Detach::On), ("Off", Detach::Off)];
+            set(&mut section.settings.detach, choice(words, &choices))
+        };
     Take1 c"WebSocketPingInterval" ADMIN
         c"the silence after which a client is pinged, and then given up; or Off"
         => |_, section, words| set(&mut section.settings.ping_interval, duration_or_off(words));
@@ -171,10 +174,16 @@ directives! {
         => setters::message_timeout;
     Take1 c"WebSocketDrainTime" GLOBAL
         c"the time over which a child that ends gracefully spreads the end of its connections"
-        => |parms, _, words| set(&mut parms.main_server()?.drain_time, duration(words));
+        => |parms, _, words| {
+            let value = duration(words)?;
+            set(&mut parms.main_server()?.drain_time, Ok(value))
+        };
     Take1 c"WebSocketThreads" GLOBAL
         c"the most threads per child that serve detached connections"
-        => |parms, _, words| set(&mut parms.main_server()?.threads, number(words.first(), 1, 1024));
+        => |parms, _, words| {
+            let value = number(words.first(), 1, 1024)?;
+            set(&mut parms.main_server()?.threads, Ok(value))
+        };
     Take1 c"WebSocketWorkerShare" GLOBAL
         c"how many percent of httpd's workers WebSockets may hold; or Off"
         => setters::worker_share;
@@ -195,7 +204,10 @@ directives! {
         => setters::compression_window_bits;
     Take1 c"WebSocketMemoryLimit" GLOBAL
         c"how much memory the messages, queues and compression of a child may take, in bytes"
-        => |parms, _, words| set(&mut parms.main_server()?.memory_limit, size(words));
+        => |parms, _, words| {
+            let value = size(words)?;
+            set(&mut parms.main_server()?.memory_limit, Ok(value))
+        };
     Take1 c"WebSocketBridge" ADMIN
         c"the peer that messages are relayed to, such as tcp://127.0.0.1:5900 or unix:///run/service.sock"
         => setters::bridge;

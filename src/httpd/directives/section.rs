@@ -45,7 +45,7 @@ impl Section {
     /// Messages go to this plugin, unless the same section says something else.
     pub(super) fn set_plugin(&mut self, plugin: Arc<Plugin>) -> Result<(), String> {
         if let Some(Target::Bridge(_)) = &self.target {
-            return Err(TWO.into());
+            return Err(TWO_ENDPOINTS.into());
         }
         self.target = Some(Target::Plugin(plugin));
         Ok(())
@@ -55,7 +55,7 @@ impl Section {
     pub(super) fn set_bridge(&mut self, source: Source) -> Result<(), String> {
         match &self.target {
             None => self.target = Some(Target::Bridge(source)),
-            Some(Target::Plugin(_)) => return Err(TWO.into()),
+            Some(Target::Plugin(_)) => return Err(TWO_ENDPOINTS.into()),
             Some(Target::Bridge(_)) => {
                 let both = "the same section says already where its peers are: remove one";
                 return Err(both.into());
@@ -66,7 +66,8 @@ impl Section {
 }
 
 /// What is said of a section that has two kinds of endpoints.
-const TWO: &str = "the same section has a WebSocketHandler and a WebSocketBridge: remove one";
+const TWO_ENDPOINTS: &str =
+    "the same section has a WebSocketHandler and a WebSocketBridge: remove one";
 
 /// What the main server's configuration sets for each child process.
 #[derive(Clone, Default)]
