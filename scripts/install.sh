@@ -75,6 +75,10 @@ loaded() {
 }
 
 install_module() {
+    newer=$(find src include Cargo.toml Cargo.lock build.rs -newer build/mod_websocket.so -type f | head -n 1)
+    if [ -n "$newer" ]; then
+        echo "note: build/mod_websocket.so is older than $newer; 'make' builds it anew" >&2
+    fi
     put build/mod_websocket.so "$modules"
     if [ -e build/mod_websocket.so.debug ]; then put build/mod_websocket.so.debug "$modules"; fi
     ln -sf mod_websocket.so "$DESTDIR$modules/mod_websocket_draft76.so"

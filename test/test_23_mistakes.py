@@ -107,6 +107,10 @@ MISTAKES = {
     "no endpoint": (
         here("/x", HANDLER) + echo("/y"), "warn", ["WS0431", "get 500", "WebSocketHandler"], "SetHandler",
     ),
+    "two handlers": (
+        echo("/x", "WebSocketHandler ${PLUGINS}/debug.so debug_init"), "warn",
+        ["WS0432", "takes the place of the WebSocketHandler before it", "remove one"], "WebSocketHandler ${PLUGINS}",
+    ),
     "a mistake in .htaccess's place": (
         here("/x", 'SetHandler "WebSocket-Handler"') + section('Directory "${ROOT}/htdocs"', "AllowOverride All"),
         "warn", ["WS0431"], "SetHandler",

@@ -11,11 +11,10 @@ use core::{ffi::CStr, ptr, slice};
 use std::sync::Arc;
 
 use super::{
-    advice,
     connection::Connection,
     is_threaded,
     request::{Request, Table},
-    sys, tls,
+    sys, tls, tree,
     upgrade::note_summary,
 };
 use crate::{driver::service::Finished, plugin::headers::Headers};
@@ -27,7 +26,7 @@ const LOGGERS: [&CStr; 2] = [c"mod_log_config.c", c"mod_logio.c"];
 /// Whether httpd's logging may be used from our threads. mod_log_config's buffers have no lock where the MPM has no
 /// threads.
 pub(super) fn is_possible() -> bool {
-    is_threaded() || !advice::has(&["BufferedLogs On"])
+    is_threaded() || !tree::has(&["BufferedLogs On"])
 }
 
 /// What is kept of a request.

@@ -3,8 +3,6 @@
 //! httpd's MPMs were made for requests. What they count as idle, and what they expect of children that end, does not suit
 //! connections that stay; the settings that do are in `conf/websocket.conf`.
 
-use core::ffi::c_int;
-
 use super::{access_log, child::RESERVE, is_threaded, log, sys, tree, workers};
 use crate::conn::log::Level;
 
@@ -44,14 +42,14 @@ pub(super) unsafe fn warn(
     memory: usize,
     tls: Option<Result<(), String>>,
 ) {
-    if !has(&["WebSocketHandler"]) && !has(&BRIDGES) {
+    if !tree::has(&["WebSocketHandler"]) && !tree::has(&BRIDGES) {
         return;
     }
     let say = |level, line: core::fmt::Arguments<'_>| {
         // SAFETY: the server is live, as this function demands.
         unsafe { log::server(server, level, line) };
     };
-    let children = mpm(sys::AP_MPMQ_MAX_DAEMONS);
+    let children = sys::mpm(sys::AP_MPMQ_MAX_DAEMONS);
     say(
         Level::Notice,
         format_args!(
@@ -62,7 +60,7 @@ pub(super) unsafe fn warn(
         ),
     );
     // A process that serves one connection is busy as long as that lasts.
-    let detaches = is_threaded() || has(&BRIDGES) || has(&["WebSocketDetach On"]);
+    let detaches = is_threaded() || tree::has(&BRIDGES) || tree::has(&["WebSocketDetach On"]);
     let lines = [
         no_slots(children),
         detaches.then(|| idle_children(children)).flatten(),
@@ -88,7 +86,7 @@ const BUFFERED: &str = "WS0410: with BufferedLogs On under prefork the end of a 
 
 /// Old children take the place of new ones.
 fn no_slots(children: u64) -> Option<String> {
-    let slots = mpm(sys::AP_MPMQ_HARD_LIMIT_DAEMONS);
+    let slots = sys::mpm(sys::AP_MPMQ_HARD_LIMIT_DAEMONS);
     (slots <= children).then(|| {
         format!(
             "WS0406: ServerLimit {slots} leaves no room for new children while old ones end their WebSockets after a \
@@ -102,10 +100,10 @@ fn no_slots(children: u64) -> Option<String> {
 /// httpd ends children that have nothing to do, as far as it can see.
 fn idle_children(children: u64) -> Option<String> {
     let (spare, spares, most) = if is_threaded() {
-        let threads = mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
-        (mpm(sys::AP_MPMQ_MAX_SPARE_THREADS), "MaxSpareThreads", children * threads)
+        let threads = sys::mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+        (sys::mpm(sys::AP_MPMQ_MAX_SPARE_THREADS), "MaxSpareThreads", children * threads)
     } else {
-        (mpm(sys::AP_MPMQ_MAX_SPARE_DAEMONS), "MaxSpareServers", children)
+        (sys::mpm(sys::AP_MPMQ_MAX_SPARE_DAEMONS), "MaxSpareServers", children)
     };
     (spare < most).then(|| {
         format!(
@@ -117,7 +115,7 @@ fn idle_children(children: u64) -> Option<String> {
 
 /// httpd ends children that have served so many.
 fn counted_children() -> Option<String> {
-    let requests = mpm(sys::AP_MPMQ_MAX_REQUESTS_DAEMON);
+    let requests = sys::mpm(sys::AP_MPMQ_MAX_REQUESTS_DAEMON);
     (requests > 0).then(|| {
         format!(
             "WS0408: with MaxConnectionsPerChild {requests} httpd ends children after so many connections, and closes \
@@ -136,32 +134,11 @@ fn too_few_streams(children: u64) -> Option<String> {
             promised = promised.max(args.trim().trim_matches('"').parse().unwrap_or_default());
         }
     });
-    (has(&["H2WebSockets On"]) && promised > over_http2).then(|| {
+    (tree::has(&["H2WebSockets On"]) && promised > over_http2).then(|| {
         format!(
             "WS0411: WebSocketMaxConnections promises {promised} connections, but over HTTP/2 there can be only \
              {over_http2}: each takes one of mod_http2's threads in a child (H2MaxWorkers), of which WebSocketWorkerShare \
              keeps some for other requests. Raise H2MaxWorkers, or set H2WebSockets Off"
         )
     })
-}
-
-/// Whether the configuration has one of the directives, each with its arguments if any are given.
-pub(super) fn has(wanted: &[&str]) -> bool {
-    let mut found = false;
-    tree::each(&mut |directive| {
-        let args = directive.args();
-        found |= wanted.iter().any(|wanted| {
-            let (name, value) = wanted.split_once(' ').unwrap_or((wanted, &args));
-            directive.is(name) && args.trim().eq_ignore_ascii_case(value.trim())
-        });
-    });
-    found
-}
-
-/// A number that the MPM gives; 0 if it has none.
-pub(super) fn mpm(code: u32) -> u64 {
-    let mut answer = 0;
-    // SAFETY: the result is a live integer.
-    let status = unsafe { sys::ap_mpm_query(code as c_int, &raw mut answer) };
-    if status == sys::APR_SUCCESS as c_int { u64::try_from(answer).unwrap_or(0) } else { 0 }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    handler, log,
+    child, handler, log,
     request::{Request, Table},
     sys,
 };
@@ -204,7 +204,7 @@ impl Bridge {
             };
             refuse(status, Level::Error, format_args!("WS0501: no connection to {peer}: {e}"))
         })?;
-        handler::spare(socket.descriptor()).map_err(|e| handler::unavailable(r, &e))?;
+        child::spare(socket.descriptor()).map_err(|e| handler::unavailable(r, &e))?;
         let mut first = Vec::new();
         if settings.proxy_protocol.unwrap_or(false) && !peer.is_datagram() {
             first = r.addresses().map_or(first, |(client, own)| proxy::header(client, own));

@@ -11,7 +11,7 @@ use core::{
     ptr,
     sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, io, os::fd::AsRawFd, sync::Arc};
 
 use super::{
     MEMORY, SHUTDOWN, advice, boundary, directives::Server, is_threaded, log, request::Request,
@@ -34,8 +34,7 @@ pub(super) fn is_near() -> bool {
         Ending::Stop => true,
         Ending::Drain => service().is_none_or(Service::is_drained),
         Ending::None => {
-            !is_threaded()
-                && advice::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
+            !is_threaded() && sys::mpm(sys::AP_MPMQ_MPM_STATE) == u64::from(sys::AP_MPMQ_STOPPING)
         }
     }
 }
@@ -120,6 +119,22 @@ fn raise_open_files() -> u64 {
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
     limit.rlim_cur
+}
+
+/// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
+/// the child up then.
+pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is live.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    // The kernel gives the lowest free number, so this one tells how many there are.
+    if descriptor.as_raw_fd() as u64 + RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
+        return Err(io::Error::other(format!(
+            "all but the last of the child's {} open files are in use (ulimit -n)",
+            limit.rlim_cur
+        )));
+    }
+    Ok(descriptor)
 }
 
 /// httpd's child_stopping hook. prefork always passes 0, from within its signal handler when it is a stop.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What the module keeps of a connection, in the connection's configuration vector and its pool.
-struct Place {
+struct PerConnection {
     /// mod_ssl's `SSL`, if the connection has one.
     ssl: *mut Ssl,
     /// From a Box; null unless the connection is about to leave.
@@ -61,7 +61,7 @@ impl Leaving {
 }
 
 /// The module's place in a connection, made if there is none. It lives as long as the connection.
-fn place(connection: Connection<'_>) -> *mut Place {
+fn place(connection: Connection<'_>) -> *mut PerConnection {
     // SAFETY: httpd has loaded this module.
     let known = unsafe { connection.config(module()) };
     if !known.is_null() {
@@ -70,8 +70,9 @@ fn place(connection: Connection<'_>) -> *mut Place {
     }
     // SAFETY: R5. A pool's memory is aligned for any C type, and as long as the connection's vector.
     unsafe {
-        let place = sys::apr_palloc(connection.pool(), size_of::<Place>()).cast::<Place>();
-        place.write(Place { ssl: ptr::null_mut(), leaving: ptr::null_mut() });
+        let place =
+            sys::apr_palloc(connection.pool(), size_of::<PerConnection>()).cast::<PerConnection>();
+        place.write(PerConnection { ssl: ptr::null_mut(), leaving: ptr::null_mut() });
         sys::ap_set_module_config(connection.conn_config(), module(), place.cast());
         place
     }
@@ -120,7 +121,7 @@ pub(super) unsafe fn leave(connection: Connection<'_>, leaving: Leaving) {
 ///
 /// # Safety
 /// - `place` is null or live, and used by this thread only.
-unsafe fn taken(place: *mut Place) -> Option<Box<Leaving>> {
+unsafe fn taken(place: *mut PerConnection) -> Option<Box<Leaving>> {
     // SAFETY: the place is live and ours, as this function demands; what is not null in it was made from a Box, and is
     // taken out here.
     unsafe {

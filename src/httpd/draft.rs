@@ -14,9 +14,9 @@ use std::{
 };
 
 use super::{
-    advice, boundary, directives,
+    boundary, directives,
     filters::Filters,
-    handler::{come_later, timeout},
+    handler::come_later,
     is_threaded, log, module_index,
     request::{Request, Table},
     shared, structure, sys,
@@ -121,7 +121,7 @@ pub(super) fn proof(
         if !may_wait() {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        filters.fill(&mut key3, &mut filled, start + WAIT.min(timeout(r)))
+        filters.fill(&mut key3, &mut filled, start + WAIT.min(r.timeout()))
     });
     let Err(error) = read else { return Ok(challenge.proof(key3)) };
     let (status, why) = match error.kind() {
@@ -147,7 +147,7 @@ fn place() -> Option<Option<Counted>> {
     } else {
         (sys::AP_MPMQ_MAX_DAEMONS, String::new())
     };
-    let most = advice::mpm(number) / 4;
+    let most = sys::mpm(number) / 4;
     let Some(table) = shared::counts() else { return Some(None) };
     table.enter(&["draft 76", &scope], most.max(1)).map(Some)
 }

@@ -1,7 +1,7 @@
 //! httpd's handler: a request's handshake is checked, and refused or upgraded.
 
 use core::ffi::{CStr, c_int};
-use std::{ffi::CString, io, os::fd::AsRawFd, time::Duration};
+use std::{ffi::CString, io};
 
 use super::{
     bridge::Bridge,
@@ -231,26 +231,4 @@ fn own_origin(r: Request<'_>) -> String {
     // Browsers write it in lower case, ServerName is as the administrator has written it.
     let host = host.to_string_lossy().to_ascii_lowercase();
     handshake::own_origin(&scheme.to_string_lossy(), &host, port)
-}
-
-/// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
-/// the child up then.
-pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is live.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    // The kernel gives the lowest free number, so this one tells how many there are.
-    if descriptor.as_raw_fd() as u64 + child::RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
-        return Err(io::Error::other(format!(
-            "all but the last of the child's {} open files are in use (ulimit -n)",
-            limit.rlim_cur
-        )));
-    }
-    Ok(descriptor)
-}
-
-/// `Timeout` of the request's server.
-pub(super) fn timeout(r: Request<'_>) -> Duration {
-    // SAFETY: a request's server is live (request::R3). The value is in microseconds.
-    Duration::from_micros(unsafe { (*r.server()).timeout }.unsigned_abs())
 }

@@ -16,7 +16,7 @@ use core::{
     marker::PhantomData,
     ptr::NonNull,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{connection::Connection, sys};
 
@@ -63,6 +63,12 @@ impl<'r> Request<'r> {
 
     pub(super) fn server(self) -> *mut sys::server_rec {
         self.rec().server
+    }
+
+    /// `Timeout` of its server.
+    pub(super) fn timeout(self) -> Duration {
+        // SAFETY: a request's server is live (R3). The value is in microseconds.
+        Duration::from_micros(unsafe { (*self.server()).timeout }.unsigned_abs())
     }
 
     /// The connection's number in its child process, which httpd gives again when it has let go of the connection.

@@ -106,3 +106,11 @@ pub(super) unsafe fn brigade_drop_flushes(brigade: *mut apr_bucket_brigade) {
         }
     }
 }
+
+/// A number that the MPM gives; 0 if it has none.
+pub(super) fn mpm(code: u32) -> u64 {
+    let mut answer = 0;
+    // SAFETY: the result is a live integer.
+    let status = unsafe { ap_mpm_query(code as c_int, &raw mut answer) };
+    if status == APR_SUCCESS as c_int { u64::try_from(answer).unwrap_or(0) } else { 0 }
+}

@@ -92,3 +92,16 @@ pub(super) fn each(f: &mut dyn FnMut(Directive<'_>)) {
         }
     }
 }
+
+/// Whether the configuration has one of the directives, each with its arguments if any are given.
+pub(super) fn has(wanted: &[&str]) -> bool {
+    let mut found = false;
+    each(&mut |directive| {
+        let args = directive.args();
+        found |= wanted.iter().any(|wanted| {
+            let (name, value) = wanted.split_once(' ').unwrap_or((wanted, &args));
+            directive.is(name) && args.trim().eq_ignore_ascii_case(value.trim())
+        });
+    });
+    found
+}

@@ -13,7 +13,7 @@ use super::{
     detach::{self, Leaving},
     draft,
     filters::{self, Filters},
-    handler::{come_later, spare, timeout},
+    handler::come_later,
     is_threaded, log,
     request::{Request, Table},
     sys,
@@ -65,11 +65,11 @@ pub(super) struct Upgrade {
     /// The same bytes as httpd sees them.
     filters: Filters,
     /// Dropped last, as it may hold signals back.
-    conversation: Conversation,
+    parts: Parts,
 }
 
-/// What a conversation takes along, wherever it is held.
-struct Conversation {
+/// What a conversation is made of, wherever it is held.
+struct Parts {
     outbox: Arc<Outbox>,
     session: Session,
     timeouts: Timeouts,
@@ -120,7 +120,7 @@ impl PastFilters {
         if !filters.has_its_descriptor() {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let socket = Arc::new(Socket::new(spare(own)?)?);
+        let socket = Arc::new(Socket::new(child::spare(own)?)?);
         Ok(Self { socket, takeover })
     }
 }
@@ -141,7 +141,7 @@ impl Upgrade {
             .policy()
             .and_then(|policy| deflate::negotiate_within(opening.extensions, &policy, &MEMORY));
         let params = deflate.as_ref().map(|(params, _)| params);
-        let timeout = timeout(r);
+        let timeout = r.timeout();
         let queue = settings.send_queue();
         let bounds =
             Bounds { queue, timeout, compress_from: compression.min_size(), memory: &MEMORY };
@@ -167,9 +167,8 @@ impl Upgrade {
             Err(why) => Err(why),
         };
         let (session, outbox) = (Session::new(limits, params), Arc::new(outbox));
-        let conversation =
-            Conversation { outbox, session, timeouts, deflate, counted, worker, signals };
-        Ok(Self { conversation, past, filters })
+        let parts = Parts { outbox, session, timeouts, deflate, counted, worker, signals };
+        Ok(Self { parts, past, filters })
     }
 
     /// Asks the plugin, answers the client, and has the connection served to its end.
@@ -180,20 +179,18 @@ impl Upgrade {
         detach: Detach,
         opening: &Opening<'_>,
     ) -> c_int {
-        let Self { mut conversation, past, mut filters } = self;
+        let Self { mut parts, past, mut filters } = self;
         let headers = copy_headers(r);
         let opened = match chosen {
-            Chosen::Plugin(plugin) => {
-                conversation.open_plugin(r, plugin, detach, opening, &headers)
-            }
-            Chosen::Bridge(bridge) => Ok(conversation.open_bridge(bridge, detach, opening)),
+            Chosen::Plugin(plugin) => parts.open_plugin(r, plugin, detach, opening, &headers),
+            Chosen::Bridge(bridge) => Ok(parts.open_bridge(bridge, detach, opening)),
         };
-        let opened = match opened.and_then(|opened| conversation.hold_worker(r, opened)) {
+        let opened = match opened.and_then(|opened| parts.hold_worker(r, opened)) {
             Ok(opened) => opened,
             Err(status) => return status,
         };
         filters::remove_obstacles(r.connection());
-        let params = conversation.deflate.as_ref().map(|(params, _)| params);
+        let params = parts.deflate.as_ref().map(|(params, _)| params);
         switch_protocols(r, opening, &opened.answer, params);
         let past = past.and_then(|past| match past.takeover {
             Some(_) if opened.stays.is_some() => Err("mod_ssl".to_owned()),
@@ -207,19 +204,19 @@ impl Upgrade {
         }
         match past {
             Ok(Ok((past, early))) if opened.stays.is_none() => {
-                conversation.detach(r, opened, headers, past, early)
+                parts.detach(r, opened, headers, past, early)
             }
             Ok(Ok((past, early))) => {
-                conversation.stay(r, opened, Box::new(Plain::new(past.socket, early)))
+                parts.stay(r, opened, Box::new(Plain::new(past.socket, early)))
             }
             Ok(Err(why)) => {
-                conversation.outbox.log().write(
+                parts.outbox.log().write(
                     Level::Debug,
                     format_args!("bytes go through httpd's filters because of {why}"),
                 );
-                conversation.stay(r, opened, Box::new(filters))
+                parts.stay(r, opened, Box::new(filters))
             }
-            Err(error) => conversation.lose(r, opened, &error),
+            Err(error) => parts.lose(r, opened, &error),
         }
     }
 }
@@ -242,7 +239,7 @@ fn prove(r: Request<'_>, filters: &mut Filters, opening: &Opening<'_>) -> io::Re
     opening.proof.as_ref().map_or(Ok(()), |proof| filters.write_all(proof))
 }
 
-impl Conversation {
+impl Parts {
     /// Asks a plugin; the status that refuses the client if it says no.
     fn open_plugin(
         &self,

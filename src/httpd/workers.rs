@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use super::{advice, directives, http2, is_threaded, log, request::Request, shared, sys};
+use super::{directives, http2, is_threaded, log, request::Request, shared, sys};
 use crate::{
     conn::log::Level,
     limits::{
@@ -64,7 +64,7 @@ pub(super) unsafe fn begin(server: *mut sys::server_rec) {
     // read.
     let share: Share = unsafe { &*directives::server(server) }.worker_share.unwrap_or_default();
     let code = if is_threaded() { sys::AP_MPMQ_MAX_THREADS } else { sys::AP_MPMQ_MAX_DAEMONS };
-    let workers = u32::try_from(advice::mpm(code)).unwrap_or(u32::MAX).max(1);
+    let workers = u32::try_from(sys::mpm(code)).unwrap_or(u32::MAX).max(1);
     HTTPDS.set(workers, share.of(workers));
     // SAFETY: as above.
     match unsafe { http2::workers(server) } {

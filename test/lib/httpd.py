@@ -436,6 +436,7 @@ class Httpd:
             return (option == "-X" or self._generations() > seen) and self._answers()
 
         wait_until(up, 20, "httpd's start")
+        self._released()  # a test may stop the server as its first deed
 
     def _answers(self):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -512,6 +513,14 @@ class Httpd:
             self.judge_log()
 
     def settle(self):
+        """Waits until the server can be stopped without a stumble of httpd's own."""
+        self._released()
+        # A process of prefork's that is told to stop while it starts cleans up in the midst of its own allocations.
+        deadline = time.monotonic() + 1
+        while PREFORK and self.process and self._youngest() < 0.2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _released(self):
         """Waits until httpd's workers have let go of the connections that clients have closed: its
         ungraceful stop closes the workers' sockets under their hands, and stumbles now and then over
         one that is just being closed (a segfault, or AH03093)."""
@@ -529,9 +538,6 @@ class Httpd:
         while open_connections() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.02)  # the descriptor is closed a little before the worker is done
-        # A process of prefork's that is told to stop while it starts cleans up in the midst of its own allocations.
-        while PREFORK and self.process and self._youngest() < 0.2 and time.monotonic() < deadline:
-            time.sleep(0.02)
 
     def get(self, path="/", timeout=5.0):
         """A plain GET on a new connection: its status, and the seconds it took."""

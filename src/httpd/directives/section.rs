@@ -42,13 +42,12 @@ impl Section {
         self.target.is_some()
     }
 
-    /// Messages go to this plugin, unless the same section says something else.
-    pub(super) fn set_plugin(&mut self, plugin: Arc<Plugin>) -> Result<(), String> {
+    /// Messages go to this plugin, unless the same section says something else. `true` if it takes another one's place.
+    pub(super) fn set_plugin(&mut self, plugin: Arc<Plugin>) -> Result<bool, String> {
         if let Some(Target::Bridge(_)) = &self.target {
             return Err(TWO_ENDPOINTS.into());
         }
-        self.target = Some(Target::Plugin(plugin));
-        Ok(())
+        Ok(self.target.replace(Target::Plugin(plugin)).is_some())
     }
 
     /// Messages go to the peers that come from this source, unless the same section says something else.

@@ -31,7 +31,12 @@ pub(super) fn handler(
     let plugin = Plugin::load(&path, &symbol).map_err(|e| {
         format!("cannot use function '{init}' of library {}: {e}", path.to_string_lossy())
     })?;
-    section.set_plugin(plugin)
+    if section.set_plugin(plugin)? {
+        let line =
+            "it takes the place of the WebSocketHandler before it in the same section: remove one";
+        parms.warn_once("WS0432", line);
+    }
+    Ok(())
 }
 
 pub(super) fn max_message_size(
