@@ -478,7 +478,7 @@ impl Driver {
     }
 
     /// How often it was woken since this was asked last.
-    pub(crate) fn wakes(&self) -> usize {
+    pub(crate) fn take_wakes(&self) -> usize {
         self.wakes.swap(0, Ordering::SeqCst)
     }
 }

@@ -10,11 +10,12 @@
 //!
 //! | module | owns | may name |
 //! |---|---|---|
-//! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | `limits`, `conn::buffer`, `sync` |
+//! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | `limits`, `buffer`, `sync` |
 //! | [`os`] | the system calls that the standard library has no word for | nothing here |
 //! | [`sync`] | locks and atomics, which loom replaces to check them | nothing here |
 //! | [`limits`] | how many connections, bytes and workers there are, and may be | `sync` |
-//! | [`settings`] | what a section of the configuration says | `proto`, the bridge's settings (which name it, too) |
+//! | [`buffer`] | memory for messages that arrive in parts | `limits` |
+//! | [`settings`] | what a section of the configuration says | `proto` |
 //! | [`conn`] | one connection without its socket: session, outbox, deadlines, endpoint | all of the above |
 //! | [`driver`] | sockets, threads, the child's end | all of the above |
 //! | [`library`] | loading the libraries that the configuration names | nothing here |
@@ -25,6 +26,7 @@
 //! The feature `httpd` (on by default) guards the last one. A build without it proves that nothing else needs httpd.
 
 pub mod bridge;
+pub mod buffer;
 pub mod conn;
 pub mod driver;
 #[cfg(all(test, not(loom)))]

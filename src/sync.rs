@@ -1,7 +1,7 @@
 //! Locks and atomics: those of the standard library, or loom's while its models are checked (`--cfg loom`).
 //!
 //! Whatever threads agree on without a lock, or by more than one, uses these and has a model beside it (`loom_tests`).
-//! What only counts, or only ever says yes once, uses the standard library's.
+//! Plain counters, and flags that are set once, use the standard library's.
 
 #[cfg(not(loom))]
 pub use std::sync::{

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mod_websocket::bridge::{
-    Piece, Target,
+    PeerChoice, Piece,
     backend::{Backend, Query, open},
     framing::{self, registry},
 };
@@ -76,7 +76,7 @@ fn refused(library: &Path, options: &[(&str, &str)]) -> String {
     load(library, options, false).err().expect("it is refused")
 }
 
-fn ask(backend: &dyn Backend, endpoint: &str) -> Result<Option<Target>, String> {
+fn ask(backend: &dyn Backend, endpoint: &str) -> Result<Option<PeerChoice>, String> {
     backend.query(&Query { endpoint, protocols: &[], headers: &[KEY] })
 }
 
@@ -110,7 +110,7 @@ fn a_library_is_set_up_asked_and_cleaned_up() {
     let target = backend.query(&query).unwrap().unwrap();
     assert_eq!(
         target,
-        Target {
+        PeerChoice {
             peer: "tcp://h:7".into(),
             framing: "newline".into(),
             framing_config: Some("lf".into()),
@@ -232,7 +232,7 @@ fn a_binary_of_websocksys_time_works() {
     let target = backend.query(&query).unwrap().unwrap();
     assert_eq!(
         target,
-        Target {
+        PeerChoice {
             peer: "tcp://127.0.0.1:7001".into(),
             framing: "old".into(),
             framing_config: Some(";".into()),

@@ -77,7 +77,7 @@ pub fn kind(bytes: &[u8]) -> Kind {
 
 /// Where a backend sends a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Target {
+pub struct PeerChoice {
     /// The peer's address, as `WebSocketBridge` takes it.
     pub peer: String,
     /// The framing's name.

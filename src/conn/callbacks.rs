@@ -1,4 +1,4 @@
-//! Callbacks of plugins, as those see them who cannot wait for them for ever.
+//! Which callbacks of plugins are running, for the code that ends a child and must not wait for them for ever.
 
 use std::sync::{
     Arc,

@@ -3,7 +3,6 @@
 //! | file | owns |
 //! |---|---|
 //! | [`session`] | the inbound half: frames become messages |
-//! | [`buffer`] | memory for messages that arrive in parts |
 //! | [`outbox`] | the outbound half: messages become frames; the queue, its bounds, the state of the conversation |
 //! | [`waiting`] | how long threads wait for clients that read slowly |
 //! | [`deadlines`] | when a connection is pinged, closed or given up |
@@ -11,7 +10,6 @@
 //! | [`callbacks`] | which plugins' callbacks are running |
 //! | [`log`] | where log lines go |
 
-pub mod buffer;
 pub mod callbacks;
 pub mod deadlines;
 pub mod endpoint;

@@ -10,8 +10,8 @@
 
 use core::ops::Range;
 
-use super::buffer::Buffer;
 use crate::{
+    buffer::Buffer,
     limits::memory::Budget,
     proto::{
         Kind, Version, Violation,

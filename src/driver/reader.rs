@@ -6,8 +6,8 @@ use std::io;
 
 use super::conn_io::{ConnIo, Flush, Flushed};
 use crate::{
+    buffer::Buffer,
     conn::{
-        buffer::Buffer,
         deadlines::{Activity, Unfinished},
         endpoint::{Endpoint, Peer, Relayed},
         log::Level,
@@ -110,7 +110,7 @@ pub struct Reader {
 /// What is kept of a client that is not read from.
 struct Aside {
     /// A message that waits to be delivered.
-    held: Option<Held>,
+    held: Option<HeldMessage>,
     /// Bytes behind it that have not been looked at.
     unread: Vec<u8>,
     /// What the memory of both counts for.
@@ -118,7 +118,7 @@ struct Aside {
 }
 
 /// A message that waits to be delivered.
-enum Held {
+enum HeldMessage {
     /// One that lay whole in the input.
     Copied(Kind, Vec<u8>),
     /// One that is still in the session's buffer.
@@ -281,8 +281,8 @@ impl Reader {
         let is_relay = endpoint.peer().is_some();
         if let Some(held) = &mut aside.held {
             let (kind, data) = match held {
-                Held::Copied(kind, data) => (*kind, &mut data[..]),
-                Held::Assembled(kind) => (*kind, self.session.lent()),
+                HeldMessage::Copied(kind, data) => (*kind, &mut data[..]),
+                HeldMessage::Assembled(kind) => (*kind, self.session.lent()),
             };
             let delivered = deliver(kind, data, &io.outbox, endpoint, is_relay);
             if delivered {
@@ -348,16 +348,8 @@ impl Reader {
             self.activity.bytes = true;
             let full = n == size;
             if straight {
-                match self.session.filled(n) {
-                    Ok(Some((kind, data))) => {
-                        (self.activity.message, self.begun) = (true, None);
-                        if !deliver(kind, data, &io.outbox, endpoint, is_relay) {
-                            self.set_aside(Some(Held::Assembled(kind)), &[], &io.outbox);
-                            return Ok(Input::Paused);
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(violation) => complain(violation, self.session.limits(), &io.outbox),
+                if !self.assemble(n, &io.outbox, endpoint) {
+                    return Ok(Input::Paused);
                 }
             } else {
                 if let Some(spare) = self.session.wants_memory().then(|| buffers.take()).flatten() {
@@ -387,6 +379,22 @@ impl Reader {
         }
     }
 
+    /// Handles `n` bytes that were read straight into the session's buffer. `false` if reading has to pause.
+    fn assemble(&mut self, n: usize, outbox: &Outbox, endpoint: &dyn Endpoint) -> bool {
+        match self.session.filled(n) {
+            Ok(Some((kind, data))) => {
+                (self.activity.message, self.begun) = (true, None);
+                if !deliver(kind, data, outbox, endpoint, endpoint.peer().is_some()) {
+                    self.set_aside(Some(HeldMessage::Assembled(kind)), &[], outbox);
+                    return false;
+                }
+            }
+            Ok(None) => {}
+            Err(violation) => complain(violation, self.session.limits(), outbox),
+        }
+        true
+    }
+
     /// Lets the session make events of `input`, and handles them. `false` if reading has to pause: then the rest of the
     /// input is kept for later.
     fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) -> bool {
@@ -407,9 +415,9 @@ impl Reader {
                     (self.activity.message, self.begun) = (true, None);
                     if !deliver(kind, data, outbox, endpoint, peer.is_some()) {
                         let held = if here.contains(&data.as_ptr()) {
-                            Held::Copied(kind, data.to_vec())
+                            HeldMessage::Copied(kind, data.to_vec())
                         } else {
-                            Held::Assembled(kind)
+                            HeldMessage::Assembled(kind)
                         };
                         return self.set_aside(Some(held), &input[at..], outbox);
                     }
@@ -431,8 +439,8 @@ impl Reader {
     }
 
     /// Keeps what cannot be handled now. `true` if the connection was closed instead, for want of memory.
-    fn set_aside(&mut self, held: Option<Held>, rest: &[u8], outbox: &Outbox) -> bool {
-        let copied = if let Some(Held::Copied(_, data)) = &held { data.len() } else { 0 };
+    fn set_aside(&mut self, held: Option<HeldMessage>, rest: &[u8], outbox: &Outbox) -> bool {
+        let copied = if let Some(HeldMessage::Copied(_, data)) = &held { data.len() } else { 0 };
         let mut claim = self.session.limits().memory.claim();
         if claim.cover(copied + rest.len()).is_err() {
             self.session.finish();

@@ -7,7 +7,10 @@
 //! The line is written on a thread of the service. What must not be done there is avoided: the client's name is looked up
 //! before, on httpd's thread, and where the MPM has no threads only httpd's own loggers are run.
 
-use core::{ffi::CStr, ptr, slice};
+use core::{
+    ffi::{CStr, c_char},
+    ptr, slice,
+};
 use std::sync::Arc;
 
 use super::{
@@ -118,8 +121,39 @@ impl Record {
     /// # Safety
     /// - `pool` is live and used by this thread only.
     unsafe fn log_in(&self, pool: *mut sys::apr_pool_t, finished: &Finished) {
-        // SAFETY: the pool is live and ours, as this function demands. Both records consist of integers and pointers,
-        // for which zero is a value that httpd itself starts from; what its logging looks at is filled in below.
+        // SAFETY: the pool is live and ours, as this function demands. What is made in it lives until the pool goes, and
+        // nobody else knows it (R5).
+        unsafe {
+            let connection = self.connection_rec(pool);
+            let rec = self.request_rec(pool, connection);
+            let r = Request::from_ptr(ptr::NonNull::new_unchecked(rec));
+            for (name, value) in self.headers.iter() {
+                r.set(Table::HeadersIn, name, value);
+            }
+            for (name, value) in self.words.iter().filter(|(name, _)| tls::VARIABLES.contains(name))
+            {
+                sys::apr_table_set((*rec).subprocess_env, name.as_ptr(), value.as_ptr());
+            }
+            note_summary(r, &finished.summary);
+            prepare_logio(connection);
+            let connection = Connection::from_ptr(ptr::NonNull::new_unchecked(connection));
+            let (received, sent) = (finished.received as i64, finished.summary.bytes_out as i64);
+            super::count_bytes(connection, received, sent);
+            if is_threaded() {
+                sys::ap_run_log_transaction(rec);
+            } else {
+                run_loggers(rec);
+            }
+        }
+    }
+
+    /// What logging looks at of the connection.
+    ///
+    /// # Safety
+    /// - As for [`log_in`](Self::log_in).
+    unsafe fn connection_rec(&self, pool: *mut sys::apr_pool_t) -> *mut sys::conn_rec {
+        // SAFETY: the pool is live, as this function demands. The record consists of integers and pointers, for which zero
+        // is a value that httpd itself starts from. The server lives as long as the process (R3).
         unsafe {
             let connection = zeroed::<sys::conn_rec>(pool);
             (*connection).pool = pool;
@@ -128,15 +162,28 @@ impl Record {
             (*connection).notes = sys::apr_table_make(pool, 1);
             (*connection).id = self.connection_id as _;
             (*connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
-            let word = |name| self.words.get(name).map_or(ptr::null(), CStr::as_ptr).cast_mut();
-            let (client, local) = (word(CLIENT), word(LOCAL));
+            let (client, local) = (self.word(CLIENT), self.word(LOCAL));
             ((*connection).client_ip, (*connection).local_ip) = (client, local);
             (*connection).client_addr = address(client, self.client_port, pool);
             (*connection).local_addr = address(local, self.local_port, pool);
             // Not NULL, or httpd would look it up; empty stands for a look-up that failed.
             let name = self.words.get(CLIENT_NAME).unwrap_or_default();
             (*connection).remote_host = name.as_ptr().cast_mut();
+            connection
+        }
+    }
 
+    /// What logging looks at of the request.
+    ///
+    /// # Safety
+    /// - As for [`log_in`](Self::log_in), and `connection` was made in the same pool.
+    unsafe fn request_rec(
+        &self,
+        pool: *mut sys::apr_pool_t,
+        connection: *mut sys::conn_rec,
+    ) -> *mut sys::request_rec {
+        // SAFETY: as for the connection's record.
+        unsafe {
             let rec = zeroed::<sys::request_rec>(pool);
             (*rec).pool = pool;
             (*rec).connection = connection;
@@ -154,12 +201,12 @@ impl Record {
             ] {
                 *table = sys::apr_table_make(pool, 4);
             }
-            (*rec).the_request = word(LINE);
-            (*rec).uri = word(URI);
-            (*rec).unparsed_uri = word(URI);
-            (*rec).args = word(ARGS);
-            (*rec).hostname = word(HOST);
-            (*rec).user = word(USER);
+            (*rec).the_request = self.word(LINE);
+            (*rec).uri = self.word(URI);
+            (*rec).unparsed_uri = self.word(URI);
+            (*rec).args = self.word(ARGS);
+            (*rec).hostname = self.word(HOST);
+            (*rec).user = self.word(USER);
             (*rec).method = c"GET".as_ptr();
             (*rec).method_number = sys::M_GET as i32;
             (*rec).protocol = c"HTTP/1.1".as_ptr().cast_mut();
@@ -169,27 +216,13 @@ impl Record {
             (*rec).useragent_ip = (*connection).client_ip;
             (*rec).useragent_addr = (*connection).client_addr;
             (*rec).useragent_host = (*connection).remote_host;
-
-            let r = Request::from_ptr(ptr::NonNull::new_unchecked(rec));
-            for (name, value) in self.headers.iter() {
-                r.set(Table::HeadersIn, name, value);
-            }
-            for (name, value) in self.words.iter().filter(|(name, _)| tls::VARIABLES.contains(name))
-            {
-                sys::apr_table_set((*rec).subprocess_env, name.as_ptr(), value.as_ptr());
-            }
-            note_summary(r, &finished.summary);
-            prepare_logio(connection);
-            // Made here, and live until the pool goes; nobody else knows it (R5).
-            let connection = Connection::from_ptr(ptr::NonNull::new_unchecked(connection));
-            let (received, sent) = (finished.received as i64, finished.summary.bytes_out as i64);
-            super::count_bytes(connection, received, sent);
-            if is_threaded() {
-                sys::ap_run_log_transaction(rec);
-            } else {
-                run_loggers(rec);
-            }
+            rec
         }
+    }
+
+    /// One of the words that were kept; NULL if there is none of that name.
+    fn word(&self, name: &CStr) -> *mut c_char {
+        self.words.get(name).map_or(ptr::null(), CStr::as_ptr).cast_mut()
     }
 }
 
@@ -219,7 +252,7 @@ unsafe fn run_loggers(rec: *mut sys::request_rec) {
 /// # Safety
 /// - `ip` is NULL or a string, and `pool` is live.
 unsafe fn address(
-    ip: *const core::ffi::c_char,
+    ip: *const c_char,
     port: u16,
     pool: *mut sys::apr_pool_t,
 ) -> *mut sys::apr_sockaddr_t {

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     bridge::{
-        Address, Framing, Target,
+        Address, Framing, PeerChoice,
         backend::{self, Backend, Query},
         connect::{ConnectError, connect},
         framing, proxy,
@@ -84,7 +84,7 @@ impl Discovery {
     }
 
     /// Asks the backend for a request's peer; an error is a status and a line for the log.
-    fn ask(&self, r: Request<'_>, protocols: &[&str]) -> Result<Target, (u32, String)> {
+    fn ask(&self, r: Request<'_>, protocols: &[&str]) -> Result<PeerChoice, (u32, String)> {
         let failed = |e: &str| {
             let line = format!("WS0508: the backend {} gives no peer: {e}", self.name);
             (sys::HTTP_INTERNAL_SERVER_ERROR, line)
@@ -245,7 +245,8 @@ fn goal(
             allowed(&value, settings, true)?
         }
         Source::Backend(discovery) => {
-            let Target { peer, framing, framing_config, protocol } = discovery.ask(r, offered)?;
+            let PeerChoice { peer, framing, framing_config, protocol } =
+                discovery.ask(r, offered)?;
             let peer = allowed(&peer, settings, false)?;
             return Ok(Goal { peer, framing, framing_config, protocol });
         }

@@ -46,7 +46,7 @@ pub(super) struct Filters {
     /// How much the output filters take at a time.
     portion: usize,
     /// What mod_http2 holds, if it has the last output filter instead of httpd's core.
-    stream: Option<http2::Held>,
+    stream: Option<http2::HeldBytes>,
     /// TLS is among the filters.
     is_tls: bool,
     /// Read before the filters themselves.
@@ -70,7 +70,7 @@ impl Filters {
             (*core.cast::<sys::core_server_config>()).flush_max_threshold
         };
         let portion = (threshold.min(64 << 10) * PORTION.0 / PORTION.1).max(1);
-        let stream = connection.is_stream().then(http2::Held::default);
+        let stream = connection.is_stream().then(http2::HeldBytes::default);
         let is_tls = stream.is_none() && tls::is_https(connection);
         let (input, output) = (connection.brigade(), connection.brigade());
         let (connection, early) = (connection.as_ptr(), Early::new(&MEMORY));
@@ -364,7 +364,7 @@ impl Transport for Filters {
     }
 
     fn retry(&self) -> Option<Duration> {
-        self.stream.as_ref().map(http2::Held::retry)
+        self.stream.as_ref().map(http2::HeldBytes::retry)
     }
 }
 

@@ -93,8 +93,7 @@ fn upgrade(
     let chosen = match target {
         Target::Plugin(plugin) => Chosen::Plugin(plugin),
         Target::Bridge(source) => {
-            let (settings, max_message) =
-                (&section.settings.bridge, section.settings.max_message());
+            let (settings, max_message) = (&section.bridge, section.settings.max_message());
             let offered = opening.protocols;
             Chosen::Bridge(Bridge::reach(r, source, settings, max_message, offered, &mut may_wait)?)
         }

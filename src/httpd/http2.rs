@@ -78,19 +78,19 @@ const MOST_HELD: usize = 24 * 1024;
 
 /// The bytes of a stream that mod_http2 has and the client has no room for.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct HeldBytes {
     bytes: Arc<AtomicUsize>,
     /// How often in a row there was no room.
     refused: u32,
 }
 
-/// What stands before the bytes of a bucket that [`Held`] counts.
+/// What stands before the bytes of a bucket that [`HeldBytes`] counts.
 struct Header {
     held: Arc<AtomicUsize>,
     size: usize,
 }
 
-impl Held {
+impl HeldBytes {
     /// How many of `wanted` bytes may be written now; `None` if that would be too few to be worth it.
     pub(super) fn room(&mut self, wanted: usize) -> Option<usize> {
         let room = MOST_HELD.saturating_sub(self.bytes.load(Ordering::Relaxed));
@@ -136,7 +136,7 @@ impl Held {
 
 /// The last bucket with some of these bytes is gone; on any thread.
 unsafe extern "C" fn release(memory: *mut c_void) {
-    // SAFETY: `Held::bucket` made the memory, and a heap bucket gives it back once.
+    // SAFETY: `HeldBytes::bucket` made the memory, and a heap bucket gives it back once.
     unsafe {
         let Header { held, size } = memory.cast::<Header>().read();
         held.fetch_sub(size, Ordering::Relaxed);

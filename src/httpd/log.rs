@@ -97,7 +97,8 @@ impl OnceAMinute {
 /// The main server's place in the log, for any thread.
 pub(super) struct ServerLog(*const sys::server_rec);
 
-// SAFETY: as for a ConnectionLog.
+// SAFETY: a server_rec lives as long as the child process (request::R3), and httpd's log functions may be called from
+// any thread.
 unsafe impl Send for ServerLog {}
 // SAFETY: as above.
 unsafe impl Sync for ServerLog {}

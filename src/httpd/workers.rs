@@ -31,12 +31,12 @@ static CLIENTS: Mutex<BTreeMap<usize, (u32, Httpds)>> = Mutex::new(BTreeMap::new
 /// What a WebSocket holds until the value is dropped.
 pub(super) struct Worker {
     _httpds: Option<Httpds>,
-    _http2s: Option<(workers::Held, Client)>,
+    _http2s: Option<(workers::HeldWorker, Client)>,
 }
 
 /// A worker of httpd's.
 struct Httpds {
-    _thread: Option<workers::Held>,
+    _thread: Option<workers::HeldWorker>,
     _process: Option<Counted>,
 }
 

@@ -201,7 +201,7 @@ mod loom_tests {
     }
 
     #[test]
-    fn a_dead_process_is_buried_once() {
+    fn the_counts_of_a_dead_process_are_taken_back_once() {
         loom::model(|| {
             let [one, two] = processes();
             let dead = Counts { pid: 300, ..one };

@@ -1,15 +1,15 @@
 //! The memory of a child's connections: what clients can make grow is counted here before it does.
 //!
 //! That is unfinished messages, what waits to be sent, and the state of compression. What a connection takes anyway, and
-//! a little more ([`FREE`]), is not counted. Those who hold much leave a quarter to the others.
+//! a little more ([`FREE`]), is not counted. A claim of more than 64 KiB may use three quarters of the budget at most.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// So many bytes of anything are not counted.
+/// How many bytes of a claim are not counted.
 pub const FREE: usize = 4096;
-/// Who holds no more than so many finds room when three quarters are used up by those who hold more.
+/// Up to this many bytes a claim may use the last quarter of the budget.
 const SMALL: usize = 64 * 1024;
-/// What is more is counted in steps of so many.
+/// In steps of how many bytes a claim is counted.
 const STEP: usize = 16 * 1024;
 
 /// A budget without a bound, for tests and benchmarks.

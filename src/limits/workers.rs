@@ -40,7 +40,7 @@ pub struct Workers {
 
 /// A worker that is held until the value is dropped.
 #[derive(Debug)]
-pub struct Held(&'static Workers);
+pub struct HeldWorker(&'static Workers);
 
 impl Workers {
     /// As many as anybody asks for, until [`set`](Self::set) says more.
@@ -66,15 +66,15 @@ impl Workers {
     }
 
     /// Takes one in this process; `None` if WebSockets hold as many as they may.
-    pub fn take(&'static self) -> Option<Held> {
+    pub fn take(&'static self) -> Option<HeldWorker> {
         let most = self.most();
         let one_more = |held| (held < most).then(|| held + 1);
         let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        taken.is_ok().then(|| Held(self))
+        taken.is_ok().then(|| HeldWorker(self))
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldWorker {
     fn drop(&mut self) {
         self.0.held.fetch_sub(1, Ordering::Relaxed);
     }

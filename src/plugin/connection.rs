@@ -126,7 +126,7 @@ unsafe impl Send for Handle {}
 /// A value that we own and the plugin points at: a Box would claim to be the only pointer.
 struct Owned<T>(NonNull<T>);
 
-// SAFETY: it is the only owner.
+// SAFETY: an Owned is the only owner of its value, which may change threads as its type says.
 unsafe impl<T: Send> Send for Owned<T> {}
 
 impl<T> Owned<T> {

@@ -12,7 +12,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 
 use super::Violation;
 use crate::{
-    conn::buffer::Buffer,
+    buffer::Buffer,
     limits::memory::{Budget, Claim},
     sync::Lock as _,
 };

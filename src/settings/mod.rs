@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    bridge::settings::BridgeSettings as Bridge,
-    proto::{deflate::Policy, handshake::OriginCheck},
-};
+use crate::proto::{deflate::Policy, handshake::OriginCheck};
 
 /// The default of `WebSocketMaxMessageSize`: 32 MiB.
 pub const MAX_MESSAGE: usize = 32 << 20;
@@ -66,7 +63,7 @@ macro_rules! settings {
 pub(crate) use settings;
 
 settings! {
-    /// What the directives of one section set.
+    /// What the directives of one section set, but for the bridge's.
     #[derive(Clone, Debug, Default)]
     pub struct Settings {
         /// `WebSocketMaxMessageSize`, in bytes.
@@ -95,8 +92,6 @@ settings! {
         pub compression: Compression,
         /// `SupportDraft75`.
         pub draft75: Option<bool>,
-        /// What the `WebSocketBridge…` directives set.
-        pub bridge: Bridge,
         /// What .htaccess files demand besides.
         pub htaccess: Htaccess,
     }

@@ -1,7 +1,7 @@
 //! permessage-deflate (RFC 7692).
 
 use mod_websocket::{
-    conn::buffer::Buffer,
+    buffer::Buffer,
     limits::memory::UNLIMITED,
     proto::deflate::{Inflater, Params, Policy, negotiate},
 };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Backend, Query, address, choose};
-use crate::bridge::{Target, framing};
+use crate::bridge::{PeerChoice, framing};
 
 /// The longest file name that is tried.
 const LONGEST: usize = 8192;
@@ -72,7 +72,7 @@ impl File {
 }
 
 impl Backend for File {
-    fn query(&self, query: &Query<'_>) -> Result<Option<Target>, String> {
+    fn query(&self, query: &Query<'_>) -> Result<Option<PeerChoice>, String> {
         for expression in &self.expressions {
             let Some(name) = expression.expand(query) else { continue };
             // Not `join`: a name that starts with a slash is below the folder too.
@@ -120,7 +120,7 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 }
 
 /// The target of a line, if it is one for this request.
-fn suits(line: &[u8], query: &Query<'_>, root: &Path) -> Option<Result<Target, String>> {
+fn suits(line: &[u8], query: &Query<'_>, root: &Path) -> Option<Result<PeerChoice, String>> {
     let end = line.iter().rposition(|byte| !byte.is_ascii_control())? + 1;
     let Ok(line) = core::str::from_utf8(&line[..end]) else {
         return Some(Err(
@@ -134,7 +134,7 @@ fn suits(line: &[u8], query: &Query<'_>, root: &Path) -> Option<Result<Target, S
         return None;
     }
     let framing = words.next().filter(|name| !name.is_empty()).unwrap_or(framing::DEFAULT);
-    Some(address(peer, None, root).map(|peer| Target {
+    Some(address(peer, None, root).map(|peer| PeerChoice {
         peer,
         framing: framing.to_owned(),
         framing_config: words.next().map(str::to_owned),
@@ -249,7 +249,7 @@ mod tests {
         endpoint: &str,
         protocols: &[&str],
         headers: &[(&str, &str)],
-    ) -> Option<Target> {
+    ) -> Option<PeerChoice> {
         file.query(&Query { endpoint, protocols, headers }).unwrap()
     }
 
@@ -312,7 +312,7 @@ mod tests {
         let folder = Folder::new("protocols", &files);
         let file = folder.backend(&["1", "missing", "2"]);
         let target = |protocols: &[&str]| ask(&file, "/", protocols, &[]).unwrap();
-        let place = |target: &Target| target.peer.clone();
+        let place = |target: &PeerChoice| target.peer.clone();
         // Who offers none gets the first line.
         assert_eq!((place(&target(&[])), target(&[]).protocol), ("tcp://one:1".into(), None));
         let two = target(&["x", "b"]);

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::{Backend, Query, address, choose, host_and_port};
-use crate::bridge::{Target, framing};
+use crate::bridge::{PeerChoice, framing};
 
 /// The peer of every connection, as its options say.
 #[derive(Debug)]
 pub struct Fixed {
-    target: Target,
+    target: PeerChoice,
     /// The subprotocol; without one, clients that offer some are refused.
     protocol: Option<String>,
 }
@@ -38,7 +38,7 @@ impl Fixed {
         framing::make(framing, framing_config)?;
         let bare = host.split_once("://").map_or(host, |(_, rest)| rest);
         let port = port.or_else(|| host_and_port(bare).1.is_none().then_some("5900"));
-        let target = Target {
+        let target = PeerChoice {
             peer: address(host, port, root)?,
             framing: framing.to_owned(),
             framing_config: framing_config.map(str::to_owned),
@@ -49,14 +49,14 @@ impl Fixed {
 }
 
 impl Backend for Fixed {
-    fn query(&self, query: &Query<'_>) -> Result<Option<Target>, String> {
+    fn query(&self, query: &Query<'_>) -> Result<Option<PeerChoice>, String> {
         if query.protocols.is_empty() {
             return Ok(Some(self.target.clone()));
         }
         let wanted = self.protocol.as_deref();
         let protocol =
             wanted.and_then(|wanted| choose(query.protocols, wanted, str::eq_ignore_ascii_case));
-        Ok(protocol.map(|index| Target { protocol: Some(index), ..self.target.clone() }))
+        Ok(protocol.map(|index| PeerChoice { protocol: Some(index), ..self.target.clone() }))
     }
 }
 
@@ -70,7 +70,7 @@ mod tests {
         Fixed::new(&options, Path::new("/"))
     }
 
-    fn target(options: &[(&str, &str)], protocols: &[&str]) -> Option<Target> {
+    fn target(options: &[(&str, &str)], protocols: &[&str]) -> Option<PeerChoice> {
         let query = Query { endpoint: "/", protocols, headers: &[] };
         fixed(options).expect("the options are right").query(&query).expect("it does not fail")
     }

@@ -21,7 +21,7 @@ use libloading::os::unix::Library as Handle;
 use super::{Backend, Query, address};
 use crate::{
     bridge::{
-        Target, abi,
+        PeerChoice, abi,
         framing::{self, registry},
     },
     library::{self, NoFunction},
@@ -161,7 +161,7 @@ impl Library {
 /// # Safety
 /// - `F` is the type of a pointer to the function.
 unsafe fn symbol<F: Copy>(handle: &Handle, name: &CStr) -> Result<Option<F>, String> {
-    // SAFETY: the caller's promise.
+    // SAFETY: `F` is the type of a pointer to the function, as this function demands.
     match unsafe { library::function(handle, name) } {
         Ok(function) => Ok(Some(function)),
         Err(NoFunction::Absent) => Ok(None),
@@ -234,7 +234,7 @@ impl Drop for Allocated {
 }
 
 impl Backend for Library {
-    fn query(&self, query: &Query<'_>) -> Result<Option<Target>, String> {
+    fn query(&self, query: &Query<'_>) -> Result<Option<PeerChoice>, String> {
         let endpoint = Texts::new([query.endpoint].into_iter());
         let mut protocols = Texts::new(query.protocols.iter().copied());
         let visible = |name: &str| !HIDDEN.iter().any(|hidden| hidden.eq_ignore_ascii_case(name));
@@ -279,7 +279,7 @@ impl Library {
         &self,
         result: abi::ws_peer_info,
         protocols: usize,
-    ) -> Result<Option<Target>, String> {
+    ) -> Result<Option<PeerChoice>, String> {
         let (host, port) = (Allocated(result.host), Allocated(result.port));
         let config = Allocated(result.framing_config);
         let wrong = |what: String| format!("the backend {}: {what}", self.path.display());
@@ -298,7 +298,7 @@ impl Library {
             }
         };
         let protocol = Some(result.protocol).filter(|index| *index < protocols);
-        Ok(Some(Target {
+        Ok(Some(PeerChoice {
             peer: address(&host, port, &self.root).map_err(wrong)?,
             framing: result.framing.map_or_else(|| framing::DEFAULT.to_owned(), registry::name_of),
             framing_config: config.text("framing_config").map_err(wrong)?.map(str::to_owned),

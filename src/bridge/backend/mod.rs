@@ -10,7 +10,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Address, Target};
+use super::{Address, PeerChoice};
 
 pub mod file;
 pub mod fixed;
@@ -30,7 +30,7 @@ pub struct Query<'a> {
 /// Finds the peer of a connection.
 pub trait Backend: Send + Sync {
     /// The peer, or `None` to refuse the connection; an error is a sentence for the log.
-    fn query(&self, query: &Query<'_>) -> Result<Option<Target>, String>;
+    fn query(&self, query: &Query<'_>) -> Result<Option<PeerChoice>, String>;
 
     /// What in its options is legal and looks like a mistake: a sentence for the administrator.
     fn doubt(&self) -> Option<String> {

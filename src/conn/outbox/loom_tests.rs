@@ -1,3 +1,5 @@
+//! Every interleaving of senders and the driver: no message is lost, twice or torn, and no wake-up is missed.
+
 use core::fmt;
 
 use loom::thread;

@@ -1,3 +1,5 @@
+//! The outbox on sockets and without one, with fakes in the place of both sides.
+
 use std::thread;
 
 use super::{
@@ -87,7 +89,7 @@ fn what_the_owner_sends_leaves_with_one_write() {
     assert_eq!(wire.sent(), b"");
     assert_eq!(outbox.flush(&wire).unwrap(), (true, true));
     assert_eq!(wire.sent(), [frame(b"1"), frame(b"2"), frame(b"3")].concat());
-    assert_eq!((wire.change(|script| script.calls.1), driver.wakes()), (1, 0));
+    assert_eq!((wire.change(|script| script.calls.1), driver.take_wakes()), (1, 0));
     assert_eq!(outbox.flush(&wire).unwrap(), (true, false));
 }
 
@@ -107,7 +109,7 @@ fn another_thread_writes_at_once_and_wakes_nobody() {
     let (outbox, wire, driver) = on_socket(1000);
     assert!(outbox.fall_asleep(false));
     binary(&outbox, b"1").unwrap();
-    assert_eq!((wire.sent(), driver.wakes()), (frame(b"1"), 0));
+    assert_eq!((wire.sent(), driver.take_wakes()), (frame(b"1"), 0));
 }
 
 #[test]
@@ -117,11 +119,11 @@ fn what_the_socket_does_not_take_wakes_a_driver_asleep_once() {
     binary(&outbox, b"0").unwrap();
     binary(&outbox, b"1").unwrap();
     // It has not said that it sleeps, so it will look.
-    assert_eq!((wire.sent(), driver.wakes()), (b"\x82\x010\x82".to_vec(), 0));
+    assert_eq!((wire.sent(), driver.take_wakes()), (b"\x82\x010\x82".to_vec(), 0));
     assert!(outbox.fall_asleep(true));
     binary(&outbox, b"2").unwrap();
     binary(&outbox, b"3").unwrap();
-    assert_eq!(driver.wakes(), 1);
+    assert_eq!(driver.take_wakes(), 1);
     wire.takes(usize::MAX);
     assert_eq!(outbox.flush(&wire).unwrap(), (true, true));
     assert_eq!(wire.sent(), [b"\x011", &frame(b"2")[..], &frame(b"3")].concat());
@@ -132,14 +134,18 @@ fn a_driver_does_not_fall_asleep_over_what_it_has_to_write() {
     let (outbox, driver) = without_socket(1000);
     assert!(outbox.fall_asleep(false));
     binary(&outbox, b"1").unwrap();
-    assert_eq!(driver.wakes(), 1);
+    assert_eq!(driver.take_wakes(), 1);
     assert!(!outbox.fall_asleep(false));
     // It hears of room by itself.
     assert!(outbox.fall_asleep(true));
+    // Who stays awake needs nobody to wake it.
+    assert!(!outbox.fall_asleep(false));
+    binary(&outbox, b"1a").unwrap();
+    assert_eq!(driver.take_wakes(), 0);
     take(&outbox);
     assert!(outbox.fall_asleep(false));
     binary(&outbox, b"2").unwrap();
-    assert_eq!((driver.wakes(), take(&outbox)), (1, frame(b"2")));
+    assert_eq!((driver.take_wakes(), take(&outbox)), (1, frame(b"2")));
 }
 
 #[test]
@@ -193,7 +199,7 @@ fn a_socket_that_fails_ends_the_conversation_and_wakes_the_driver() {
         let (outbox, wire, driver) = on_socket(1000);
         wire.breaks();
         binary(&outbox, &vec![0; size]).unwrap();
-        assert_eq!((outbox.state(), driver.wakes()), (State::Closed, 1));
+        assert_eq!((outbox.state(), driver.take_wakes()), (State::Closed, 1));
         assert_eq!(binary(&outbox, b""), Err(Refused::Closing));
     }
 }
@@ -325,10 +331,10 @@ fn a_sender_with_a_socket_writes_itself_while_the_driver_is_in_a_callback() {
 fn a_close_comes_behind_the_data_and_nothing_behind_it() {
     let (outbox, driver) = without_socket(1000);
     binary(&outbox, b"1").unwrap();
-    driver.wakes();
+    driver.take_wakes();
     assert!(outbox.close(&close::payload(CloseCode::GOING_AWAY), "test"));
     // Awake or not: an answer has to be waited for.
-    assert_eq!((outbox.state(), driver.wakes()), (State::Closing, 1));
+    assert_eq!((outbox.state(), driver.take_wakes()), (State::Closing, 1));
     assert!(!outbox.close(b"", "test"));
     assert_eq!(outbox.close_with(b""), Err(Refused::Closing));
     assert_eq!(binary(&outbox, b"2"), Err(Refused::Closing));
@@ -397,19 +403,19 @@ fn a_message_waits_until_an_answer_of_its_length_fits() {
     assert_eq!(outbox.receive_message(None), Reception::Deliver);
     assert!(!outbox.has_to_wait());
     assert_eq!(receive(301), Reception::Later);
-    driver.wakes();
+    driver.take_wakes();
     // What others send goes behind it, but for a control frame.
     outbox.send_control(Opcode::Ping, b"").unwrap();
     wire.takes(2);
     outbox.send_control(Opcode::Ping, b"").unwrap();
-    assert_eq!((driver.wakes(), outbox.lock().unsent()), (0, 102));
+    assert_eq!((driver.take_wakes(), outbox.lock().unsent()), (0, 102));
     wire.takes(5);
     outbox.send_control(Opcode::Ping, b"").unwrap();
-    assert_eq!((driver.wakes(), outbox.lock().unsent()), (1, 99));
+    assert_eq!((driver.take_wakes(), outbox.lock().unsent()), (1, 99));
     assert!(!outbox.has_to_wait());
     // It was told once.
     outbox.send_control(Opcode::Ping, b"").unwrap();
-    assert_eq!(driver.wakes(), 0);
+    assert_eq!(driver.take_wakes(), 0);
     assert_eq!(outbox.summary().messages_in, 3);
     wire.takes(3);
     outbox.send_control(Opcode::Ping, b"").unwrap();
@@ -433,7 +439,7 @@ fn what_waits_to_be_delivered_comes_before_what_others_send() {
     let (outbox, driver) = without_socket(100);
     binary(&outbox, &[0; 48]).unwrap();
     assert_eq!(outbox.receive_message(Some(60)), Reception::Later);
-    driver.wakes();
+    driver.take_wakes();
     thread::scope(|scope| {
         // It would fit.
         let sender = scope.spawn(|| binary(&outbox, &[1; 20]));

@@ -1,3 +1,5 @@
+//! The service with the test as its only thread and its clock: turns, drains, stops, clients that linger.
+
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,

@@ -234,10 +234,10 @@ directives! {
         => setters::bridge_connect_timeout;
     Take1 c"WebSocketBridgeProxyProtocol" ADMIN
         c"v2 to tell stream peers the client's address by the PROXY protocol; or Off"
-        => |_, section, words| set(&mut section.settings.bridge.proxy_protocol, choice(words, &[("Off", false), ("v2", true)]));
+        => |_, section, words| set(&mut section.bridge.proxy_protocol, choice(words, &[("Off", false), ("v2", true)]));
     Take1 c"WebSocketBridgeMaxPieceSize" ADMIN
         c"the largest message that a framing may make of a peer's stream, in bytes"
-        => |_, section, words| set(&mut section.settings.bridge.max_piece, size(words));
+        => |_, section, words| set(&mut section.bridge.max_piece, size(words));
 }
 
 // Those of `websocket_draft76_module`, whose sections hold nothing else.

@@ -109,7 +109,7 @@ impl Parms<'_> {
             // SAFETY: the server being configured has this module's settings, which one thread at a time uses (R4).
             Ok(unsafe { &mut *server(self.0.server) })
         } else {
-            // SAFETY: see above.
+            // SAFETY: where ap_check_cmd_context refuses, its answer is a string in the configuration's pool.
             Err(unsafe { CStr::from_ptr(refusal) }.to_string_lossy().into_owned())
         }
     }

@@ -14,6 +14,7 @@ use super::super::{
     sys,
 };
 use crate::{
+    bridge::settings::BridgeSettings,
     limits::workers::Share,
     plugin::Plugin,
     settings::{self, Merge as _, Settings},
@@ -25,6 +26,8 @@ pub(in super::super) struct Section {
     /// A directive has been read into it.
     pub(super) is_set: bool,
     pub(in super::super) settings: Settings,
+    /// What the `WebSocketBridge…` directives set.
+    pub(in super::super) bridge: BridgeSettings,
     pub(in super::super) target: Option<Target>,
 }
 
@@ -118,7 +121,8 @@ pub(in super::super) unsafe extern "C" fn merge_dir(
         }
         let target = inside.target.as_ref().or(outside.target.as_ref()).cloned();
         let settings = outside.settings.merge(&inside.settings);
-        register(pool, Section { is_set: true, settings, target })
+        let bridge = outside.bridge.merge(&inside.bridge);
+        register(pool, Section { is_set: true, settings, bridge, target })
     })
 }
 

@@ -287,7 +287,7 @@ pub(super) fn bridge_allow(
     for word in words {
         no_reference(word)?;
         let pattern = Pattern::parse(word)?;
-        section.settings.bridge.allow.get_or_insert_default().push(pattern);
+        section.bridge.allow.get_or_insert_default().push(pattern);
     }
     Ok(())
 }
@@ -300,7 +300,7 @@ pub(super) fn bridge_framing(
     let name = words.first().ok_or(ARGUMENTS)?;
     let config = words.get(1).copied();
     framing::make(name, config)?;
-    section.settings.bridge.framing = Some(((*name).to_owned(), config.map(str::to_owned)));
+    section.bridge.framing = Some(((*name).to_owned(), config.map(str::to_owned)));
     Ok(())
 }
 
@@ -309,7 +309,7 @@ pub(super) fn bridge_protocol(
     section: &mut Section,
     words: &[&str],
 ) -> Result<(), String> {
-    section.settings.bridge.protocol = Some(match *words.first().ok_or(ARGUMENTS)? {
+    section.bridge.protocol = Some(match *words.first().ok_or(ARGUMENTS)? {
         "*" => Protocol::First,
         word if word.eq_ignore_ascii_case("none") => Protocol::None,
         word if is_token(word) => Protocol::Named(word.to_owned()),
@@ -332,6 +332,6 @@ pub(super) fn bridge_connect_timeout(
     if time.is_zero() {
         return Err(format!("0 leaves a peer no time: expected {}", settings::DURATION));
     }
-    section.settings.bridge.connect_timeout = Some(time);
+    section.bridge.connect_timeout = Some(time);
     Ok(())
 }
