@@ -45,7 +45,7 @@ MODES = {
 NO_TESTS = 5  # pytest's exit status when all are left out
 PATIENCE = 1200  # seconds that a module of tests may take
 # Modules that take longer than their text is long, since they wait for clocks.
-WAITS = {"test_25_clocks.py": 10, "test_12_service.py": 2, "test_20_handshake_ends.py": 2}
+WAITS = {"limits/test_clocks.py": 10, "service/test_detached.py": 2, "ends/test_handshake_ends.py": 2}
 
 running = set()
 gate = threading.Lock()  # nothing is started any more once the end has come
@@ -172,7 +172,7 @@ class Tests(Job):
     @property
     def told(self):
         said = ", ".join(f"{number} {word}" for word, number in self.counts.items()) or f"status {self.status}"
-        return f"{self.mode:8} {self.module:26} {said}"
+        return f"{self.mode:8} {self.module:33} {said}"
 
     @property
     def slow(self):
@@ -230,7 +230,7 @@ def main():
         os.environ["WS_FULL"] = "1"
         Tests.patience *= 3
     begun, counts, skipped, failed, slow = time.monotonic(), collections.Counter(), collections.Counter(), [], []
-    modules = sorted(path.name for path in HERE.glob("test_*.py"))
+    modules = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/test_*.py"))
     beside = [Job(name, ["sh", "-c", command]) for name, _, command in (job.partition("=") for job in options.beside)]
     tests = []
     for mode in modes:

@@ -88,7 +88,8 @@ def run(httpd, tmp_path):
         shutil.copytree(TOP / "test/lib", folder / "lib", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("run.py", "conftest.py", "pytest.ini"):
             shutil.copy(TOP / "test" / name, folder)
-        (folder / "test_it.py").write_text(HEAD + text)
+        (folder / "some").mkdir()
+        (folder / "some/test_it.py").write_text(HEAD + text)
         env = {
             **os.environ, "WS_MODULE": str(httpd.module), "WS_EXAMPLES": str(httpd.examples),
             "WS_PLUGINS": str(httpd.plugins),
@@ -110,14 +111,14 @@ def run(httpd, tmp_path):
 def test_slowness_is_tried_again_and_named(run):
     status, said = run(SLOW)
     assert status == 0
-    assert said.splitlines()[-1] == "passed when tried again, alone: event test_it.py::test_it"
+    assert said.splitlines()[-1] == "passed when tried again, alone: event some/test_it.py::test_it"
 
 
 def test_slowness_twice_is_a_failure(run):
     status, said = run("\n@pytest.mark.timing\ndef test_it():\n    assert False\n")
     assert status == 1
     assert said.splitlines()[-2:] == [
-        "FAILED when tried again, alone: event test_it.py::test_it", "FAILED: event-it"
+        "FAILED when tried again, alone: event some/test_it.py::test_it", "FAILED: event-it"
     ]
 
 

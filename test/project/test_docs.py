@@ -650,7 +650,7 @@ class TestMistakes:
         assert what in wrong[0]
 
     @pytest.mark.parametrize("code", [
-        "make chekc", "make check PROT=1", "src/nothing.rs", "test_00_nothing.py", "TestNothing", "WebSocketNothing On",
+        "make chekc", "make check PROT=1", "src/nothing.rs", "test_nothing.py", "TestNothing", "WebSocketNothing On",
     ])
     def test_names(self, code):
         assert len(unknown_names(parse("x.md", f"`{code}`\n"), set())) == 1
