@@ -1,8 +1,8 @@
 """Fixtures: one server environment per run, one configuration per class or module.
 
 A class or a module says what it wants served in its `CONF`. After each test the error log is
-judged (see `Httpd.judge_log`). A module with `EVERY_HOME = True` is run over each transport and in
-each home that a connection can have.
+judged (see `Httpd.judge_log`). A module with `EVERY_TRANSPORT = True` is run over each transport,
+detached and blocking.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ from peers import Listener
 from ws_frame import Client
 from ws_h2 import Connection
 
-# Where a connection can live: on the module's own threads, on one of httpd's, in a stream of HTTP/2.
-HOMES = ["ws", "wss", "blocking ws", "blocking wss", *([] if PREFORK else ["h2"])] if DETACHED else ["blocking ws"]
+# How a connection can be served: detached, blocking (on one of httpd's threads), as a stream of HTTP/2.
+TRANSPORTS = ["ws", "wss", "blocking ws", "blocking wss", *([] if PREFORK else ["h2"])] if DETACHED else ["blocking ws"]
 
 
-def every_home(httpd):
-    """What a module with EVERY_HOME is served with besides: a client's header takes its connection to the blocking home."""
-    http2 = "H2WebSockets On\nProtocols h2 http/1.1\n" if "h2" in HOMES and httpd.has_h2_websockets() else ""
-    return DETACH + TLS + http2 + "<If \"%{HTTP:X-Home} == 'blocking'\">\n    WebSocketDetach Off\n</If>\n"
+def every_transport(httpd):
+    """What a module with EVERY_TRANSPORT is served with besides: a client's header makes its connection a blocking one."""
+    http2 = "H2WebSockets On\nProtocols h2 http/1.1\n" if "h2" in TRANSPORTS and httpd.has_h2_websockets() else ""
+    return DETACH + TLS + http2 + "<If \"%{HTTP:X-Served-As} == 'blocking'\">\n    WebSocketDetach Off\n</If>\n"
 
 
 def pytest_generate_tests(metafunc):
     """A test that makes connections itself has no stream of HTTP/2."""
-    if getattr(metafunc.module, "EVERY_HOME", False):
-        homes = [home for home in HOMES if home != "h2" or "connect" not in metafunc.fixturenames]
-        metafunc.parametrize("lives_in", homes, indirect=True)
+    if getattr(metafunc.module, "EVERY_TRANSPORT", False):
+        transports = [name for name in TRANSPORTS if name != "h2" or "connect" not in metafunc.fixturenames]
+        metafunc.parametrize("served_as", transports, indirect=True)
 
 
 def pytest_configure():
@@ -51,8 +51,8 @@ def _serve(httpd, conf):
 @pytest.fixture(scope="module", autouse=True)
 def _module_conf(request, httpd):
     conf = getattr(request.module, "CONF", None)
-    if getattr(request.module, "EVERY_HOME", False):
-        conf += every_home(httpd)
+    if getattr(request.module, "EVERY_TRANSPORT", False):
+        conf += every_transport(httpd)
     with _serve(httpd, conf):
         yield
 
@@ -70,37 +70,37 @@ def _error_log_gate(httpd, _class_conf):
 
 
 @pytest.fixture
-def lives_in(request, httpd, _error_log_gate):
-    """Where the test's connections live; the error log has to say that they did."""
-    home = getattr(request, "param", None)
-    yield home
-    if home:
+def served_as(request, httpd, _error_log_gate):
+    """How the test's connections are served; the error log has to say that they were."""
+    way = getattr(request, "param", None)
+    yield way
+    if way:
         detached, blocking = " detached, ", "served on httpd's thread"
-        here, elsewhere = (detached, blocking) if home in ("ws", "wss") else (blocking, detached)
+        meant, other = (detached, blocking) if way in ("ws", "wss") else (blocking, detached)
         log = httpd.new_log()
-        assert here in log and elsewhere not in log, f"a connection lived elsewhere, or none in {home}"
+        assert meant in log and other not in log, f"a connection was served otherwise, or none as {way}"
 
 
 @pytest.fixture
-def connect(httpd, lives_in):
-    """Opens connections to the server, over TLS if that is the home, and closes what the test leaves open."""
-    tls = lives_in and "wss" in lives_in
+def connect(httpd, served_as):
+    """Opens connections to the server, over TLS if they are to be served so, and closes what the test leaves open."""
+    tls = served_as and "wss" in served_as
     usual = {"port": httpd.tls_port, "tls": httpd.tls_context()} if tls else {"port": httpd.port}
     with contextlib.ExitStack() as stack:
 
         def opened(**kw):
             client = Client(**{**usual, **kw})
-            if lives_in and "blocking" in lives_in:
-                client.headers = [("X-Home", "blocking")]
+            if served_as and "blocking" in served_as:
+                client.headers = [("X-Served-As", "blocking")]
             return stack.enter_context(client)
 
         yield opened
 
 
 @pytest.fixture
-def ws(request, httpd, lives_in):
+def ws(request, httpd, served_as):
     """Opens WebSocket connections: `ws(path, headers, …)` gives a client after its 101."""
-    if lives_in == "h2":
+    if served_as == "h2":
         if not httpd.has_h2_websockets():
             pytest.skip("mod_http2 of this httpd has no WebSockets (H2WebSockets came with httpd 2.4.58)")
         with contextlib.ExitStack() as stack:

@@ -187,11 +187,11 @@ def memory(httpd):
     base = {}
     for name, lines in settings:
         cells = []
-        for home, count in (("Auto", 1000), ("Off", 200)):
+        for detach, count in (("Auto", 1000), ("Off", 200)):
             conf = (
                 QUIET + "WebSocketMemoryLimit 16G\nWebSocketPingInterval Off\nWebSocketWorkerShare Off\n"
                 "ThreadLimit 256\nThreadsPerChild 250\nMaxRequestWorkers 250\nServerLimit 1\n"
-                + echo("/idle", f"WebSocketDetach {home}", *lines)
+                + echo("/idle", f"WebSocketDetach {detach}", *lines)
             )
             with httpd.serve(conf):
                 clients = [talker(httpd, lines, text)]  # whatever is started once
@@ -202,8 +202,8 @@ def memory(httpd):
                 each = (httpd.memory(pid) - before) / count
                 for client in clients:
                     client.sock.close()
-            base.setdefault(home, each)
-            cells.append(f"{each:8.1f} ({each - base[home]:+7.1f})")
+            base.setdefault(detach, each)
+            cells.append(f"{each:8.1f} ({each - base[detach]:+7.1f})")
         print(f"{name:18} {cells[0]:>20} {cells[1]:>20}", flush=True)
 
 

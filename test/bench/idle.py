@@ -1,6 +1,6 @@
 """What idle connections cost: memory, threads, and what a plain GET notices of them.
 
-For each MPM and each home of a connection a server is started, connections are opened and left idle, each of
+For each MPM and each kind of connection a server is started, connections are opened and left idle, each of
 them echoes once, and all are closed. The result is a table for each MPM, which PUBLISH=1 also writes into
 docs/performance.md. The environment is that of the tests (see ../lib/httpd.py); `--help` lists the options. Memory is the
 proportional share of all children, from the kernel.
@@ -62,8 +62,8 @@ FACTOR = """
 """
 
 
-class Home(NamedTuple):
-    """Where connections live, and how they are made to live there."""
+class Kind(NamedTuple):
+    """How connections are served, and what makes them so."""
 
     name: str
     tls: bool = False
@@ -73,12 +73,12 @@ class Home(NamedTuple):
     path: str = "/echo"
 
 
-HOMES = [
-    Home("detached (ws)"),
-    Home("detached (wss)", tls=True),
-    Home("blocking (ws)", detach="Off", threads=True),
-    Home("blocking (wss)", tls=True, detach="Off", threads=True),
-    Home("httpd: https, kept alive", tls=True, mpms=("event",), path="/index.html"),
+KINDS = [
+    Kind("detached (ws)"),
+    Kind("detached (wss)", tls=True),
+    Kind("blocking (ws)", detach="Off", threads=True),
+    Kind("blocking (wss)", tls=True, detach="Off", threads=True),
+    Kind("httpd: https, kept alive", tls=True, mpms=("event",), path="/index.html"),
 ]
 COLUMNS = [
     "Connections", "Number", "Threads", "KiB each", "Open, s", "Echo, s", "GET before, ms", "GET meanwhile, ms",
@@ -114,13 +114,13 @@ def read_all(sock, marker):
     return data
 
 
-def open_connections(httpd, count, home):
+def open_connections(httpd, count, kind):
     """Sockets with their handshakes done; a minimal handshake, from several addresses."""
-    port = httpd.tls_port if home.tls else httpd.port
-    context = httpd.tls_context() if home.tls else None
-    end, start = (b"</p>\n", b"HTTP/1.1 200 ") if home.path == "/index.html" else (b"\r\n\r\n", b"HTTP/1.1 101 ")
+    port = httpd.tls_port if kind.tls else httpd.port
+    context = httpd.tls_context() if kind.tls else None
+    end, start = (b"</p>\n", b"HTTP/1.1 200 ") if kind.path == "/index.html" else (b"\r\n\r\n", b"HTTP/1.1 101 ")
     request = (
-        f"GET {home.path} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {kind.path} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {EXAMPLE_KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     socks = []
@@ -162,22 +162,22 @@ def echo_all(socks):
     return time.monotonic() - start
 
 
-def measure(mpm, home, count):
+def measure(mpm, kind, count):
     """One line of the table."""
     os.environ["TEST_MPM"] = mpm
     httpd = Httpd()
     # Many processes take longer to start than clients may be silent.
-    conf = f"LogLevel warn\nWebSocketPingInterval Off\nWebSocketDetach {home.detach}\nKeepAliveTimeout 900\n" + echo()
+    conf = f"LogLevel warn\nWebSocketPingInterval Off\nWebSocketDetach {kind.detach}\nKeepAliveTimeout 900\n" + echo()
     many = "WebSocketWorkerShare Off\n" + MANY_THREADS.format(more=count + 50)
-    conf += many if home.threads else ONE_CHILD + FACTOR
-    if home.tls:
+    conf += many if kind.threads else ONE_CHILD + FACTOR
+    if kind.tls:
         cert = httpd.certificate()
         conf += TLS.format(cert=cert, key=cert.parent / "key.pem") + "SSLSessionCache none\n"
-    echoes = home.path == "/echo"
+    echoes = kind.path == "/echo"
     httpd.start(conf)
     try:
         # Whatever the first connections leave behind is not the others' cost.
-        warm = open_connections(httpd, 100, home)
+        warm = open_connections(httpd, 100, kind)
         if echoes:
             echo_all(warm)
         for sock in warm:
@@ -187,7 +187,7 @@ def measure(mpm, home, count):
         before, get_before = memory(httpd), latency(httpd)
         descriptors = sum(map(httpd.descriptors, httpd.children()))
         start = time.monotonic()
-        socks = open_connections(httpd, count, home)
+        socks = open_connections(httpd, count, kind)
         opened = time.monotonic() - start
         time.sleep(QUIET)
         held = memory(httpd) - before
@@ -197,14 +197,14 @@ def measure(mpm, home, count):
         for sock in socks:
             sock.close()
         few = descriptors + 10
-        if mpm != "prefork" or not home.threads:
+        if mpm != "prefork" or not kind.threads:
             wait_until(lambda: sum(map(httpd.descriptors, httpd.children())) <= few, 60, "the descriptors' return")
         time.sleep(QUIET)
         after = memory(httpd)
     finally:
         httpd.stop(timeout=30)
     return [
-        home.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
+        kind.name, f"{count:,}", f"{threads:,}", f"{held / count:.2f}", f"{opened:.1f}", echoed,
         f"{get_before:.2f}", f"{get_meanwhile:.2f}", f"{before / 1024:.1f}", f"{(before + held) / 1024:.1f}",
         f"{after / 1024:.1f}",
     ]
@@ -214,7 +214,8 @@ def main():
     words = lambda text: text.split(",")  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mpm", type=words, default=["event", "worker", "prefork"])
-    parser.add_argument("--home", default="", help="those whose name contains it: " + ", ".join(h.name for h in HOMES))
+    names = ", ".join(kind.name for kind in KINDS)
+    parser.add_argument("--kind", default="", help=f"those whose name contains it: {names}")
     parser.add_argument("--connections", type=words, default=["1000", "10000", "19000"])
     parser.add_argument("--most-threads", type=int, default=1000, help="no more connections than that on threads")
     parser.add_argument("--most-tls", type=int, default=10000, help="nor than that over TLS")
@@ -226,15 +227,15 @@ def main():
     for mpm in options.mpm:
         load, rows = os.getloadavg()[0], []
         print(f"### {mpm}\n")
-        for home in HOMES:
-            if mpm not in home.mpms or options.home not in home.name:
+        for kind in KINDS:
+            if mpm not in kind.mpms or options.kind not in kind.name:
                 continue
-            most = min(hard - 500, options.most_threads if home.threads else hard)
-            if home.tls:
+            most = min(hard - 500, options.most_threads if kind.threads else hard)
+            if kind.tls:
                 most = min(most, options.most_tls)
             for count in map(int, options.connections):
                 if count <= most:
-                    rows.append(measure(mpm, home, count))
+                    rows.append(measure(mpm, kind, count))
         page.publish(f"idle-{mpm}", COLUMNS, rows, "make bench-idle", load)
 
 

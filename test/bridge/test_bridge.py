@@ -1,4 +1,4 @@
-"""The bridge: a WebSocket in front of a TCP, UDP or Unix-socket peer, in every home of a connection.
+"""The bridge: a WebSocket in front of a TCP, UDP or Unix-socket peer, for connections that are served in every way.
 
 The peers are plain sockets of the test's own. Most Locations take the peer's port from the query string, so a test makes
 its peer first and opens `/tcp?port` then.
@@ -18,7 +18,7 @@ from peers import ALLOW, PORT, Listener, bridge, fill_queue, random_bytes, read_
 from httpd import DETACHED, TLS, echo, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
-HOMES = ["usual", "blocking", "tls"]
+WAYS = ["usual", "blocking", "tls"]
 
 
 def site(extra=""):
@@ -40,14 +40,14 @@ def site(extra=""):
 
 @pytest.fixture
 def dial(httpd, connect):
-    """Opens a bridged WebSocket in one of the homes: `dial(home, port)`."""
+    """Opens a bridged WebSocket that is served in one of these ways: `dial(way, port)`."""
 
-    def opened(home, port, rcvbuf=None):
-        if home == "tls":
+    def opened(way, port, rcvbuf=None):
+        if way == "tls":
             client = connect(port=httpd.tls_port, tls=httpd.tls_context(), rcvbuf=rcvbuf)
         else:
             client = connect(rcvbuf=rcvbuf)
-        client.upgrade(f"/{'off' if home == 'blocking' else 'tcp'}?{port}")
+        client.upgrade(f"/{'off' if way == 'blocking' else 'tcp'}?{port}")
         return client
 
     return opened
@@ -70,10 +70,10 @@ class TestTransports:
             assert read_messages(client, len(message)) == message
             sender.join(10)
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_tcp(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_tcp(self, httpd, listen, dial, way):
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
         self.both_ways(client, connection)
         client.close()
@@ -186,11 +186,11 @@ class TestTransports:
 
     def test_what_is_there_before_the_client(self, listen, dial):
         """A peer that speaks first, and at once."""
-        for home in HOMES:
+        for way in WAYS:
             peer = listen()
             banner = threading.Thread(target=lambda p=peer: p.accept().sendall(b"220 ready\r\n"))
             banner.start()
-            client = dial(home, peer.port)
+            client = dial(way, peer.port)
             client.expect(BINARY, b"220 ready\r\n")
             banner.join()
 
@@ -229,11 +229,11 @@ class TestTransports:
 class TestEnds:
     CONF = site()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_half_close(self, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_half_close(self, listen, dial, way):
         """What the peer sent before its end arrives, then the Close."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
         data = random_bytes(20_000_000)
         sender = threading.Thread(target=lambda: (connection.sendall(data), connection.shutdown(socket.SHUT_WR)))
@@ -243,18 +243,18 @@ class TestEnds:
         sender.join()
         assert connection.recv(1) == b""
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_an_end_at_once(self, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_an_end_at_once(self, listen, dial, way):
         peer = listen()
         closer = threading.Thread(target=lambda: peer.accept().close())
         closer.start()
-        dial(home, peer.port).expect_close(1000)
+        dial(way, peer.port).expect_close(1000)
         closer.join()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_reset(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_reset(self, httpd, listen, dial, way):
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
         connection.sendall(b"last words")
         client.expect(BINARY, b"last words")
@@ -262,11 +262,11 @@ class TestEnds:
         client.expect_close(1011)
         assert "WS0503: closing with 1011: the peer is lost: Connection reset" in httpd.new_log()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_peer_that_does_not_want_to_hear(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_peer_that_does_not_want_to_hear(self, httpd, listen, dial, way):
         """It ends while the client still sends; what it said before arrives."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
         client.send(frame(BINARY, b"x" * 1000))
         wait_until(lambda: len(connection.recv(2000, socket.MSG_PEEK)) == 1000, 5)
@@ -275,11 +275,11 @@ class TestEnds:
         client.expect(BINARY, b"go away")
         assert client.read_frame().code == 1011
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_the_clients_close(self, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_the_clients_close(self, listen, dial, way):
         """A peer that reads slowly gets everything, then the end."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept(rcvbuf=4096)
         data = random_bytes(8_000_000)
         sender = threading.Thread(target=lambda: client.send(frame(BINARY, data), close_frame(1000)))
@@ -289,11 +289,11 @@ class TestEnds:
         sender.join()
         client.expect_close(1000, reply=False)
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_the_clients_close_while_the_peer_talks(self, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_the_clients_close_while_the_peer_talks(self, listen, dial, way):
         """Bytes on their way to the client must not keep those to the peer from arriving."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept(rcvbuf=4096)
         data = random_bytes(2_000_000)
         client.send(frame(BINARY, data))
@@ -303,11 +303,11 @@ class TestEnds:
         time.sleep(0.2)
         assert read_to_end(connection) == data
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_client_that_vanishes(self, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_client_that_vanishes(self, listen, dial, way):
         for how in ("fin", "reset"):
             peer = listen()
-            client = dial(home, peer.port)
+            client = dial(way, peer.port)
             connection = peer.accept()
             client.send(frame(BINARY, b"last words"))
             assert read_exactly(connection, 10) == b"last words"
@@ -332,11 +332,11 @@ class TestEnds:
 class TestPressure:
     CONF = site("LogLevel websocket:info\n") + "Timeout 20\n"
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_slow_peer(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_slow_peer(self, httpd, listen, dial, way):
         """The client is held up while the peer does not read, and nothing is lost."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
         message, count = random_bytes(60_000), 1500
         child = httpd.child_of(client)
@@ -363,11 +363,11 @@ class TestPressure:
         sender.join(5)
         client.close()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_slow_peer_of_a_client_with_pauses(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_slow_peer_of_a_client_with_pauses(self, httpd, listen, dial, way):
         """Each of its messages is all that there is to read, and still the client is held up."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
         child = httpd.child_of(client)
         before, message, sent = httpd.memory(child), frame(BINARY, random_bytes(60_000)), 0
@@ -380,11 +380,11 @@ class TestPressure:
         assert httpd.memory(child) - before < 4_000
         connection.close()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_slow_client(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_slow_client(self, httpd, listen, dial, way):
         """The peer is held up while the client does not read, and nothing is lost."""
         peer = listen()
-        client = dial(home, peer.port, rcvbuf=65536)
+        client = dial(way, peer.port, rcvbuf=65536)
         connection = peer.accept()
         child = httpd.child_of(client)
         before = httpd.memory(child)
@@ -405,11 +405,11 @@ class TestPressure:
         sender.join(5)
         client.close()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_both_at_once(self, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_both_at_once(self, listen, dial, way):
         """An echo of more than all buffers hold, by a client that reads and writes."""
         peer = listen()
-        client = dial(home, peer.port)
+        client = dial(way, peer.port)
         connection = peer.accept()
 
         def serve():
@@ -424,11 +424,11 @@ class TestPressure:
                 client.send(frame(BINARY, data[at : at + 250_000]))
 
         threads = [threading.Thread(target=serve), threading.Thread(target=send)]
-        if home == "tls":  # Python's sockets with TLS are for one thread at a time
+        if way == "tls":  # Python's sockets with TLS are for one thread at a time
             threads.pop()
         for thread in threads:
             thread.start()
-        if home == "tls":
+        if way == "tls":
             for at in range(0, len(data), 250_000):
                 client.send(frame(BINARY, data[at : at + 250_000]))
                 assert read_messages(client, 250_000) == data[at : at + 250_000]
@@ -748,10 +748,10 @@ class TestResources:
         assert descriptors - httpd.descriptors(child) <= 2 * count + 2
         assert threads - httpd.threads(child) <= 3
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_descriptors_are_given_back(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_descriptors_are_given_back(self, httpd, listen, dial, way):
         peer = listen()
-        with dial(home, peer.port) as client:
+        with dial(way, peer.port) as client:
             child = httpd.child_of(client)
             peer.accept().close()
             client.expect_close(1000)
@@ -762,7 +762,7 @@ class TestResources:
         httpd.settle()
         before = descriptors()
         for n in range(40):
-            client = dial(home, peer.port)
+            client = dial(way, peer.port)
             connection = peer.accept()
             if n % 4 == 0:
                 client.close()
@@ -804,11 +804,11 @@ class TestResources:
 
 
 class TestChildEnds:
-    @pytest.mark.parametrize("home", HOMES)
-    def test_drain(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_drain(self, httpd, listen, dial, way):
         with httpd.serve(site()):
             peer = listen()
-            clients = [dial(home, peer.port) for _ in range(5)]
+            clients = [dial(way, peer.port) for _ in range(5)]
             connections = [peer.accept() for _ in clients]
             httpd.tell(signal.SIGUSR1)
             for client, connection in zip(clients, connections):
@@ -816,12 +816,12 @@ class TestChildEnds:
                 assert connection.recv(1) == b""
             httpd.renewed()
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_drain_before_a_connections_turn(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_drain_before_a_connections_turn(self, httpd, listen, dial, way):
         """A peer that pauses has as long as ever. The turn comes by chance, hardly within a second of so many hours."""
         with httpd.serve("WebSocketDrainTime 1000h\n" + site()):
             peer = listen()
-            client = dial(home, peer.port)
+            client = dial(way, peer.port)
             connection = peer.accept(rcvbuf=4096)
             data = random_bytes(20_000_000)
             sender = threading.Thread(target=client.send, args=(frame(BINARY, data),))
@@ -833,13 +833,13 @@ class TestChildEnds:
             httpd.stop()
 
     @pytest.mark.timing
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_pause_before_a_connections_turn(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_pause_before_a_connections_turn(self, httpd, listen, dial, way):
         """It does not count: a peer has 0.7 s from the turn on."""
         with httpd.serve("WebSocketDrainTime 1ms\n" + site()):
             peer = listen()
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # that of its connections, from the start
-            client = dial(home, peer.port)
+            client = dial(way, peer.port)
             connection = peer.accept()
             data = random_bytes(3_000_000)
             client.send(frame(BINARY, data))
@@ -851,12 +851,12 @@ class TestChildEnds:
             httpd.renewed()
 
     @pytest.mark.timing
-    @pytest.mark.parametrize("home", HOMES)
-    def test_stop(self, httpd, listen, dial, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_stop(self, httpd, listen, dial, way):
         """Also with a peer that does not read what waits for it."""
         with httpd.serve(site()):
             peer = listen()
-            client, stuck = dial(home, peer.port), dial(home, peer.port)
+            client, stuck = dial(way, peer.port), dial(way, peer.port)
             connections = [peer.accept(rcvbuf=4096) for _ in range(2)]
             stuck.sock.settimeout(0.5)
             with pytest.raises(TimeoutError):
@@ -865,7 +865,7 @@ class TestChildEnds:
             begun = time.monotonic()
             httpd.stop()
             assert time.monotonic() - begun < 5
-            if home == "usual" or httpd.mpm == "prefork":
+            if way == "usual" or httpd.mpm == "prefork":
                 client.expect_close(1001)
             assert connections[0].recv(1) == b""
 

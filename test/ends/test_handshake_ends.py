@@ -157,27 +157,27 @@ class TestVanishingClients:
 
 # --- internal redirects --------------------------------------------------------------------------
 
-# Where a redirected request is served.
-HOMES = {
+# How a redirected request is served.
+WAYS = {
     "detached": echo("/detached", "WebSocketDetach On"),
     "blocking": echo("/blocking", "WebSocketDetach Off"),
     "request": location("/request", "${PLUGINS}/request.so", "request_init"),
 }
-# Ways to `/{home}`.
+# Routes to `/{way}`.
 ROUTES = {
-    "folder": "/folder/{home}",
-    "htaccess": "/htaccess/{home}",
-    "missing": "/missing/{home}",
-    "forbidden": "/forbidden/{home}",
-    "index": "/index/{home}/",
-    "fallback": "/fallback/{home}/none",
-    "twice": "/folder/twice/{home}",
-    "rewritten and missing": "/folder/missing/{home}",
+    "folder": "/folder/{way}",
+    "htaccess": "/htaccess/{way}",
+    "missing": "/missing/{way}",
+    "forbidden": "/forbidden/{way}",
+    "index": "/index/{way}/",
+    "fallback": "/fallback/{way}/none",
+    "twice": "/folder/twice/{way}",
+    "rewritten and missing": "/folder/missing/{way}",
 }
 
 
 def redirects():
-    """What leads to the homes. (mod_dir looks for a file of a home's name.)"""
+    """What leads to them. (mod_dir looks for files of their names.)"""
     parts = ["""
         LogLevel authz_core:crit
         <Directory "${ROOT}/htdocs">
@@ -190,20 +190,20 @@ def redirects():
             RewriteRule ^missing/(.*) /missing/$1 [L]
         </Directory>
     """]
-    for home in HOMES:
+    for way in WAYS:
         parts.append(f"""
-            <Location /missing/{home}>
-                ErrorDocument 404 /{home}
+            <Location /missing/{way}>
+                ErrorDocument 404 /{way}
             </Location>
-            <Location /forbidden/{home}>
+            <Location /forbidden/{way}>
                 Require all denied
-                ErrorDocument 403 /{home}
+                ErrorDocument 403 /{way}
             </Location>
-            <Directory "${{ROOT}}/htdocs/index/{home}">
-                DirectoryIndex /{home}
+            <Directory "${{ROOT}}/htdocs/index/{way}">
+                DirectoryIndex /{way}
             </Directory>
-            <Directory "${{ROOT}}/htdocs/fallback/{home}">
-                FallbackResource /{home}
+            <Directory "${{ROOT}}/htdocs/fallback/{way}">
+                FallbackResource /{way}
             </Directory>
         """)
     return "".join(parts)
@@ -211,11 +211,11 @@ def redirects():
 
 def prepare_folders(httpd):
     htdocs = httpd.root / "htdocs"
-    for_each = [f"{way}/{home}" for way in ("index", "fallback") for home in HOMES]
+    for_each = [f"{folder}/{way}" for folder in ("index", "fallback") for way in WAYS]
     for folder in ("folder", "htaccess", *for_each):
         (htdocs / folder).mkdir(parents=True, exist_ok=True)
-    for home in HOMES:
-        (htdocs / home).write_text("")
+    for way in WAYS:
+        (htdocs / way).write_text("")
     (htdocs / "htaccess/.htaccess").write_text(
         "RewriteEngine On\nRewriteRule ^(detached|blocking|request)$ /$1 [L]\n"
     )
@@ -237,7 +237,7 @@ LINES = "".join(
 )
 
 redirected = pytest.mark.parametrize("route", ROUTES)
-homes = pytest.mark.parametrize("home", HOMES)
+each = pytest.mark.parametrize("way", WAYS)
 secured = pytest.mark.parametrize("transport", ["ws", "wss-1.3"])
 
 
@@ -245,7 +245,7 @@ class TestInternalRedirects:
     @pytest.fixture(scope="class", autouse=True)
     def own_server(self, httpd):
         prepare_folders(httpd)
-        conf = enough(10) + TLS + LINES + "".join(HOMES.values()) + redirects()
+        conf = enough(10) + TLS + LINES + "".join(WAYS.values()) + redirects()
         with httpd.serve(conf, modules=["rewrite"]):
             yield
 
@@ -256,15 +256,15 @@ class TestInternalRedirects:
         return [line for line in lines if mark in line]
 
     @redirected
-    @homes
+    @each
     @secured
-    def test_a_conversation(self, httpd, transport, home, route):
-        mark = f"{ROUTES[route].format(home=home)}?{transport}"
+    def test_a_conversation(self, httpd, transport, way, route):
+        mark = f"{ROUTES[route].format(way=way)}?{transport}"
         with arrive(httpd, transport) as client:
             client.upgrade(mark)
             works(client, "before")
             # httpd has done with the request of a detached connection when it has written this line.
-            detached = home == "detached"
+            detached = way == "detached"
             if detached:
                 wait_until(lambda: self.lines(httpd, "opened", mark), 5, "the line of a detached connection")
             for n in range(20):
@@ -282,10 +282,10 @@ class TestInternalRedirects:
         assert len(opened) == detached
 
     @redirected
-    @homes
+    @each
     @secured
-    def test_all_that_is_on_the_wire(self, httpd, transport, home, route):
-        path = ROUTES[route].format(home=home)
+    def test_all_that_is_on_the_wire(self, httpd, transport, way, route):
+        path = ROUTES[route].format(way=way)
         frames = (TEXT, "early"), (PING, "bird"), (TEXT, "x" * 300)
         with arrive(httpd, transport) as client:
             client.send(client.request(path), *(frame(*f) for f in frames), close_frame(1000))
@@ -298,32 +298,32 @@ class TestInternalRedirects:
         answers = (TEXT, "early"), (PONG, "bird"), (TEXT, "x" * 300)
         assert behind == b"".join(frame(*f, mask=None) for f in answers) + close_frame(1000, mask=None)
 
-    @homes
+    @each
     @secured
     @pytest.mark.parametrize("how", ["reset", "half-close"])
-    def test_clients_vanish(self, httpd, transport, home, how):
+    def test_clients_vanish(self, httpd, transport, way, how):
         children = set(httpd.children())
 
         def vanish(number):
             client = arrive(httpd, transport)
             path = list(ROUTES.values())[number % len(ROUTES)]
-            client.send(client.request(path.format(home=home)))
+            client.send(client.request(path.format(way=way)))
             HOW[how](client)
 
         with ThreadPoolExecutor(4) as clients:
             list(clients.map(vanish, range(sized(80, 1000))))
-        a_visit(httpd, transport, f"/folder/{home}")
+        a_visit(httpd, transport, f"/folder/{way}")
         assert children <= set(httpd.children())
 
-    @homes
+    @each
     @secured
-    def test_nothing_is_kept(self, httpd, transport, home):
+    def test_nothing_is_kept(self, httpd, transport, way):
         """A request's pool has 8 KiB at least, and a connection's as much."""
         children = set(httpd.children())
 
         def converse(number):
             path = list(ROUTES.values())[number % len(ROUTES)]
-            a_visit(httpd, transport, path.format(home=home))
+            a_visit(httpd, transport, path.format(way=way))
 
         def settled():
             httpd.settle()

@@ -2,7 +2,7 @@
 
 A stop takes two seconds, anything graceful WebSocketDrainTime and 1.5 seconds; nothing is left to httpd, which kills a
 child that takes long, and says so in lines that no test here expects. At full size every callback and every client meets
-every end, in both homes, in clear text and over TLS; else a part of that which has each of them once.
+every end, detached and blocking, in clear text and over TLS; else a part of that which has each of them once.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from ws_frame import BINARY, CLOSE, TEXT, close_frame, frame, works
 
 pytestmark = [
     pytest.mark.timing,
-    pytest.mark.skipif(not DETACHED, reason="the other modes have the blocking home, too"),
+    pytest.mark.skipif(not DETACHED, reason="the other modes have blocking connections, too"),
 ]
 
 DRAIN = 0.3
@@ -25,28 +25,28 @@ DRAIN = 0.3
 SLACK = 0.5
 BOUNDS = {end: DRAIN + 1.5 if "graceful" in end else 2 for end in ENDS}
 HANGS = "WS0403: a callback of /.*/debug.so does not return; the child exits without it"
-HOMES = {"detached": "", "blocking": "/off"}
+WAYS = {"detached": "", "blocking": "/off"}
 COMMON = ["stop", "graceful restart"]
 
 
 def site(drain=f"{DRAIN * 1000:g}ms", tls=TLS):
-    """Each plugin in both homes."""
+    """Each plugin, for detached connections and for blocking ones."""
     off, queue = "WebSocketDetach Off", "WebSocketSendQueueLimit 64k"
     sections = echo() + echo("/echo/off", off) + debug("/debug", queue) + debug("/debug/off", queue, off)
     return f"Timeout 60\nWebSocketDrainTime {drain}\n{DETACH}{tls}{sections}"
 
 
 class Visit:
-    """A client on its way to a plugin in one home."""
+    """A client on its way to a plugin."""
 
-    def __init__(self, httpd, connect, kind, home, trail):
-        self.httpd, self.connect, self.home = httpd, connect, HOMES[home]
+    def __init__(self, httpd, connect, kind, way, trail):
+        self.httpd, self.connect, self.below = httpd, connect, WAYS[way]
         self.usual = {"port": httpd.tls_port, "tls": httpd.tls_context()} if kind == "wss" else {}
         self.trail = trail
 
     def arrive(self, plugin="/debug", headers=(), **kw):
         client = self.connect(**self.usual, **kw)
-        client.upgrade(plugin + self.home, [("X-Debug-Trail", str(self.trail)), *headers])
+        client.upgrade(plugin + self.below, [("X-Debug-Trail", str(self.trail)), *headers])
         return client
 
 
@@ -55,7 +55,7 @@ class Visit:
 
 def on_connect(visit):
     client = visit.connect(**visit.usual)
-    client.send(client.request(f"/debug{visit.home}", [("X-Debug-Sleep", "60000")]))
+    client.send(client.request(f"/debug{visit.below}", [("X-Debug-Sleep", "60000")]))
     return visit.httpd.child_of(client)
 
 
@@ -159,10 +159,10 @@ class TestEnds:
         with httpd.serve(site(tls=TLS if over_tls else ""), ipv6=not PREFORK):
             yield
 
-    def ends(self, httpd, connect, end, home, child):
+    def ends(self, httpd, connect, end, way, child):
         """The child goes in time, and a client that knows how to behave is told."""
         polite = connect()
-        polite.upgrade("/echo" + HOMES[home])
+        polite.upgrade("/echo" + WAYS[way])
         works(polite)
         time.sleep(0.2)
         begun = time.monotonic()
@@ -173,7 +173,7 @@ class TestEnds:
             polite.send(close_frame(1001))
         except EOFError:
             # event and worker close the sockets of their own threads before they say that they stop.
-            assert home == "blocking" and not PREFORK and "graceful" not in end, "no Close"
+            assert way == "blocking" and not PREFORK and "graceful" not in end, "no Close"
         polite.sock.close()
         wait_until(lambda: child not in httpd.children(), 15, "the end of the child")
         took = time.monotonic() - begun
@@ -184,43 +184,43 @@ class TestEnds:
         late = self.late if "graceful" in end else 0
         assert took < BOUNDS[end] + SLACK + late, f"the child took {took:.1f} s"
 
-    def stays_in(self, callback, httpd, connect, kind, home, end):
+    def stays_in(self, callback, httpd, connect, kind, way, end):
         httpd.expect_log(HANGS)
-        child = callback(Visit(httpd, connect, kind, home, httpd.trail("overdue")))
-        self.ends(httpd, connect, end, home, child)
+        child = callback(Visit(httpd, connect, kind, way, httpd.trail("overdue")))
+        self.ends(httpd, connect, end, way, child)
 
     @pytest.mark.parametrize("end", sized(COMMON, list(ENDS)))
-    @pytest.mark.parametrize("home", HOMES)
+    @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: callback.__name__)
-    def test_a_callback_that_does_not_return(self, httpd, connect, callback, home, end):
-        self.stays_in(callback, httpd, connect, "ws", home, end)
+    def test_a_callback_that_does_not_return(self, httpd, connect, callback, way, end):
+        self.stays_in(callback, httpd, connect, "ws", way, end)
 
     @pytest.mark.parametrize("end", ["restart", "graceful stop"])
     def test_a_callback_that_does_not_return_at_other_ends(self, httpd, connect, end):
         self.stays_in(on_message, httpd, connect, "ws", "blocking", end)
 
     @pytest.mark.parametrize("end", sized(COMMON, list(ENDS)))
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_callback_that_does_not_return_over_tls(self, httpd, connect, home, end):
-        self.stays_in(on_message, httpd, connect, "wss", home, end)
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_callback_that_does_not_return_over_tls(self, httpd, connect, way, end):
+        self.stays_in(on_message, httpd, connect, "wss", way, end)
 
     @pytest.mark.parametrize("end", COMMON)
-    @pytest.mark.parametrize("home", HOMES)
+    @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
-    def test_a_client_without_an_end(self, httpd, connect, client, home, end):
-        visit = Visit(httpd, connect, "ws", home, httpd.trail("overdue"))
-        self.ends(httpd, connect, end, home, httpd.child_of(client(visit)))
+    def test_a_client_without_an_end(self, httpd, connect, client, way, end):
+        visit = Visit(httpd, connect, "ws", way, httpd.trail("overdue"))
+        self.ends(httpd, connect, end, way, httpd.child_of(client(visit)))
 
     @pytest.mark.parametrize("end", sized(COMMON[1:], COMMON))
-    @pytest.mark.parametrize("home", HOMES)
+    @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
-    def test_a_client_without_an_end_over_tls(self, httpd, connect, client, home, end):
-        visit = Visit(httpd, connect, "wss", home, httpd.trail("overdue"))
-        self.ends(httpd, connect, end, home, httpd.child_of(client(visit)))
+    def test_a_client_without_an_end_over_tls(self, httpd, connect, client, way, end):
+        visit = Visit(httpd, connect, "wss", way, httpd.trail("overdue"))
+        self.ends(httpd, connect, end, way, httpd.child_of(client(visit)))
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_who_else_is_at_work_is_not_cut_short(httpd, connect, home):
+@pytest.mark.parametrize("way", WAYS)
+def test_who_else_is_at_work_is_not_cut_short(httpd, connect, way):
     """A graceful end waits for what httpd serves besides, and lasts no longer than that."""
     if PREFORK:
         pytest.skip("a process serves nothing besides")
@@ -228,7 +228,7 @@ def test_who_else_is_at_work_is_not_cut_short(httpd, connect, home):
         large = httpd.root / "htdocs/large"
         large.write_bytes(bytes(10_000_000))
         httpd.expect_log(HANGS)
-        child = on_message(Visit(httpd, connect, "ws", home, httpd.trail("overdue")))
+        child = on_message(Visit(httpd, connect, "ws", way, httpd.trail("overdue")))
         with socket.socket() as download:
             download.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             download.connect(("127.0.0.1", httpd.port))
@@ -244,12 +244,12 @@ def test_who_else_is_at_work_is_not_cut_short(httpd, connect, home):
         httpd.renewed()
 
 
-@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["ws", "wss"])
-def test_who_answers_and_stays_is_not_waited_for(httpd, connect, kind, home):
+def test_who_answers_and_stays_is_not_waited_for(httpd, connect, kind, way):
     """httpd would give such a client two more seconds."""
     with httpd.serve(site("1ms")):
-        visit = Visit(httpd, connect, kind, home, httpd.trail("overdue"))
+        visit = Visit(httpd, connect, kind, way, httpd.trail("overdue"))
         child = httpd.child_of(answers_and_stays(visit))
         time.sleep(0.2)
         begun = time.monotonic()
@@ -260,10 +260,10 @@ def test_who_answers_and_stays_is_not_waited_for(httpd, connect, kind, home):
     assert took < 1.5 + SLACK, f"the child took {took:.1f} s"
 
 
-def late(httpd, connect, home):
+def late(httpd, connect, way):
     """A client whose request has not ended when its child begins to, and the bytes that are missing."""
     client, trail = connect(), httpd.trail("late")
-    request = client.request("/debug" + HOMES[home], [("X-Debug-Trail", str(trail)), ("X-Debug-Name", "late")])
+    request = client.request("/debug" + WAYS[way], [("X-Debug-Trail", str(trail)), ("X-Debug-Name", "late")])
     client.send(request[:-2])
     child = httpd.child_of(client)
     time.sleep(0.3)
@@ -276,11 +276,11 @@ def late(httpd, connect, home):
 UNHURRIED = "RequestReadTimeout header=0\n"
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_who_comes_too_late_is_sent_away(httpd, connect, home):
+@pytest.mark.parametrize("way", WAYS)
+def test_who_comes_too_late_is_sent_away(httpd, connect, way):
     """A request whose headers end when the others have been closed: another child serves it as long as it likes."""
     with httpd.serve(site() + UNHURRIED):
-        client, trail, rest = late(httpd, connect, home)
+        client, trail, rest = late(httpd, connect, way)
         time.sleep(DRAIN + 2)
         client.send(rest)
         response = client.read_response()
@@ -290,16 +290,16 @@ def test_who_comes_too_late_is_sent_away(httpd, connect, home):
         client.sock.close()
         httpd.outlived()
         with connect() as other:
-            other.upgrade("/echo" + HOMES[home])
+            other.upgrade("/echo" + WAYS[way])
             works(other)
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_who_comes_while_others_are_drained_is_closed_with_them(httpd, connect, home):
+@pytest.mark.parametrize("way", WAYS)
+def test_who_comes_while_others_are_drained_is_closed_with_them(httpd, connect, way):
     if PREFORK:
         pytest.skip("a process that ends serves nobody any more")
     with httpd.serve(site("2s") + UNHURRIED):
-        client, trail, rest = late(httpd, connect, home)
+        client, trail, rest = late(httpd, connect, way)
         begun = time.monotonic()
         client.send(rest)
         assert client.read_response().status == 101
@@ -309,11 +309,11 @@ def test_who_comes_while_others_are_drained_is_closed_with_them(httpd, connect, 
         assert len(httpd.trail_lines(trail)) > 0, "the plugin was not asked"
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_a_stop_cuts_a_drain_short(httpd, connect, home):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stop_cuts_a_drain_short(httpd, connect, way):
     with httpd.serve(site("1h")):
         httpd.expect_log(HANGS)
-        on_message(Visit(httpd, connect, "ws", home, httpd.trail("overdue")))
+        on_message(Visit(httpd, connect, "ws", way, httpd.trail("overdue")))
         httpd.graceful()
         time.sleep(0.5)
         begun = time.monotonic()

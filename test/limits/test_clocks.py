@@ -7,15 +7,15 @@ import pytest
 from httpd import DETACH, DETACHED, debug
 from ws_frame import CLOSE, PING, PONG, TEXT, close_frame, frame, silent
 
-pytestmark = pytest.mark.skipif(not DETACHED, reason="both homes are tried")
+pytestmark = pytest.mark.skipif(not DETACHED, reason="both kinds of connections are tried")
 
-WHERE = {"detached": DETACH.strip() or "WebSocketDetach Auto", "blocking": "WebSocketDetach Off"}
-HOMES = pytest.mark.parametrize("home", WHERE)
+WAYS = {"detached": DETACH.strip() or "WebSocketDetach Auto", "blocking": "WebSocketDetach Off"}
+both = pytest.mark.parametrize("way", WAYS)
 
 
-def in_both_homes(where, *directives):
+def of_both(what, *directives):
     """A Location of the debug plugin for detached connections, and one for those on httpd's threads."""
-    return "".join(debug(f"/{where}-{home}", WHERE[home], *directives) for home in WHERE)
+    return "".join(debug(f"/{what}-{way}", WAYS[way], *directives) for way in WAYS)
 
 
 @pytest.mark.timing
@@ -24,9 +24,9 @@ class TestClocks:
 
     CONF = (
         DETACH
-        + in_both_homes("ping", "WebSocketPingInterval 1s")
-        + in_both_homes("idle", "WebSocketPingInterval 1s", "WebSocketIdleTimeout 3s")
-        + in_both_homes("close", "WebSocketCloseTimeout 1s")
+        + of_both("ping", "WebSocketPingInterval 1s")
+        + of_both("idle", "WebSocketPingInterval 1s", "WebSocketIdleTimeout 3s")
+        + of_both("close", "WebSocketCloseTimeout 1s")
     )
     LATE = 1.5  # the clock's second, and some air
 
@@ -43,18 +43,18 @@ class TestClocks:
         client.expect_eof(1 + self.LATE)
         assert time.monotonic() - start > 0.8, "given up too early"
 
-    @HOMES
-    def test_silence(self, httpd, ws, home):
-        client = ws(f"/ping-{home}?silence")
+    @both
+    def test_silence(self, httpd, ws, way):
+        client = ws(f"/ping-{way}?silence")
         self.pinged(client)
         client.send(frame(PONG))
         self.pinged(client)
         self.given_up(httpd, client, "does not answer our Ping")
-        assert httpd.access(f"/ping-{home}?silence")[-1].close_code == "1006"
+        assert httpd.access(f"/ping-{way}?silence")[-1].close_code == "1006"
 
-    @HOMES
-    def test_any_byte_is_an_answer(self, ws, home):
-        client, message = ws(f"/ping-{home}"), frame(TEXT, "size")
+    @both
+    def test_any_byte_is_an_answer(self, ws, way):
+        client, message = ws(f"/ping-{way}"), frame(TEXT, "size")
         for n in range(3):
             self.pinged(client)
             client.send(message[n : n + 1])
@@ -68,18 +68,18 @@ class TestClocks:
         client.expect(PONG, b"you too")
         self.pinged(client)
 
-    @HOMES
-    def test_no_ping_while_the_client_speaks(self, ws, home):
-        client = ws(f"/ping-{home}")
+    @both
+    def test_no_ping_while_the_client_speaks(self, ws, way):
+        client = ws(f"/ping-{way}")
         for _ in range(8):
             client.send(frame(TEXT, "version"))
             client.expect(TEXT, "1")
             time.sleep(0.4)
 
-    @HOMES
-    def test_idle(self, ws, home):
+    @both
+    def test_idle(self, ws, way):
         """Answering pings is no conversation."""
-        client, start, pings = ws(f"/idle-{home}"), time.monotonic(), 0
+        client, start, pings = ws(f"/idle-{way}"), time.monotonic(), 0
         while (got := client.read_frame(3 + self.LATE)).opcode == PING:
             client.send(frame(PONG, got.payload))
             pings += 1
@@ -89,9 +89,9 @@ class TestClocks:
         client.send(close_frame(1001))
         client.expect_eof()
 
-    @HOMES
-    def test_a_message_puts_idleness_off(self, ws, home):
-        client, pings = ws(f"/idle-{home}"), 0
+    @both
+    def test_a_message_puts_idleness_off(self, ws, way):
+        client, pings = ws(f"/idle-{way}"), 0
         while (got := client.read_frame(3 + self.LATE)).opcode != CLOSE:
             if got.opcode == PING:
                 pings += 1
@@ -100,17 +100,17 @@ class TestClocks:
                 spoke = time.monotonic()
         assert got.code == 1001 and 2.8 < time.monotonic() - spoke < 3 + self.LATE
 
-    @HOMES
-    def test_close_without_answer(self, httpd, ws, home):
-        client = ws(f"/close-{home}?unanswered")
+    @both
+    def test_close_without_answer(self, httpd, ws, way):
+        client = ws(f"/close-{way}?unanswered")
         client.send(frame(TEXT, "close 4000 bye"))
         assert client.read_frame().code == 4000
         self.given_up(httpd, client, "does not answer our Close")
-        assert httpd.access(f"/close-{home}?unanswered")[-1].close_code == "4000"
+        assert httpd.access(f"/close-{way}?unanswered")[-1].close_code == "4000"
 
-    @HOMES
-    def test_messages_are_no_answer_to_a_close(self, ws, home):
-        client = ws(f"/close-{home}")
+    @both
+    def test_messages_are_no_answer_to_a_close(self, ws, way):
+        client = ws(f"/close-{way}")
         client.send(frame(TEXT, "close 4000 bye"))
         assert client.read_frame().code == 4000
         start = time.monotonic()
@@ -128,13 +128,13 @@ class TestClocksMerged:
 
     SHORT = "WebSocketPingInterval 1s\nWebSocketIdleTimeout 4s\nWebSocketCloseTimeout 1s\n"
     NONE = "WebSocketPingInterval Off", "WebSocketIdleTimeout off", "WebSocketCloseTimeout OFF"
-    CONF = DETACH + SHORT + in_both_homes("outer") + in_both_homes("none", *NONE) + in_both_homes(
+    CONF = DETACH + SHORT + of_both("outer") + of_both("none", *NONE) + of_both(
         "one", "WebSocketPingInterval 1min"
-    ) + in_both_homes("longer", "WebSocketPingInterval Off", "WebSocketIdleTimeout 5500ms")
+    ) + of_both("longer", "WebSocketPingInterval Off", "WebSocketIdleTimeout 5500ms")
 
-    @HOMES
-    def test_inherited(self, ws, home):
-        client = ws(f"/outer-{home}")
+    @both
+    def test_inherited(self, ws, way):
+        client = ws(f"/outer-{way}")
         client.expect(PING, "", timeout=2.5)
         client.send(frame(PONG))
         while (got := client.read_frame(2.5)).opcode == PING:
@@ -142,9 +142,9 @@ class TestClocksMerged:
         assert got.code == 1001
         client.expect_eof(2.5)
 
-    @HOMES
-    def test_off(self, ws, home):
-        idle, closing = ws(f"/none-{home}"), ws(f"/none-{home}")
+    @both
+    def test_off(self, ws, way):
+        idle, closing = ws(f"/none-{way}"), ws(f"/none-{way}")
         closing.send(frame(TEXT, "close 4000 bye"))
         assert closing.read_frame().code == 4000
         silent(idle, 6)
@@ -154,15 +154,15 @@ class TestClocksMerged:
         idle.send(frame(TEXT, "version"))
         idle.expect(TEXT, "1")
 
-    @HOMES
-    def test_one_of_them(self, ws, home):
-        client, start = ws(f"/one-{home}"), time.monotonic()
+    @both
+    def test_one_of_them(self, ws, way):
+        client, start = ws(f"/one-{way}"), time.monotonic()
         client.expect_close(1001)
         assert 3.8 < time.monotonic() - start < 5.5
 
-    @HOMES
-    def test_longer(self, ws, home):
-        client, start = ws(f"/longer-{home}"), time.monotonic()
+    @both
+    def test_longer(self, ws, way):
+        client, start = ws(f"/longer-{way}"), time.monotonic()
         client.expect_close(1001)
         assert 5.3 < time.monotonic() - start < 7
 

@@ -524,7 +524,7 @@ class TestDirectives:
 
 
 def test_leaks_that_are_none():
-    """What the churn leaves out is named by the paths of sources."""
+    """What the soak test leaves out is named by the paths of sources."""
     for name in re.findall(r"^leak:(httpd/.*)$", (TOP / "test/soak/leaks.supp").read_text(), re.M):
         assert (TOP / "src" / name).exists(), name
 

@@ -40,12 +40,12 @@ def takeovers(*directives, below=""):
     )
 
 
-def homes(*directives):
-    """The same once more below /held, where a connection stays with a thread of httpd's."""
-    return DETACH + TLS + takeovers(*directives) + takeovers("WebSocketDetach Off", *directives, below="/held")
+def sections(*directives):
+    """The same once more below /blocking, where a connection stays with a thread of httpd's."""
+    return DETACH + TLS + takeovers(*directives) + takeovers("WebSocketDetach Off", *directives, below="/blocking")
 
 
-HOMES = ["detached", "held", "tls"]  # who moves the bytes
+WAYS = ["detached", "blocking", "tls"]  # who moves the bytes
 
 
 def ended(httpd, mark, count=1):
@@ -189,10 +189,10 @@ def peer(httpd):
     """Opens connections that speak permessage-deflate: `peer(path, offer…)`."""
     with contextlib.ExitStack() as stack:
 
-        def opened(path="/both", *offers, home="detached", rcvbuf=None, **kw):
-            if home == "held":
-                path = "/held" + path
-            if home == "tls":
+        def opened(path="/both", *offers, way="detached", rcvbuf=None, **kw):
+            if way == "blocking":
+                path = "/blocking" + path
+            if way == "tls":
                 client = Peer(httpd.tls_port, tls=httpd.tls_context())
             else:
                 client = Peer(httpd.port, rcvbuf=rcvbuf)
@@ -486,15 +486,15 @@ PATHS = ["/none", "/server", "/client", "/both"]
 
 
 class TestMessages:
-    CONF = homes() + debug("/debug", "WebSocketCompression On", f"{TAKEOVER} Both")
+    CONF = sections() + debug("/debug", "WebSocketCompression On", f"{TAKEOVER} Both")
 
-    @pytest.fixture(params=HOMES)
-    def home(self, request):
+    @pytest.fixture(params=WAYS)
+    def way(self, request):
         return request.param
 
     @pytest.mark.parametrize("path", PATHS)
-    def test_sizes(self, peer, path, home):
-        client = peer(path, home=home)
+    def test_sizes(self, peer, path, way):
+        client = peer(path, way=way)
         for size in (1, 63, 64, 125, 126, 1000, 16_384, 65_535, 65_536, 100_000, 1 << 20):
             client.echo(sentences(size, size))
             client.echo(noise(min(size, 200_000), size))
@@ -557,8 +557,8 @@ class TestMessages:
         client.echo(sentences(1000), compressed=True)
 
     @pytest.mark.parametrize("path", PATHS)
-    def test_fragments_with_control_frames_between(self, peer, path, home):
-        client = peer(path, home=home)
+    def test_fragments_with_control_frames_between(self, peer, path, way):
+        client = peer(path, way=way)
         for size in (1, 2, 7, 200):
             text = sentences(1500, size)
             packed = client.pack(text)
@@ -594,8 +594,8 @@ class TestMessages:
             client.expect_message("#" * len(text), compressed=True)
 
     @pytest.mark.parametrize("path", PATHS)
-    def test_many_in_flight(self, peer, path, home):
-        client = peer(path, home=home)
+    def test_many_in_flight(self, peer, path, way):
+        client = peer(path, way=way)
         texts = [sentences(50 + n % 700, n) for n in range(1000)]
         for start in range(0, len(texts), 100):
             client.send(b"".join(frame(TEXT, client.pack(text), rsv=RSV1) for text in texts[start : start + 100]))
@@ -841,7 +841,7 @@ class TestReservedBits:
 
 @pytest.mark.once
 class TestBrokenData:
-    CONF = homes()
+    CONF = sections()
 
     BROKEN = {
         "a block type that does not exist": b"\x06",
@@ -889,10 +889,10 @@ class TestBrokenData:
             client.send(frame(TEXT, pack(sentences(500, seed)), rsv=RSV1))
             client.expect_message(sentences(500, seed))
 
-    @pytest.mark.parametrize("home", HOMES)
-    def test_at_once(self, peer, home):
+    @pytest.mark.parametrize("way", WAYS)
+    def test_at_once(self, peer, way):
         """The rest of the message need not come."""
-        client = peer("/both", home=home)
+        client = peer("/both", way=way)
         client.send(frame(TEXT, pack(sentences(1000)), fin=False, rsv=RSV1))
         client.send(frame(CONTINUATION, b"\x06" * 9, fin=False))
         client.expect_close(1007)
@@ -950,7 +950,7 @@ LIMIT = 8 << 20
 
 @pytest.mark.once
 class TestLimit:
-    CONF = "WebSocketWorkerShare Off\n" + homes("WebSocketMaxMessageSize 8M")  # up to 60 of 64 threads
+    CONF = "WebSocketWorkerShare Off\n" + sections("WebSocketMaxMessageSize 8M")  # up to 60 of 64 threads
 
     @staticmethod
     def peak(pid):
@@ -975,9 +975,9 @@ class TestLimit:
     @pytest.mark.parametrize("path", ["/none", "/both"])
     @pytest.mark.parametrize("opcode", [TEXT, BINARY])
     @pytest.mark.parametrize("pieces", [1, 500])
-    @pytest.mark.parametrize("home", HOMES)
-    def test_a_bomb(self, peer, httpd, path, opcode, pieces, home):
-        client, bomb = peer(path, home=home), self.bomb()
+    @pytest.mark.parametrize("way", WAYS)
+    def test_a_bomb(self, peer, httpd, path, opcode, pieces, way):
+        client, bomb = peer(path, way=way), self.bomb()
         pid = httpd.child_of(client)
         self.forget_peak(pid)
         before = httpd.memory(pid)
@@ -1043,9 +1043,9 @@ class TestThreads:
         DETACH
         + TLS
         + hammer("/threads", f"{TAKEOVER} Both")
-        + hammer("/held/threads", f"{TAKEOVER} Both", "WebSocketDetach Off")
+        + hammer("/blocking/threads", f"{TAKEOVER} Both", "WebSocketDetach Off")
         + hammer("/none", f"{TAKEOVER} None")
-        + hammer("/held/none", f"{TAKEOVER} None", "WebSocketDetach Off")
+        + hammer("/blocking/none", f"{TAKEOVER} None", "WebSocketDetach Off")
         + hammer("/queue", f"{TAKEOVER} Both", "WebSocketSendQueueLimit 4k", "WebSocketCompressionLevel 9")
     )
 
@@ -1065,13 +1065,13 @@ class TestThreads:
             seen[thread] += 1
 
     @pytest.mark.parametrize("path", ["/threads", "/none"])
-    @pytest.mark.parametrize("home", HOMES)
-    def test_sending_while_the_client_echoes(self, peer, path, home):
-        client = peer(path, home=home)
+    @pytest.mark.parametrize("way", WAYS)
+    def test_sending_while_the_client_echoes(self, peer, path, way):
+        client = peer(path, way=way)
         client.timeout = 30
         client.tell("go 24 400 300")
         echoes = [f"echo {n} " + sentences(400, n) for n in range(200)]
-        if home != "tls":
+        if way != "tls":
 
             def talk():
                 for text in echoes:

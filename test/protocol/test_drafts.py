@@ -536,16 +536,16 @@ class TestRequestTimeout:
         expect(other, text("awake"))
 
 
-HOMES = ["detached", "blocking", "tls", "tls-blocking"]
+WAYS = ["detached", "blocking", "tls", "tls-blocking"]
 
 
 @pytest.mark.once
 class TestFrames:
     CONF = DETACH + TLS + SITE
 
-    @pytest.fixture(params=HOMES)
-    def home(self, request, httpd, connect):
-        """Opens a connection where the parameter says that it lives."""
+    @pytest.fixture(params=WAYS)
+    def dial(self, request, httpd, connect):
+        """Opens a connection that is served as the parameter says."""
         port = {"port": httpd.tls_port, "tls": httpd.tls_context()} if "tls" in request.param else {}
 
         def opened(draft, path=None):
@@ -560,8 +560,8 @@ class TestFrames:
         return opened
 
     @both
-    def test_echo(self, home, draft):
-        client = home(draft)
+    def test_echo(self, dial, draft):
+        client = dial(draft)
         for payload in ("Hello", "κόσμε 🂡", "\0\x7f", "x" * 127, "y" * 128, "z" * 100_000):
             for data in (text(payload), binary(payload.encode())):
                 client.send(data)
@@ -590,8 +590,8 @@ class TestFrames:
         expect(client, PROOF)
 
     @both
-    def test_large(self, home, draft):
-        client = home(draft)
+    def test_large(self, dial, draft):
+        client = dial(draft)
         data = binary(os.urandom(3_000_000)) + text(random_text(2_000_000))
         with ThreadPoolExecutor(1) as pool:
             if hasattr(client.sock, "version"):  # OpenSSL's connections do not stand two threads
@@ -605,8 +605,8 @@ class TestFrames:
         self.end(client, draft)
 
     @both
-    def test_byte_by_byte(self, home, draft):
-        client = home(draft)
+    def test_byte_by_byte(self, dial, draft):
+        client = dial(draft)
         data = text("κ🂡") + binary(b"\xff\x00" * 70) + text("") + b"\x01no\xff" + binary(b"x", 0x81)
         client.send(data)
         answer = text("κ🂡") + binary(b"\xff\x00" * 70) + text("")
@@ -632,8 +632,8 @@ class TestFrames:
         assert (entry.close_code, entry.messages_in, entry.messages_out) == ("1005", "3", "2")
 
     @both
-    def test_the_server_closes(self, home, draft, httpd):
-        client = home(draft, "/debug")
+    def test_the_server_closes(self, dial, draft, httpd):
+        client = dial(draft, "/debug")
         client.send(text("close"))
         expect(client, BYE if draft == 76 else b"")
         if draft == 76:

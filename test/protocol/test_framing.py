@@ -9,7 +9,7 @@ from ws_frame import (
     BINARY, CLOSE, CONTINUATION, MASK, PING, PONG, TEXT, close_frame, frame, random_text,
 )
 
-EVERY_HOME = True
+EVERY_TRANSPORT = True
 CONF = (
     echo()
     + echo("/small", "WebSocketMaxMessageSize 1000")

@@ -426,9 +426,9 @@ class TestDrain:
 
     def test_connections_on_threads_of_httpds(self, httpd, server, ws):
         """They are spread as well, and a stop ends them at once."""
-        conf = "WebSocketDrainTime 3s\n" + echo("/held", "WebSocketDetach Off")
+        conf = "WebSocketDrainTime 3s\n" + echo("/blocking", "WebSocketDetach Off")
         server(conf)
-        with crowd(httpd, 24 if httpd.mpm != "prefork" else 10, "/held") as clients:
+        with crowd(httpd, 24 if httpd.mpm != "prefork" else 10, "/blocking") as clients:
             start = time.monotonic()
             httpd.tell(signal.SIGUSR1)
             moments = []
@@ -438,11 +438,11 @@ class TestDrain:
                 client.expect_eof()
             assert max(moments) < 3.5 and max(moments) - min(moments) > 1, moments
         httpd.renewed()
-        works(ws("/held"))
+        works(ws("/blocking"))
 
     def test_a_stop_cuts_the_drain_of_httpds_threads_short(self, httpd, server):
-        server("WebSocketDrainTime 60s\n" + echo("/held", "WebSocketDetach Off"))
-        with crowd(httpd, 8, "/held") as clients:
+        server("WebSocketDrainTime 60s\n" + echo("/blocking", "WebSocketDetach Off"))
+        with crowd(httpd, 8, "/blocking") as clients:
             httpd.tell(signal.SIGWINCH)
             time.sleep(0.5)
             start = time.monotonic()
@@ -547,7 +547,7 @@ def both_lines(httpd, mark, count):
 
 
 class TestRequest:
-    """What request() gives decides where a connection lives."""
+    """What request() gives decides whether a connection is detached."""
 
     @pytest.fixture(autouse=True)
     def own_server(self, server):
@@ -562,7 +562,7 @@ class TestRequest:
     def is_detached(self, httpd, client, mark):
         """As the error log says. Only a detached connection has a line in the access log before its end."""
         said = re.compile(rf":{client.sock.getsockname()[1]}\] ws\(\d+\) (detached|served on httpd's thread)")
-        found = wait_until(lambda: said.search(httpd.new_log()), 5, "where the connection lives")
+        found = wait_until(lambda: said.search(httpd.new_log()), 5, "how the connection is served")
 
         def has_line():
             return mark in (httpd.root / "logs/both_log").read_text()

@@ -1,4 +1,4 @@
-"""TLS in depth: records, sessions, keys and certificates, wherever the connection lives.
+"""TLS in depth: records, sessions, keys and certificates, detached and blocking.
 
 Python's MemoryBIO gives control over the bytes of each record; what it has no word for (KeyUpdate,
 renegotiation) is left to `openssl s_client`, which does both while it carries our bytes.

@@ -32,11 +32,11 @@ FEW = FEW.replace("StartServers 1", "StartServers 3", 1)
 both = pytest.mark.parametrize("version", VERSIONS)
 
 
-def home(httpd, client):
-    """Where a connection lives, and the reason if there is one, as the error log has it."""
+def way_of(httpd, client):
+    """How a connection is served, and the reason if there is one, as the error log has it."""
     port = client.sock.getsockname()[1]
     told = re.compile(rf"\[client 127\.0\.0\.1:{port}\] ws\(\d+\) ({LEFT}|detached, clear text|{STAYED})")
-    lines = wait_until(lambda: told.findall(httpd.new_log()), 5, "a line about the connection's home")
+    lines = wait_until(lambda: told.findall(httpd.new_log()), 5, "the line that says how it is served")
     why = rf"\[client 127\.0\.0\.1:{port}\] ws\(\d+\) bytes go through httpd's filters because of (.*)"
     reasons = re.findall(why, httpd.new_log())
     return lines[-1], reasons[-1] if reasons else None
@@ -63,7 +63,7 @@ def wss(httpd, records):
     def opened(version="1.3", path="/echo", headers=(), **kw):
         client = records(version, **kw)
         client.upgrade(path, headers)
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         return client
 
     return opened
@@ -197,7 +197,7 @@ class TestEarly:
         assert client.read_response().status == 101
         client.expect(TEXT, "early " * 300)
         client.expect(PONG, b"bird")
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         works(client)
         client.close()
         assert httpd.access(mark)[-1].bytes_in > len(early), "not counted"
@@ -213,7 +213,7 @@ class TestEarly:
         client.send_raw(asked + data[:at])
         assert client.read_response().status == 101
         client.expect(TEXT, "in one piece")
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         client.send_raw(data[at:])
         client.expect(TEXT, "early " * 50)
         client.expect(PONG, b"bird")
@@ -230,7 +230,7 @@ class TestEarly:
         assert client.read_response().status == 101
         client.expect(TEXT, "early")
         client.expect(PONG, b"bird")
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
 
     @both
     def test_300_kilobytes(self, httpd, records, version):
@@ -240,7 +240,7 @@ class TestEarly:
         assert client.read_response().status == 101
         for n in (0, 1, 2):
             client.expect(BINARY, data[n:])
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         client.close()
 
     PIECES = [frame(TEXT, f"piece {n} " * 20) for n in range(40)]
@@ -251,7 +251,7 @@ class TestEarly:
         with_key_updates(client, self.PIECES)
         for n in range(40):
             client.expect(TEXT, f"piece {n} " * 20)
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         works(client)
 
     @both
@@ -268,7 +268,7 @@ class TestEarly:
         # The client's TLS has ended, so its server's answer cannot be read any more; the log tells.
         entry = httpd.access(mark)[-1]
         assert (entry.close_code, entry.messages_in, entry.messages_out) == ("1000", "1", "1")
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
 
 
 class TestTooMuch:
@@ -277,7 +277,7 @@ class TestTooMuch:
     CONF = SITE
 
     def judge(self, httpd, client):
-        where = home(httpd, client)
+        where = way_of(httpd, client)
         assert where in ((LEFT, None), (STAYED, "a client that sends too fast"))
         works(client, "still there")
         client.close()
@@ -355,7 +355,7 @@ class TestKeys:
         """KeyUpdates among records that the server receives at once."""
         client = keys()
         client.upgrade()
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         key_updates_in_one_segment(client)
 
     @pytest.mark.parametrize("both_ways", [False, True])
@@ -363,7 +363,7 @@ class TestKeys:
         """The keys change again and again while large messages go both ways."""
         client, data = keys(), random_text(1 << 18)
         client.upgrade()
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         steps = []
         for n in range(16):
             message = frame(BINARY, data[n:])
@@ -392,7 +392,7 @@ def test_key_updates_take_auto_retry(httpd, keys, spoilt):
         client = keys()
         client.upgrade()
         client.timeout = 1.5
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         works(client)
         with pytest.raises(TimeoutError):
             key_updates_in_one_segment(client)
@@ -414,7 +414,7 @@ class TestFlood:
         that went come back as. What there are to be some of alternates."""
         client = keys(rcvbuf=16384)
         client.upgrade(f"/echo{mark}")
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         child = httpd.child_of(client)
         before = httpd.memory(child)
         data, ends, back = bytearray(), [], 0
@@ -668,7 +668,7 @@ class TestRenegotiation:
         client, other = keys("1.2"), wss("1.2")
         children = set(httpd.children())
         client.upgrade(f"/echo?renegotiation-{moment}")
-        assert home(httpd, client) == (LEFT, None)
+        assert way_of(httpd, client) == (LEFT, None)
         works(client)
         if moment == "busy":
             client.send(frame(BINARY, b"z" * 500_000))
@@ -883,7 +883,7 @@ class TestGuards:
             client.send(client.request() + frame(TEXT, "early"))
             assert client.read_response().status == 101
             client.expect(TEXT, "early")
-            assert home(httpd, client) == (STAYED, reason)
+            assert way_of(httpd, client) == (STAYED, reason)
             client.exchange([frame(BINARY, data)], len(data) + 10)
             client.expect(BINARY, data)
             works(client)
@@ -961,7 +961,7 @@ class TestGuards:
             self.judge(httpd, records, "mod_ssl")
             client = keys()
             client.upgrade()
-            assert home(httpd, client) == (STAYED, "mod_ssl")
+            assert way_of(httpd, client) == (STAYED, "mod_ssl")
             key_updates_in_one_segment(client)
             client.close()
 
@@ -1052,7 +1052,7 @@ class TestLeaks:
                     elif n % 4 == 1:
                         client.send_raw(spoil(client.record(frame(TEXT, "bad"))))
                     if n % 50 == 0:
-                        assert home(httpd, client) == (LEFT, None)
+                        assert way_of(httpd, client) == (LEFT, None)
             wait_until(lambda: total(httpd.descriptors) <= descriptors, 10, "the descriptors' return")
 
         def total(what):

@@ -1,4 +1,4 @@
-"""Attackers beside the churn, and how long honest clients wait meanwhile."""
+"""Attackers beside honest clients, and how long these wait meanwhile."""
 
 import collections
 import contextlib
@@ -13,8 +13,8 @@ from httpd import debug, echo
 from peers import PORT, Listener, bridge
 
 FORK = multiprocessing.get_context("fork")
-# Where attackers' connections live: over TLS or not, and below which path.
-HOMES = [(False, ""), (True, ""), (False, "/held"), (True, "/held")]
+# How attackers' connections are served: over TLS or not, and below which path.
+WAYS = [(False, ""), (True, ""), (False, "/blocking"), (True, "/blocking")]
 # What the error log may say of them.
 SAID = r"WS0310: as many threads as may"
 
@@ -22,18 +22,18 @@ SAID = r"WS0310: as many threads as may"
 def site():
     """What they attack."""
     locations = ""
-    for home, *detach in (("/attack",), ("/held/attack", "WebSocketDetach Off")):
+    for path, *detach in (("/attack",), ("/blocking/attack", "WebSocketDetach Off")):
         locations += (
-            echo(f"{home}/echo", "WebSocketMaxMessageSize 1M", *detach) + debug(f"{home}/debug", *detach)
-            + bridge(f"{home}/bridge", f"tcp://127.0.0.1:{PORT}", "WebSocketBridgeFraming binary",
+            echo(f"{path}/echo", "WebSocketMaxMessageSize 1M", *detach) + debug(f"{path}/debug", *detach)
+            + bridge(f"{path}/bridge", f"tcp://127.0.0.1:{PORT}", "WebSocketBridgeFraming binary",
                      "WebSocketBridgeAllow tcp://127.0.0.1:*", *detach)
         )
     return locations
 
 
-def attacks(home, source):
-    """Every attack that there is on one home of connections."""
-    echoed, flooded, bridged = (f"{home}/attack/{name}" for name in ("echo", "debug", "bridge"))
+def attacks(below, source):
+    """Every attack that there is on connections that are served in one way."""
+    echoed, flooded, bridged = (f"{below}/attack/{name}" for name in ("echo", "debug", "bridge"))
     return [
         attackers.mixed_echoes(echoed, 1000), attackers.flood(flooded, 3000), attackers.begun(echoed),
         attackers.pings(echoed, 0), attackers.packed_echoes(echoed, 1000), attackers.bridge_flood(bridged + source, 3000),
@@ -42,12 +42,12 @@ def attacks(home, source):
 
 
 class Mob:
-    """Some attackers in each home, each home's in a process of its own, and as many clients that rush in."""
+    """Some attackers for each way to be served, in a process of their own, and as many clients that rush in."""
 
     def __init__(self, httpd, count):
         """To be made before there are threads; nothing happens until `begin`."""
         self.count, self.go, self.over, self.came = count, FORK.Event(), FORK.Event(), FORK.Value("q")
-        self.processes = [FORK.Process(target=self.run, args=(httpd, n), daemon=True) for n in range(len(HOMES))]
+        self.processes = [FORK.Process(target=self.run, args=(httpd, n), daemon=True) for n in range(len(WAYS))]
         for process in self.processes if count else ():
             process.start()
 
@@ -68,17 +68,17 @@ class Mob:
     def run(self, httpd, number):
         """One of the processes."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        tls, home = HOMES[number]
+        tls, below = WAYS[number]
         self.go.wait()
         with Listener(backlog=200) as listener:
-            source, count = Source(listener), self.share(self.count, len(HOMES), number)
-            kinds = attacks(home, source.path)
+            source, count = Source(listener), self.share(self.count, len(WAYS), number)
+            kinds = attacks(below, source.path)
             who = [
                 Attackers(httpd, kind, self.share(count, len(kinds), n), tls, source if "bridge" in kind.path else None)
                 for n, kind in enumerate(kinds)
             ]
             if not tls:
-                who.append(Rush(httpd, f"{home}/echo", count))
+                who.append(Rush(httpd, f"{below}/echo", count))
             came = attack_until(self.over.is_set, *who)
             with self.came.get_lock():
                 self.came.value += came

@@ -1,4 +1,4 @@
-"""Random churn against a module that is built with AddressSanitizer: no torn lifetimes, and nothing is left behind.
+"""Random conversations with a module that has AddressSanitizer: no torn lifetimes, and nothing is left behind.
 
 Clients talk and end in every way (see talk.py), over ws and wss, with and without WebSocketDetach Off, while httpd is
 restarted gracefully every ten seconds and plain requests are served. After a quarter of the time, five minutes at most,
@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent / "lib"))
 
 import attack  # noqa: E402
 from httpd import DETACH, MACHINE, PREFORK, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
-from talk import Churn, Crowd, Tally  # noqa: E402
+from talk import Crowd, Talker, Tally  # noqa: E402
 from ws_frame import TEXT, Client, Refused, frame  # noqa: E402
 
 RESTART = 10.0  # seconds from one graceful restart to the next
@@ -40,7 +40,7 @@ OLD = 30.0  # seconds within which the children before a restart are gone, even 
 
 # As many as the machine bears: each process of prefork's has the sanitizer's work to do at its end.
 CLIENTS = 12 if PREFORK else 32
-# TLS connections that are open at the same time, after the churn.
+# TLS connections that are open at the same time, after the conversations.
 CROWD = (20, 50)  # threads of the client's, connections each
 ATTACKERS = 8 if PREFORK else 100
 MEMORY, THREADS = 256, 8  # WebSocketMemoryLimit in MiB, WebSocketThreads
@@ -100,8 +100,8 @@ def site(options):
         + location("/threads", "${PLUGINS}/threads.so", "threads_init")
         + location("/probe", "${PLUGINS}/probe.so", "probe_init")
         + echo("/crowd", "WebSocketDetach On", "WebSocketMaxConnections Off", "WebSocketPingInterval Off", "WebSocketIdleTimeout Off")
-        + echo("/held/echo", "WebSocketDetach Off")
-        + location("/held/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
+        + echo("/blocking/echo", "WebSocketDetach Off")
+        + location("/blocking/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
         + attack.site()
     )
 
@@ -223,7 +223,7 @@ def warm(httpd, options):
     with contextlib.ExitStack() as stack:
         for _ in range(places(options) - 4):
             client = stack.enter_context(Client(httpd.tls_port, tls=context, timeout=30))
-            client.upgrade("/held/echo")
+            client.upgrade("/blocking/echo")
     for _ in range(130):
         for tls in (None, context):
             with Client(httpd.tls_port if tls else httpd.port, tls=tls, timeout=30) as client:
@@ -259,11 +259,11 @@ def restart(httpd, tally):
     return time.monotonic() - began
 
 
-def churn(httpd, sanitizer, options, tally, mob):
+def soak(httpd, sanitizer, options, tally, mob):
     """Clients and restarts for the time that is asked for; gives the threads that have looked on, and the longest that an
     old child lived."""
     stop, longest = threading.Event(), 0.0
-    clients = [Churn(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
+    clients = [Talker(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
     visitor, watcher = Visitor(httpd, stop, tally), Watcher(httpd, stop)
     for thread in (*clients, visitor, watcher):
         thread.start()
@@ -356,7 +356,7 @@ def run(options):
     try:
         warm(httpd, options)
         before = level(httpd)
-        visitor, watcher, longest = churn(httpd, sanitizer, options, tally, mob)
+        visitor, watcher, longest = soak(httpd, sanitizer, options, tally, mob)
         print(f"old children lived at most {longest:.1f} s, the slowest plain GET took {visitor.slowest * 1e3:.0f} ms")
         print(f"{mob.count} attackers, who came {mob.came.value} times; a child held at most {watcher.heap} bytes of heap, "
               f"{watcher.resident} resident KiB")

@@ -22,7 +22,7 @@ from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, clos
 EXTENSION = "permessage-deflate"
 TAIL = b"\x00\x00\xff\xff"  # RFC 7692 §7.2.1: what the sender of a message cuts off
 RSV1 = 4  # as ws_frame counts the reserved bits
-WORDS = [b"soak ", b"churn ", b"talk ", b"reset ", b"close ", b"\xc3\xa4\xe2\x82\xac "]
+WORDS = [b"soak ", b"storm ", b"talk ", b"reset ", b"close ", b"\xc3\xa4\xe2\x82\xac "]
 
 
 class Surprise(Exception):
@@ -98,7 +98,7 @@ class Talker(Client):
             return False
 
 
-class Churn(threading.Thread):
+class Talker(threading.Thread):
     """One conversation after the other, until `stop` is set."""
 
     def __init__(self, httpd, seed, stop, tally):
@@ -120,8 +120,8 @@ class Churn(threading.Thread):
 
     def converse(self, part):
         random = self.random
-        tls, held = random.random() < 0.4, random.random() < 0.15
-        path = ("/held" if held else "") + random.choice(("/echo", "/echo", "/threads"))
+        tls, blocking = random.random() < 0.4, random.random() < 0.15
+        path = ("/blocking" if blocking else "") + random.choice(("/echo", "/echo", "/threads"))
         part += ["wss" if tls else "ws", path]
         slow = random.random() < 0.1
         if random.random() < 0.05:
@@ -149,7 +149,7 @@ class Churn(threading.Thread):
             if path.endswith("/threads"):
                 ends += [self.stop_reading, self.under_fire, self.under_fire]
                 # A process of prefork's would send it to its next client.
-                ends += [] if PREFORK and held else [self.late]
+                ends += [] if PREFORK and blocking else [self.late]
             end = random.choice(ends)
             part.append(end.__name__)
             try:
@@ -325,7 +325,7 @@ class Churn(threading.Thread):
             sock.close()
 
 
-class Crowd(Churn):
+class Crowd(Talker):
     """Holds many TLS connections at once, on which it talks in turns before each ends in one of the ways there are."""
 
     def __init__(self, httpd, seed, size, together, tally):
