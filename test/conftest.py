@@ -11,7 +11,7 @@ import os
 
 import pytest
 from browser import devtools, page  # noqa: F401 (fixtures)
-from httpd import DETACH, DETACHED, PREFORK, TLS, BadEnd, Httpd, MissingLog, UnexpectedLog, raise_open_files
+from httpd import DETACH, DETACHED, PREFORK, TLS, BadEnd, Httpd, MissingLog, StaleModule, UnexpectedLog, raise_open_files
 from peers import Listener
 from ws_frame import Client
 from ws_h2 import Connection
@@ -39,7 +39,10 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def httpd():
-    environment = Httpd()
+    try:
+        environment = Httpd()
+    except StaleModule as wrong:
+        pytest.exit(str(wrong), 1)
     yield environment
     environment.stop()
 

@@ -35,6 +35,9 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "lib"))
+from sources import MODULE, stale_module  # noqa: E402
+
 OUT = HERE.parent / "build/test"
 MODES = {
     "event": {"TEST_MPM": "event", "WS_DETACH": "Auto"},
@@ -148,7 +151,9 @@ class Tests(Job):
         self.choice = choice
         self.mode, self.module, self.size = mode, module, (HERE / module).stat().st_size * WAITS.get(module, 1)
         self.failures = OUT / name / "failures"
-        self.env = {**MODES[mode], "WS_FAILURES": str(self.failures)}
+        # Named, the module stays the one to be tested though a source is changed during the run.
+        tested = os.environ.get("WS_MODULE") or str(MODULE)
+        self.env = {**MODES[mode], "WS_FAILURES": str(self.failures), "WS_MODULE": tested}
 
     @property
     def passed(self):
@@ -226,6 +231,8 @@ def main():
         parser.error("--jobs: 1 to 5")
     if unknown := set(modes) - set(MODES):
         parser.error(f"no such mode: {', '.join(unknown)}")
+    if wrong := stale_module():
+        sys.exit(f"run.py: {wrong}")
     if options.all:
         os.environ["WS_FULL"] = "1"
         Tests.patience *= 3

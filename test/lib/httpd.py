@@ -29,8 +29,8 @@ from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import NamedTuple
 
 import pytest
+from sources import MODULE, TOP, stale_module
 
-TOP = Path(__file__).resolve().parents[2]
 MODULES = """authn_core authz_core authz_host alias mime dir env headers log_config logio reqtimeout
     setenvif status unixd""".split()
 # A graceful restart needs spare slots while the old children still have connections.
@@ -104,6 +104,10 @@ class UnexpectedLog(AssertionError):
 
 class BadEnd(AssertionError):
     """The server ended when it should not, or did not when it should, or not as it should."""
+
+
+class StaleModule(SystemExit):
+    """The module is not the one in the sources, so that nothing that it does tells anything about them."""
 
 
 class MissingLog(AssertionError):
@@ -244,9 +248,11 @@ class Httpd:
     """The server under test and everything a test may ask about it."""
 
     def __init__(self):
+        if wrong := stale_module():
+            raise StaleModule(wrong)
         self.mpm = os.environ.get("TEST_MPM", "event")
         self.binary, self.modules = self._find_httpd()
-        self.module = self._path("WS_MODULE", "build/mod_websocket.so")
+        self.module = self._path("WS_MODULE", MODULE)
         self.examples = self._path("WS_EXAMPLES", "build/examples")
         self.plugins = self._path("WS_PLUGINS", "build/plugins")
         self.static = self._run("-l").stdout

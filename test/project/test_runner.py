@@ -81,9 +81,9 @@ def test_it(httpd):
 @pytest.fixture
 def run(httpd, tmp_path):
     """Runs a module of tests in a copy of the tests' folder: the exit status and what was said. `meanwhile` gets the
-    process."""
+    process. `module` is the one to be tested; "" is that of the copy, build/mod_websocket.so."""
 
-    def ran(text, *words, meanwhile=None):
+    def ran(text, *words, meanwhile=None, module=httpd.module):
         folder = tmp_path / "test"
         shutil.copytree(TOP / "test/lib", folder / "lib", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("run.py", "conftest.py", "pytest.ini"):
@@ -91,7 +91,7 @@ def run(httpd, tmp_path):
         (folder / "some").mkdir()
         (folder / "some/test_it.py").write_text(HEAD + text)
         env = {
-            **os.environ, "WS_MODULE": str(httpd.module), "WS_EXAMPLES": str(httpd.examples),
+            **os.environ, "WS_MODULE": str(module), "WS_EXAMPLES": str(httpd.examples),
             "WS_PLUGINS": str(httpd.plugins),
         }
         for name in ("WS_FAILURES", "PYTEST_CURRENT_TEST"):
@@ -134,6 +134,35 @@ def test_commands_beside(run, command, status):
     found, said = run("\ndef test_it():\n    pass\n", "--beside", f"other={command}")
     assert found == status
     assert status == 0 or said.splitlines()[-1] == "FAILED: other"
+
+
+@pytest.mark.parametrize("name", ["src/httpd/mod.rs", "include/websocket_plugin.h", "Cargo.toml", "Cargo.lock", "build.rs"])
+def test_a_stale_module_is_not_tested(run, httpd, tmp_path, name):
+    """Neither by the runner nor by pytest alone, unless WS_MODULE names it."""
+    built, source = tmp_path / "build/mod_websocket.so", tmp_path / name
+    for path in (built, source):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(httpd.module, built)
+    source.touch()
+    os.utime(built, (1, 1))
+    sentence = f"build/mod_websocket.so is older than {name}: run 'make module'"
+    status, said = run("\ndef test_it():\n    pass\n", module="")
+    assert (status, said) == (1, f"run.py: {sentence}\n")
+
+    def pytest_alone(module):
+        env = {
+            **os.environ, "WS_MODULE": module, "WS_EXAMPLES": str(httpd.examples), "WS_PLUGINS": str(httpd.plugins),
+            "WS_TEST_ROOT": str(tmp_path / "alone"),
+        }
+        command = [sys.executable, "-m", "pytest", "-q", tmp_path / "test"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = pytest_alone("")
+    assert status == 1 and said.count(sentence) == 1
+    assert pytest_alone(str(built))[0] == 0
+    os.utime(source, (1, 1))
+    assert pytest_alone("")[0] == 0
 
 
 def session_of(pid):
