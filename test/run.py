@@ -189,6 +189,15 @@ class Tests(Job):
         return list(failed) if self.status == 1 and failed and all(failed.values()) else []
 
 
+def find_modules():
+    """The modules of tests in the folders. No two may have the same file name, after which their jobs are named."""
+    found = sorted(HERE.glob("*/test_*.py"))
+    count = collections.Counter(path.name for path in found)
+    if twice := [name for name in count if count[name] > 1]:
+        sys.exit(f"run.py: more than one file is named {', '.join(twice)}")
+    return [str(path.relative_to(HERE)) for path in found]
+
+
 def run_all(tests, beside, workers, ports):
     """Runs the modules of tests, the longest first, so many at a time, and the other commands beside them, one after
     the other; yields all as they are done."""
@@ -237,7 +246,7 @@ def main():
         os.environ["WS_FULL"] = "1"
         Tests.patience *= 3
     begun, counts, skipped, failed, slow = time.monotonic(), collections.Counter(), collections.Counter(), [], []
-    modules = sorted(str(path.relative_to(HERE)) for path in HERE.glob("*/test_*.py"))
+    modules = find_modules()
     beside = [Job(name, ["sh", "-c", command]) for name, _, command in (job.partition("=") for job in options.beside)]
     tests = []
     for mode in modes:

@@ -129,6 +129,12 @@ def test_nothing_else_is(run, name):
     assert said.splitlines()[-1] == "FAILED: event-it"
 
 
+def test_no_two_files_have_one_name(run, tmp_path):
+    (tmp_path / "test/other").mkdir(parents=True)
+    (tmp_path / "test/other/test_it.py").touch()
+    assert run(SLOW) == (1, "run.py: more than one file is named test_it.py\n")
+
+
 @pytest.mark.parametrize("command, status", [("true", 0), ("exit 3", 1), ("kill -9 $$", 1)])
 def test_commands_beside(run, command, status):
     found, said = run("\ndef test_it():\n    pass\n", "--beside", f"other={command}")
