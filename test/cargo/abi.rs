@@ -1,14 +1,14 @@
 //! The Rust mirrors of `include/*.h` against what a C compiler makes of the headers.
 //!
-//! `test/abi.c` and `test/bridge_abi.c` print the layouts one fact a line. Both lists must be the same set: a line that
-//! only one side has is a failure, so a member cannot be added to a header, its program or its mirror alone.
+//! `abi.c` and `bridge_abi.c` print the layouts one fact a line. Both lists must be the same set: a line that only one
+//! side has is a failure, so a member cannot be added to a header, its program or its mirror alone.
 
 use core::mem::{offset_of, size_of};
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-#[path = "../src/plugin/abi.rs"]
+#[path = "../../src/plugin/abi.rs"]
 mod abi;
-#[path = "../src/bridge/abi.rs"]
+#[path = "../../src/bridge/abi.rs"]
 mod bridge_abi;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -35,7 +35,7 @@ macro_rules! values {
     };
 }
 
-/// The facts that `test/abi.c` prints, as the mirror has them.
+/// The facts that `abi.c` prints, as the mirror has them.
 fn mirror() -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
     layout!(
@@ -71,7 +71,7 @@ fn mirror() -> BTreeSet<String> {
     facts
 }
 
-/// The facts that `test/bridge_abi.c` prints, as the mirror has them.
+/// The facts that `bridge_abi.c` prints, as the mirror has them.
 fn bridge_mirror() -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
     layout!(facts, bridge_abi::ws_http_header { tag, value });
@@ -164,7 +164,7 @@ fn run(command: &mut Command) -> String {
 /// Compares what the program in `source` prints with a mirror.
 fn same_layout(source: &str, mirror: &BTreeSet<String>) {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.trim_end_matches(".c"));
-    run(compiler(false).arg(Path::new(ROOT).join("test").join(source)).arg("-o").arg(&program));
+    run(compiler(false).arg(Path::new(ROOT).join(format!("test/cargo/{source}"))).arg("-o").arg(&program));
     let printed = run(&mut Command::new(&program));
     let header: BTreeSet<String> = printed.lines().map(str::to_owned).collect();
     assert_eq!(printed.lines().count(), header.len(), "{source} prints a line twice");
