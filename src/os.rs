@@ -73,6 +73,13 @@ pub fn bind_anywhere(socket: impl AsFd) -> io::Result<()> {
     Ok(bind(socket, &SocketAddrUnix::new_unnamed())?)
 }
 
+/// Whether the other side has ended its stream, or the connection is lost.
+pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut sources = [PollFd::new(&socket, PollFlags::RDHUP)];
+    // HUP and ERR are told without being asked for.
+    poll(&mut sources, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
+
 /// Ends a socket's stream in both directions; the descriptor stays open.
 pub fn shut_down(socket: BorrowedFd<'_>) {
     // What is ended, or lost, already stays so.

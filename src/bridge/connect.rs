@@ -8,7 +8,10 @@ use std::{
     net::{SocketAddr, ToSocketAddrs as _},
     os::fd::AsFd as _,
     path::Path,
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +23,13 @@ use crate::os::{AllSignals, Interest, Sources, bind_anywhere, wait};
 
 /// Whoever connects within this time does not wait.
 const AT_ONCE: Duration = Duration::from_millis(100);
+/// How often it is looked whether anybody still wants the connection.
+const LOOK: Duration = Duration::from_millis(100);
+/// How many names may be looked up at a time, each on a thread of its own.
+const LOOK_UPS: usize = 64;
+
+/// How many are. Those that nobody waits for any more count, too.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -28,6 +38,8 @@ pub enum ConnectError {
     TimedOut,
     /// It would have to wait, and may not.
     NotNow,
+    /// Nobody wants it any more.
+    Unwanted,
     /// The peer refuses, or cannot be reached.
     Failed(io::Error),
 }
@@ -37,6 +49,7 @@ impl fmt::Display for ConnectError {
         match self {
             Self::TimedOut => f.write_str("no answer within WebSocketBridgeConnectTimeout"),
             Self::NotNow => f.write_str("too many wait already"),
+            Self::Unwanted => f.write_str("the client is gone, or the child is ending"),
             Self::Failed(error) => error.fmt(f),
         }
     }
@@ -52,12 +65,22 @@ impl From<io::Error> for ConnectError {
     }
 }
 
+/// Who wants to be connected.
+pub trait Caller {
+    /// Whether the thread may wait; asked once, if it has to.
+    fn may_wait(&mut self) -> bool;
+
+    /// Whether anybody still wants the connection; asked ten times a second while the thread waits.
+    fn is_there(&self) -> bool;
+}
+
 /// The time that connecting has.
 struct Clock<'a> {
     begun: Instant,
     deadline: Instant,
-    /// Says whether the thread may wait; asked once, if it has to.
-    may_wait: Option<&'a mut dyn FnMut() -> bool>,
+    caller: &'a mut dyn Caller,
+    /// The caller has said that the thread may wait.
+    waits: bool,
 }
 
 impl Clock<'_> {
@@ -71,28 +94,55 @@ impl Clock<'_> {
         most: Duration,
         mut attempt: impl FnMut(Duration) -> Result<T, ConnectError>,
     ) -> Result<T, ConnectError> {
-        let at_once = AT_ONCE.saturating_sub(self.begun.elapsed()).min(most);
-        let Some(may_wait) = self.may_wait.take() else { return attempt(most) };
-        match attempt(at_once) {
-            Err(ConnectError::TimedOut) if !may_wait() => Err(ConnectError::NotNow),
-            Err(ConnectError::TimedOut) => attempt(most - at_once),
-            done => {
-                self.may_wait = Some(may_wait);
-                done
+        let start = Instant::now();
+        loop {
+            let left = most.saturating_sub(start.elapsed());
+            let moment =
+                if self.waits { LOOK } else { AT_ONCE.saturating_sub(self.begun.elapsed()) };
+            match attempt(moment.min(left)) {
+                Err(ConnectError::TimedOut) if left <= moment => {
+                    return Err(ConnectError::TimedOut);
+                }
+                Err(ConnectError::TimedOut) => {}
+                done => return done,
+            }
+            if !self.waits && !self.caller.may_wait() {
+                return Err(ConnectError::NotNow);
+            }
+            self.waits = true;
+            if !self.caller.is_there() {
+                return Err(ConnectError::Unwanted);
             }
         }
     }
 }
 
-/// Connects within `timeout`, to the first of a name's addresses that accepts. If that does not happen at once, `may_wait`
-/// is asked.
+/// A look-up that is under way, which nobody can end.
+struct LookUp;
+
+impl LookUp {
+    /// One more; `None` if there are as many as there may be.
+    fn begin() -> Option<Self> {
+        let one_more = |running| (running < LOOK_UPS).then_some(running + 1);
+        let begun = RUNNING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        begun.is_ok().then_some(Self)
+    }
+}
+
+impl Drop for LookUp {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Connects within `timeout`, to the first of a name's addresses that accepts.
 pub fn connect(
     address: &Address,
     timeout: Duration,
-    may_wait: &mut dyn FnMut() -> bool,
+    caller: &mut dyn Caller,
 ) -> Result<PeerSocket, ConnectError> {
     let begun = Instant::now();
-    let mut clock = Clock { begun, deadline: begun + timeout, may_wait: Some(may_wait) };
+    let mut clock = Clock { begun, deadline: begun + timeout, caller, waits: false };
     let socket = match address {
         Address::Tcp(host, port) => {
             to_any(&resolve(host, *port, &mut clock)?, &mut clock, Type::STREAM)?
@@ -112,11 +162,13 @@ fn resolve(host: &Host, port: u16, clock: &mut Clock<'_>) -> Result<Vec<SocketAd
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
         Host::Name(name) => name.clone(),
     };
+    let counted = LookUp::begin().ok_or(ConnectError::NotNow)?;
     let (sender, receiver) = mpsc::sync_channel(1);
     {
         // Signals are for httpd's threads.
         let _blocked = AllSignals::block();
         let look_up = move || {
+            let _counted = counted;
             let addresses = (&*name, port).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
             // Nobody waits for it any more if it took too long.
             let _ = sender.send(addresses);

@@ -3,7 +3,7 @@
 //! httpd's MPMs were made for requests. What they count as idle, and what they expect of children that end, does not suit
 //! connections that stay; the settings that do are in `conf/websocket.conf`.
 
-use super::{access_log, child::RESERVE, is_threaded, log, sys, tree, workers};
+use super::{access_log, child, is_threaded, log, sys, tree, workers};
 use crate::conn::log::Level;
 
 /// Says how many connections the child can hold.
@@ -11,7 +11,7 @@ use crate::conn::log::Level;
 /// # Safety
 /// - `server` is live.
 pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
-    let detached = open_files.saturating_sub(RESERVE.min(open_files / 4));
+    let detached = open_files.saturating_sub(child::reserve(open_files));
     let (all, most) = workers::httpds();
     let blocking = if is_threaded() {
         format!("{most} on its {all} threads of httpd's")
@@ -27,7 +27,7 @@ pub(super) unsafe fn tell(server: *const sys::server_rec, open_files: u64) {
                 "WS0405: this child can hold about {detached} detached WebSockets ({open_files} open files), and \
                  {blocking} (WebSocketWorkerShare)"
             ),
-        )
+        );
     };
 }
 
@@ -66,6 +66,7 @@ pub(super) unsafe fn warn(
         detaches.then(|| idle_children(children)).flatten(),
         detaches.then(counted_children).flatten(),
         too_few_streams(children),
+        too_few_files(),
         (detaches && !access_log::is_possible()).then(|| BUFFERED.to_owned()),
     ];
     for line in lines.into_iter().flatten() {
@@ -120,6 +121,19 @@ fn counted_children() -> Option<String> {
         format!(
             "WS0408: with MaxConnectionsPerChild {requests} httpd ends children after so many connections, and closes \
              their WebSockets: set MaxConnectionsPerChild 0"
+        )
+    })
+}
+
+/// httpd may need more descriptors than WebSockets leave it.
+fn too_few_files() -> Option<String> {
+    let (open_files, needed) = (child::open_files().rlim_max, child::needed());
+    (open_files < 2 * needed).then(|| {
+        format!(
+            "WS0415: httpd may need {needed} of a child's {open_files} open files, and WebSockets leave it half of them: \
+             without one it accepts no connection, and event gives the child up. Raise the limit (ulimit -n, LimitNOFILE of \
+             systemd) to {} or more",
+            2 * needed
         )
     })
 }

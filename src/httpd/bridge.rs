@@ -22,7 +22,7 @@ use crate::{
     bridge::{
         Address, Framing, PeerChoice,
         backend::{self, Backend, Query},
-        connect::{ConnectError, connect},
+        connect::{Caller, ConnectError, connect},
         framing, proxy,
         relay::Relay,
         settings::BridgeSettings,
@@ -167,14 +167,14 @@ pub(super) struct Bridge {
 
 impl Bridge {
     /// Finds out which peer a request leads to, and connects to it; otherwise the status that refuses the request. Asks
-    /// `may_wait` if that takes more than a moment.
+    /// the caller if that takes more than a moment.
     pub(super) fn reach(
         r: Request<'_>,
         source: &Source,
         settings: &BridgeSettings,
         max_message: usize,
         offered: Offered<'_>,
-        may_wait: &mut dyn FnMut() -> bool,
+        caller: &mut dyn Caller,
     ) -> Result<Self, c_int> {
         let refuse = |status: u32, level, line: std::fmt::Arguments<'_>| {
             log::request(r, level, line);
@@ -195,11 +195,12 @@ impl Bridge {
                 format_args!("WS0507: no framing for {peer}: {e}"),
             )
         })?;
-        let socket = connect(&peer, settings.connect_timeout(), may_wait).map_err(|e| {
+        let socket = connect(&peer, settings.connect_timeout(), caller).map_err(|e| {
             let status = match e {
                 ConnectError::TimedOut => sys::HTTP_GATEWAY_TIME_OUT,
                 // The log says why.
                 ConnectError::NotNow => return handler::come_later(r),
+                ConnectError::Unwanted => return handler::leave_to_next(r),
                 ConnectError::Failed(_) => sys::HTTP_BAD_GATEWAY,
             };
             refuse(status, Level::Error, format_args!("WS0501: no connection to {peer}: {e}"))

@@ -9,13 +9,13 @@
 use core::{
     ffi::{c_int, c_void},
     ptr,
-    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{collections::BTreeSet, io, os::fd::AsRawFd, sync::Arc};
 
 use super::{
     MEMORY, SHUTDOWN, advice, boundary, directives::Server, is_threaded, log, request::Request,
-    shared, sys, tls,
+    shared, sys, tls, tree,
 };
 use crate::{
     conn::log::Level,
@@ -39,9 +39,38 @@ pub(super) fn is_near() -> bool {
     }
 }
 
-/// How many descriptors WebSockets leave to httpd, which cannot accept a connection without one: for its threads at
-/// work, the log files and the like.
-pub(super) const RESERVE: u64 = 256;
+/// How many descriptors WebSockets leave to httpd, which cannot accept a connection without one, and gives the child up
+/// then: half of `open_files`, if it needs as many.
+pub(super) fn reserve(open_files: u64) -> u64 {
+    needed().min(open_files / 2)
+}
+
+/// How many descriptors httpd may need in this child: one for each connection that it has accepted, one more for each
+/// thread at work, which serves a file or asks another server, and some for log files, what plugins open, and the like.
+pub(super) fn needed() -> u64 {
+    let threads = sys::mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+    // event accepts more connections than it has threads.
+    let waiting =
+        if sys::mpm(sys::AP_MPMQ_IS_ASYNC) > 0 { waiting_connections(threads) } else { 0 };
+    2 * threads + waiting + OTHERS
+}
+
+/// How many connections may wait for a thread of event's, or for their next request: by `AsyncRequestWorkerFactor`.
+fn waiting_connections(threads: u64) -> u64 {
+    let mut factor = 2.0_f64;
+    tree::each(&mut |directive| {
+        if directive.is("AsyncRequestWorkerFactor") {
+            factor = directive.args().trim().trim_matches('"').parse().unwrap_or(factor);
+        }
+    });
+    (threads as f64 * factor.clamp(0.0, 1000.0)).ceil() as u64
+}
+
+/// Descriptors that are no connections of httpd's: log files, pipes, epoll sets, what plugins open.
+const OTHERS: u64 = 128;
+
+/// [`reserve`] of this child, since [`begin`].
+static RESERVE: AtomicU64 = AtomicU64::new(0);
 
 /// The child's service; null if it could not be started. It lives as long as the process. Like the other pointers here
 /// it is stored by one thread (Release) when what it leads to is complete, and only read by others (Acquire).
@@ -73,6 +102,7 @@ pub(super) unsafe fn begin(
     SHUTDOWN.reset(drain);
     tls::begin();
     let open_files = raise_open_files();
+    RESERVE.store(reserve(open_files), Ordering::Relaxed);
     // SAFETY: `server` is the main server, as this function demands.
     unsafe { advice::tell(server, open_files) };
     let line = shared::child();
@@ -111,24 +141,27 @@ pub(super) unsafe fn begin(
 
 /// Raises the soft limit of open files to the hard one, since each connection takes a descriptor, and returns it.
 fn raise_open_files() -> u64 {
+    let limit = open_files();
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: the structure is live. A refusal leaves things as they are.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) };
+    open_files().rlim_cur
+}
+
+/// The limits of open files.
+pub(super) fn open_files() -> libc::rlimit {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is live.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: as above. A refusal leaves things as they are.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    }
-    limit.rlim_cur
+    // SAFETY: the structure is live, and the call cannot fail then.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit
 }
 
 /// Refuses a descriptor that httpd needs for itself: it accepts no connection without one, and event and prefork give
 /// the child up then.
 pub(super) fn spare<D: AsRawFd>(descriptor: D) -> io::Result<D> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is live.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let limit = open_files();
     // The kernel gives the lowest free number, so this one tells how many there are.
-    if descriptor.as_raw_fd() as u64 + RESERVE.min(limit.rlim_cur / 4) >= limit.rlim_cur {
+    if descriptor.as_raw_fd() as u64 + RESERVE.load(Ordering::Relaxed) >= limit.rlim_cur {
         return Err(io::Error::other(format!(
             "all but the last of the child's {} open files are in use (ulimit -n)",
             limit.rlim_cur

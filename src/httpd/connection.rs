@@ -1,8 +1,10 @@
 //! httpd's connection as a Rust value: what a handler, or a hook of the connection's, may do with it.
 
 use core::{marker::PhantomData, ptr::NonNull};
+use std::os::fd::BorrowedFd;
 
 use super::sys;
+use crate::os::is_hung_up;
 
 /// A connection that a handler or a hook was called for (rule R5 in request.rs).
 #[derive(Clone, Copy)]
@@ -31,6 +33,25 @@ impl Connection<'_> {
     pub(super) fn is_aborted(self) -> bool {
         // SAFETY: R5. mod_http2 may write it meanwhile.
         unsafe { (&raw const (*self.as_ptr()).aborted).read_volatile() != 0 }
+    }
+
+    /// Whether the client has gone, as far as the kernel knows: it has ended its stream, or reset the connection. Of a stream
+    /// mod_http2 knows.
+    pub(super) fn is_gone(self) -> bool {
+        if self.is_aborted() || self.is_stream() {
+            return self.is_aborted();
+        }
+        let mut descriptor = -1;
+        // SAFETY: R5; the socket is the connection's own.
+        let status = unsafe {
+            sys::apr_os_sock_get(&raw mut descriptor, sys::ap_get_conn_socket(self.as_ptr()))
+        };
+        if status != sys::APR_SUCCESS as i32 || descriptor < 0 {
+            return true;
+        }
+        // SAFETY: it stays open as long as its connection is being served; event and worker close it at a stop, and what is
+        // asked of a number that means nothing, or something else, by then does not matter any more.
+        is_hung_up(unsafe { BorrowedFd::borrow_raw(descriptor) })
     }
 
     /// Has httpd close it without a word to the client, and without waiting for one.

@@ -14,6 +14,7 @@ use super::{
     workers::{self, Worker},
 };
 use crate::{
+    bridge::connect::Caller,
     conn::log::Level,
     limits::connections::Counted,
     proto::{
@@ -79,23 +80,17 @@ fn upgrade(
     let known_to_stay = way.is_err() || stays(section, target);
     let worker = known_to_stay.then(|| worker(r)).transpose()?;
     let counted = count(r, &section.settings)?;
-    // While the thread waits for the client, or for a peer, it is held as by a WebSocket that stays.
-    let mut waiting = None;
-    let mut may_wait = || {
-        if worker.is_none() && waiting.is_none() {
-            waiting = workers::take(r);
-        }
-        worker.is_some() || waiting.is_some()
-    };
+    let mut waiting = Waiting { r, has_worker: worker.is_some(), worker: None };
     // Only now: nobody waits for a client who is refused.
-    opening.proof =
-        challenge.map(|challenge| draft::proof(r, challenge, &mut may_wait)).transpose()?;
+    opening.proof = challenge
+        .map(|challenge| draft::proof(r, challenge, &mut || waiting.may_wait()))
+        .transpose()?;
     let chosen = match target {
         Target::Plugin(plugin) => Chosen::Plugin(plugin),
         Target::Bridge(source) => {
             let (settings, max_message) = (&section.bridge, section.settings.max_message());
             let offered = opening.protocols;
-            Chosen::Bridge(Bridge::reach(r, source, settings, max_message, offered, &mut may_wait)?)
+            Chosen::Bridge(Bridge::reach(r, source, settings, max_message, offered, &mut waiting)?)
         }
     };
     drop(waiting);
@@ -140,6 +135,28 @@ fn worker(r: Request<'_>) -> Result<Worker, c_int> {
     workers::take(r).ok_or_else(|| come_later(r))
 }
 
+/// A handshake whose thread may have to wait, for its client or for a peer.
+struct Waiting<'r> {
+    r: Request<'r>,
+    /// The thread is counted already.
+    has_worker: bool,
+    /// While it waits it is held as by a WebSocket that stays.
+    worker: Option<Worker>,
+}
+
+impl Caller for Waiting<'_> {
+    fn may_wait(&mut self) -> bool {
+        if !self.has_worker && self.worker.is_none() {
+            self.worker = workers::take(self.r);
+        }
+        self.has_worker || self.worker.is_some()
+    }
+
+    fn is_there(&self) -> bool {
+        !child::is_near() && !self.r.connection().is_gone()
+    }
+}
+
 /// Tells a client that there is no room for it, and when to try again.
 pub(super) fn come_later(r: Request<'_>) -> c_int {
     // A guess, but one that spreads those who come again.
@@ -148,7 +165,7 @@ pub(super) fn come_later(r: Request<'_>) -> c_int {
 }
 
 /// Refuses a request that came to a child which is about to go: its WebSocket would outlive the time that the others have.
-fn leave_to_next(r: Request<'_>) -> c_int {
+pub(super) fn leave_to_next(r: Request<'_>) -> c_int {
     log::request(r, Level::Info, format_args!("WS0112: refused: this child is ending"));
     come_later(r)
 }

@@ -224,7 +224,8 @@ impl Upgrade {
 /// The request's headers, for the plugin and the access log.
 fn copy_headers(r: Request<'_>) -> Arc<Headers> {
     let (headers, left_out) = Headers::copy(r.fields(Table::HeadersIn).into_iter());
-    if left_out > 0 {
+    static SAID: log::OnceAMinute = log::OnceAMinute::new();
+    if left_out > 0 && SAID.is_due() {
         let line = "WS0105: the request's headers exceed 64 KiB; the plugin will miss";
         log::request(r, Level::Warn, format_args!("{line} {left_out} of them"));
     }

@@ -7,6 +7,7 @@ its peer first and opens `/tcp?port` then.
 import collections
 import hashlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ import time
 
 import pytest
 from peers import ALLOW, PORT, Listener, bridge, fill_queue, random_bytes, read_exactly, read_messages, read_to_end, reset
-from httpd import DETACHED, TLS, echo, wait_until
+from httpd import DETACHED, ENDS, PREFORK, STATUS, TLS, echo, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 WAYS = ["usual", "blocking", "tls"]
@@ -801,6 +802,56 @@ class TestResources:
             filler.close()
         full.sock.close()
         assert waiting.read_response().status in (502, 504)
+
+
+@pytest.mark.timing
+class TestWaiting:
+    """A peer that does not answer the connect: its client's thread waits, no longer than somebody wants it to."""
+
+    @pytest.fixture
+    def full(self, listen):
+        peer = listen(backlog=0)
+        fillers = fill_queue(peer)
+        yield peer
+        for filler in fillers:
+            filler.close()
+
+    @pytest.mark.parametrize("end", ENDS)
+    def test_the_childs_end(self, httpd, connect, full, end):
+        with httpd.serve("Timeout 60\nWebSocketDrainTime 300ms\n" + site()):
+            clients = [connect() for _ in range(3)]
+            for client in clients:
+                client.send(client.request(f"/tcp?{full.port}"))
+            time.sleep(0.5)
+            old = set(httpd.children())
+            begun = time.monotonic()
+            httpd.tell(ENDS[end])
+            wait_until(lambda: not old & set(httpd.children()), 8, "the children's end")
+            # prefork hears of a graceful end once a second.
+            assert time.monotonic() - begun < (3.5 if PREFORK and "graceful" in end else 2.5)
+            if "graceful" in end and not PREFORK:
+                assert all(client.read_response().status == 503 for client in clients)
+            if "restart" in end:
+                httpd.renewed()
+            else:
+                httpd.stop(ENDS[end])
+
+    def test_the_clients_end(self, httpd, connect, full):
+        with httpd.serve(site() + STATUS):
+
+            def at_work():
+                """How many of httpd's workers are, but for the one that tells."""
+                return re.search("^Scoreboard: (.*)$", httpd.status("?auto"), re.MULTILINE)[1].count("W") - 1
+
+            clients = [connect() for _ in range(4)]
+            for client in clients:
+                client.send(client.request(f"/tcp?{full.port}"))
+            wait_until(lambda: at_work() == 4, 3, "four workers that wait")
+            clients[0].reset()
+            clients[1].sock.close()
+            wait_until(lambda: at_work() == 2, 2, "the return of two of them")
+            for client in clients[2:]:
+                client.reset()
 
 
 class TestChildEnds:

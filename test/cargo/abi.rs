@@ -164,7 +164,10 @@ fn run(command: &mut Command) -> String {
 /// Compares what the program in `source` prints with a mirror.
 fn same_layout(source: &str, mirror: &BTreeSet<String>) {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.trim_end_matches(".c"));
-    run(compiler(false).arg(Path::new(ROOT).join(format!("test/cargo/{source}"))).arg("-o").arg(&program));
+    run(compiler(false)
+        .arg(Path::new(ROOT).join(format!("test/cargo/{source}")))
+        .arg("-o")
+        .arg(&program));
     let printed = run(&mut Command::new(&program));
     let header: BTreeSet<String> = printed.lines().map(str::to_owned).collect();
     assert_eq!(printed.lines().count(), header.len(), "{source} prints a line twice");
