@@ -23,7 +23,7 @@ PYTHON ?= python3
 PORT ?= 8765
 # The demo's port for https; empty for none.
 TLS_PORT ?= 8764
-# The Autobahn cases to run, as the suite writes them, and where the connections live: WS_TLS=On speaks wss://,
+# The Autobahn cases to run, as the suite writes them, and how the connections are served: WS_TLS=On speaks wss://,
 # WS_DETACH=Off keeps them on httpd's threads, and On takes them off prefork's.
 CASES ?= *
 WS_TLS ?= Off
@@ -34,7 +34,7 @@ export SCENARIOS SECONDS_EACH ROUNDS PUBLISH
 FUZZ_SECONDS ?= 60
 # The same in make check-core.
 FUZZ ?= 5
-# How long the churn of make soak goes on, and that of make check-all on each MPM: 60s, 2m, 1h.
+# How long make soak goes on, and that of make check-all on each MPM: 60s, 2m, 1h.
 SOAK ?= 5m
 # How many attackers are beside it.
 ATTACKERS ?=
@@ -171,7 +171,7 @@ check: setup-check ## install what is missing and run the tests (13 minutes on t
 	@echo "make check: all passed"
 
 .PHONY: check-all
-check-all: setup-check ## before a release: every test in every mode and home, at full size; long fuzzing and churn
+check-all: setup-check ## before a release: every test in every mode, at full size; long fuzzing and soak tests
 	@$(MAKE) --no-print-directory check-code check-core FUZZ=$(FUZZ_SECONDS)
 	@$(MAKE) --no-print-directory check-server-all check-cost
 	@echo "make check-all: all passed"
@@ -211,14 +211,14 @@ check-tools: all plugins soak-module $(VENV)/.done $(B)/node/.done
 	@autobahn/install.sh
 
 .PHONY: check-server
-check-server: check-tools ## the tests against a real httpd, on event, worker and prefork; Autobahn and churn on event
+check-server: check-tools ## the tests against a real httpd, on event, worker and prefork; Autobahn and a soak test on event
 	@$(RUN_TESTS) --beside "autobahn=TEST_MPM=event scripts/autobahn.sh" \
 	  --beside "soak=TEST_MPM=event $(RUN_SOAK) 30s --attackers 0"
 
 .PHONY: check-server-all
-check-server-all: check-tools ## the same at full size; Autobahn in every home, churn for SOAK on each MPM
+check-server-all: check-tools ## the same at full size; Autobahn in every way of serving, a soak test for SOAK on each MPM
 	@$(RUN_TESTS) --all \
-	  $(foreach home,$(HOMES),--beside "autobahn-$(home)=$(call in_home,$(home)) scripts/autobahn.sh") \
+	  $(foreach way,$(WAYS),--beside "autobahn-$(way)=$(call served,$(way)) scripts/autobahn.sh") \
 	  $(foreach mpm,event worker prefork,--beside "soak-$(mpm)=TEST_MPM=$(mpm) $(RUN_SOAK) $(SOAK) --wait 0")
 
 PYTEST = HTTPD='$(HTTPD)' $(VENV)/bin/python -m pytest test
@@ -232,11 +232,11 @@ autobahn: all ## run the Autobahn TestSuite on TEST_MPM; WS_TLS=On, WS_DETACH=Of
 	@HTTPD='$(HTTPD)' TEST_MPM='$(TEST_MPM)' WS_TLS='$(WS_TLS)' WS_DETACH='$(WS_DETACH)' \
 	  scripts/autobahn.sh '$(CASES)'
 
-# Where connections may live: MPM, WS_TLS, WS_DETACH.
-HOMES = event-Off-Auto event-On-Auto event-Off-Off event-On-Off worker-Off-Auto worker-On-Auto worker-Off-Off \
+# The ways in which connections may be served: MPM, WS_TLS, WS_DETACH.
+WAYS = event-Off-Auto event-On-Auto event-Off-Off event-On-Off worker-Off-Auto worker-On-Auto worker-Off-Off \
 	prefork-Off-On prefork-On-On prefork-Off-Off
 word_of = $(word $(2),$(subst -, ,$(1)))
-in_home = TEST_MPM=$(call word_of,$(1),1) WS_TLS=$(call word_of,$(1),2) WS_DETACH=$(call word_of,$(1),3)
+served = TEST_MPM=$(call word_of,$(1),1) WS_TLS=$(call word_of,$(1),2) WS_DETACH=$(call word_of,$(1),3)
 
 .PHONY: bench
 bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for a part, SECONDS_EACH=3, ROUNDS=5
@@ -254,7 +254,7 @@ bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside webs
 	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/bridge.py
 
 .PHONY: soak
-soak: soak-module $(VENV)/.done ## random churn beside ATTACKERS under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
+soak: soak-module $(VENV)/.done ## random conversations beside ATTACKERS under AddressSanitizer on TEST_MPM, for SOAK (60s, 2m, 1h)
 	TEST_MPM='$(TEST_MPM)' $(RUN_SOAK) $(SOAK) $(if $(ATTACKERS),--attackers $(ATTACKERS))
 
 RUN_SOAK = HTTPD='$(HTTPD)' CC='$(CC)' WS_MODULE=$(B)/soak/mod_websocket.so \

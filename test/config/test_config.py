@@ -465,6 +465,7 @@ class TestLoading:
 
     def test_library_named_twice_in_a_section(self, httpd, connect):
         conf = echo("/x", f'WebSocketHandler "{BROKEN}" minimal_init')
+        httpd.expect_log("WS0432: .* takes the place of the WebSocketHandler before it")
         with httpd.serve(conf):
             client = connect()
             client.upgrade("/x")

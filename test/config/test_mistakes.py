@@ -341,11 +341,10 @@ def test_once_at_start(httpd, connect):
     httpd.expect_log("websocket:warn.*WS0420: WebSocketHandler on line")
     with httpd.serve(here("/x", PLUGIN)):
         assert httpd.new_log().count("WS0420") == 1
-        assert connect().ask("/x").status == 404
+        with connect() as client:
+            assert client.ask("/x").status == 404
         httpd.graceful()
         assert httpd.new_log().count("WS0420") == 2
-
-
 
 
 DRAFT76 = """
