@@ -1,7 +1,7 @@
 """Configuration: what is refused and how it is said, where directives may stand, how they merge."""
 
 import pytest
-from httpd import debug, echo, location, wait_until
+from httpd import PREFORK, debug, echo, location, wait_until
 from ws_frame import BINARY, TEXT, close_frame, frame, works
 
 pytestmark = pytest.mark.once
@@ -472,6 +472,7 @@ class TestLoading:
             works(client)
 
 
+@pytest.mark.skipif(PREFORK, reason="these are the settings of event and worker")
 class TestAdvice:
     """Settings of the MPM that end or starve WebSockets are named at start, each with what to set instead."""
 
