@@ -130,7 +130,7 @@ class TestEarlyBytes:
 
 @pytest.mark.once
 class TestAtStart:
-    CONF = "WebSocketMemoryLimit 100M\nServerLimit 16\nMaxRequestWorkers 128\n" + echo()
+    CONF = f"WebSocketMemoryLimit 100M\nServerLimit 16\nMaxRequestWorkers {16 if PREFORK else 128}\n" + echo()
 
     def test_what_the_limit_adds_up_to(self, httpd):
         children = 16 if PREFORK else 2
