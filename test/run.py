@@ -20,6 +20,7 @@ The environment is that of the tests (lib/httpd.py); output and logs are kept in
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -49,6 +50,9 @@ NO_TESTS = 5  # pytest's exit status when all are left out
 PATIENCE = 1200  # seconds that a module of tests may take
 # Modules that take longer than their text is long, since they wait for clocks.
 WAITS = {"limits/test_clocks.py": 10, "service/test_detached.py": 2, "ends/test_handshake_ends.py": 2}
+
+# At full size these measure how long others wait beside as many attackers as the machine bears: nothing else runs then.
+ALONE = {"limits/test_bystanders.py"}
 
 running = set()
 gate = threading.Lock()  # nothing is started any more once the end has come
@@ -253,7 +257,9 @@ def main():
         choice = [] if options.all or mode == modes[0] else ["-m", "not once"]
         tests += [Tests(mode, module, choice) for module in modules]
     ports, mark = reserve_ports()
-    for job in run_all(tests, beside, options.jobs, ports):
+    alone = [job for job in tests if options.all and job.module in ALONE]
+    others = [job for job in tests if job not in alone]
+    for job in itertools.chain(run_all(others, beside, options.jobs, ports), run_all(alone, [], 1, ports)):
         counts.update(job.counts)
         skipped.update(job.skipped)
         if job.status != NO_TESTS or not job.passed:
