@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent / "lib"))
 
 import attack  # noqa: E402
 from httpd import DETACH, MACHINE, PREFORK, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
-from talk import Crowd, Talker, Tally  # noqa: E402
+from talk import Conversations, Crowd, Tally  # noqa: E402
 from ws_frame import TEXT, Client, Refused, frame  # noqa: E402
 
 RESTART = 10.0  # seconds from one graceful restart to the next
@@ -263,7 +263,7 @@ def soak(httpd, sanitizer, options, tally, mob):
     """Clients and restarts for the time that is asked for; gives the threads that have looked on, and the longest that an
     old child lived."""
     stop, longest = threading.Event(), 0.0
-    clients = [Talker(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
+    clients = [Conversations(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
     visitor, watcher = Visitor(httpd, stop, tally), Watcher(httpd, stop)
     for thread in (*clients, visitor, watcher):
         thread.start()

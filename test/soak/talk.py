@@ -98,7 +98,7 @@ class Talker(Client):
             return False
 
 
-class Talker(threading.Thread):
+class Conversations(threading.Thread):
     """One conversation after the other, until `stop` is set."""
 
     def __init__(self, httpd, seed, stop, tally):
@@ -325,7 +325,7 @@ class Talker(threading.Thread):
             sock.close()
 
 
-class Crowd(Talker):
+class Crowd(Conversations):
     """Holds many TLS connections at once, on which it talks in turns before each ends in one of the ways there are."""
 
     def __init__(self, httpd, seed, size, together, tally):
@@ -367,6 +367,8 @@ class Tally:
             self.counts[what] += times
 
     def surprise(self, what):
-        print(f"soak: {what}", file=sys.stderr, flush=True)
         with self.lock:
             self.surprises.append(what)
+            count = len(self.surprises)
+        if count <= 100:
+            print(f"soak: {what}", file=sys.stderr, flush=True)
