@@ -368,9 +368,6 @@ impl Parts {
         let (timeouts, signals) = (self.timeouts, self.signals.as_ref());
         let ended =
             blocking::serve(io, self.session, &*opened.endpoint, timeouts, &SHUTDOWN, signals);
-        if let Some(service) = child::service() {
-            service.look();
-        }
         let summary = self.outbox.summary();
         if past_filters {
             count_bytes(r.connection(), ended.received as i64, summary.bytes_out as i64);
@@ -380,7 +377,11 @@ impl Parts {
         if ended.hurried && !ended.lost && SHUTDOWN.ending() != Ending::Stop {
             filters::end_input(r.connection());
         }
-        drop((self.deflate, self.counted, worker, opened.watched));
+        drop((self.deflate, self.counted, worker, opened, self.outbox));
+        // What it held is free by now, and server-status should say so.
+        if let Some(service) = child::service() {
+            service.look();
+        }
         release_after_log(r, self.signals);
         sys::HOOK_OK
     }

@@ -41,6 +41,10 @@ pub(super) struct Clock {
     last_turns: u64,
     last_moved: Duration,
     next_round: Duration,
+    /// It has looked since the last round, which tells of what others have changed: there will be another one.
+    looked: bool,
+    /// How much memory was told of last.
+    told_memory: u64,
     /// When the end, and a stop, were seen first.
     ending_since: Option<Duration>,
     stopping_since: Option<Duration>,
@@ -82,6 +86,8 @@ impl Clock {
             last_turns: 0,
             last_moved: now,
             next_round: now + ROUND,
+            looked: false,
+            told_memory: 0,
             ending_since: None,
             stopping_since: None,
             shortage_logged: None,
@@ -163,7 +169,7 @@ impl Service {
     }
 
     /// How long the clock waits until it looks again, unless it is woken: for ever if there is nothing to look at.
-    fn until_next(&self, clock: &Clock, idle: bool) -> Option<Duration> {
+    pub(super) fn until_next(&self, clock: &Clock, idle: bool) -> Option<Duration> {
         if self.ending.get() != Ending::None {
             return Some(ENDING_TICK);
         }
@@ -176,7 +182,9 @@ impl Service {
         // The last round, in which everybody was found to be gone, has been made.
         let nothing = self.connections() == 0
             && self.peak.load(Ordering::Relaxed) == 0
-            && self.memory.used() == 0;
+            && self.memory.used() == 0
+            && clock.told_memory == 0
+            && !clock.looked;
         let until_round = clock.next_round.saturating_sub(self.now());
         (!nothing).then_some(IDLE_TICK.min(until_round))
     }
@@ -184,6 +192,7 @@ impl Service {
     /// A look of the clock, before which it looked less often, or did not.
     pub(super) fn tick(&'static self, clock: &mut Clock, idle: bool) {
         let now = self.now();
+        clock.looked = true;
         self.look_after_threads(clock, now, idle);
         self.log_refused(clock, now);
         let ending = clock.look_at(&self.ending, now);
@@ -234,10 +243,12 @@ impl Service {
     /// Asks all connections' deadlines, and adds up what they have done.
     fn go_round(&self, clock: &mut Clock, now: Duration, ending: Ending) {
         clock.reading.clear();
+        clock.looked = false;
         let mut totals = *self.past();
         totals.refused_waits = self.waits.refused();
         totals.refused_memory = self.memory.refused();
         totals.memory = self.memory.used() as u64;
+        clock.told_memory = totals.memory;
         for entry in self.slots.all() {
             let since = clock.since(&self.ending, &entry, now);
             if since.is_some() {

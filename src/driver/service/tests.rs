@@ -19,9 +19,10 @@ use crate::{
         plain::{self, Early, Plain},
     },
     fakes::{
-        Lines, Read, Recorder, StuckPeer, Watched, Wire, from_client, from_us, outbox, session,
+        Lines, Read, Recorder, StuckPeer, Watched, Wire, budget, from_client, from_us, outbox,
+        session,
     },
-    limits::memory::UNLIMITED,
+    limits::memory::{Budget, UNLIMITED},
     os::{Interest, Sources, wait},
     proto::{
         Kind,
@@ -70,6 +71,10 @@ struct Talk {
 
 impl Alone {
     fn new(drain: Duration) -> Self {
+        Self::with(drain, &UNLIMITED)
+    }
+
+    fn with(drain: Duration, memory: &'static Budget) -> Self {
         let (log, reports) = (Lines::default(), Arc::new(Watched::default()));
         let kept: Arc<Watched<Vec<_>>> = reports.clone();
         let report =
@@ -81,7 +86,7 @@ impl Alone {
         let service = Service::without_threads(Setup {
             threads: 1,
             drain,
-            memory: &UNLIMITED,
+            memory,
             report,
             log: Box::new(log.clone()),
             elsewhere,
@@ -454,6 +459,31 @@ fn an_end_that_takes_too_long_is_told_of() {
     assert_eq!(told(&alone), []);
     alone.pass(moment);
     assert_eq!(told(&alone), [Ending::Stop]);
+}
+
+/// Connections on httpd's threads hold memory, too: what they have given back is told, though nobody is here.
+#[test]
+fn memory_that_others_have_given_back_is_reported() {
+    let memory = budget(1 << 20);
+    let mut alone = Alone::with(Duration::ZERO, memory);
+    let told = |alone: &Alone| alone.reports.change(core::mem::take).last().map(|(_, t)| t.memory);
+    let mut claims = [memory.claim(), memory.claim()];
+    for claim in &mut claims {
+        claim.cover(100_000).unwrap();
+    }
+    alone.pass(2 * ROUND);
+    assert_eq!(told(&alone), Some(memory.used() as u64));
+    let [first, second] = claims;
+    drop(first);
+    alone.pass(ROUND / 4);
+    drop(second);
+    // It looks once more within a second, and then not before somebody comes.
+    alone.pass(ROUND / 4);
+    assert_eq!(told(&alone), None);
+    assert!(alone.service.until_next(&alone.clock, true).is_some_and(|time| time <= ROUND));
+    alone.pass(ROUND);
+    assert_eq!(told(&alone), Some(0));
+    assert_eq!(alone.service.until_next(&alone.clock, true), None);
 }
 
 #[test]
