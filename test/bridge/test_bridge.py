@@ -822,8 +822,9 @@ class TestWaiting:
             clients = [connect() for _ in range(3)]
             for client in clients:
                 client.send(client.request(f"/tcp?{full.port}"))
+            # An idle process of prefork's may hear of a graceful end ten seconds late.
+            old = {httpd.child_of(client) for client in clients}
             time.sleep(0.5)
-            old = set(httpd.children())
             begun = time.monotonic()
             httpd.tell(ENDS[end])
             wait_until(lambda: not old & set(httpd.children()), 8, "the children's end")
@@ -834,7 +835,7 @@ class TestWaiting:
             if "restart" in end:
                 httpd.renewed()
             else:
-                httpd.stop(ENDS[end])
+                httpd.stop(ENDS[end], timeout=14)
 
     def test_the_clients_end(self, httpd, connect, full):
         with httpd.serve(site() + STATUS):
