@@ -26,10 +26,10 @@ const AT_ONCE: Duration = Duration::from_millis(100);
 /// How often it is looked whether anybody still wants the connection.
 const LOOK: Duration = Duration::from_millis(100);
 /// How many names may be looked up at a time, each on a thread of its own.
-const LOOK_UPS: usize = 64;
+const MOST_LOOK_UPS: usize = 64;
 
-/// How many are. Those that nobody waits for any more count, too.
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// Those of this process. Nobody may wait for them any more.
+static LOOK_UPS: LookUps = LookUps(AtomicUsize::new(0));
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -117,21 +117,24 @@ impl Clock<'_> {
     }
 }
 
-/// A look-up that is under way, which nobody can end.
-struct LookUp;
+/// How many look-ups are under way: a mere count.
+struct LookUps(AtomicUsize);
 
-impl LookUp {
+/// One that is under way, which nobody can end.
+struct LookUp(&'static LookUps);
+
+impl LookUps {
     /// One more; `None` if there are as many as there may be.
-    fn begin() -> Option<Self> {
-        let one_more = |running| (running < LOOK_UPS).then_some(running + 1);
-        let begun = RUNNING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        begun.is_ok().then_some(Self)
+    fn begin(&'static self) -> Option<LookUp> {
+        let one_more = |running| (running < MOST_LOOK_UPS).then_some(running + 1);
+        let begun = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        begun.is_ok().then_some(LookUp(self))
     }
 }
 
 impl Drop for LookUp {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -162,7 +165,7 @@ fn resolve(host: &Host, port: u16, clock: &mut Clock<'_>) -> Result<Vec<SocketAd
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
         Host::Name(name) => name.clone(),
     };
-    let counted = LookUp::begin().ok_or(ConnectError::NotNow)?;
+    let counted = LOOK_UPS.begin().ok_or(ConnectError::NotNow)?;
     let (sender, receiver) = mpsc::sync_channel(1);
     {
         // Signals are for httpd's threads.
@@ -253,4 +256,74 @@ fn to_path(path: &Path, clock: &mut Clock<'_>, kind: Type) -> Result<Socket, Con
         Ok(socket.connect(&address)?)
     })?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that may wait, and is gone after so many looks.
+    struct Client {
+        asked: usize,
+        may_wait: bool,
+        looks: core::cell::Cell<usize>,
+    }
+
+    impl Caller for Client {
+        fn may_wait(&mut self) -> bool {
+            self.asked += 1;
+            self.may_wait
+        }
+
+        fn is_there(&self) -> bool {
+            self.looks.set(self.looks.get().saturating_sub(1));
+            self.looks.get() > 0
+        }
+    }
+
+    fn client(may_wait: bool, looks: usize) -> Client {
+        Client { asked: 0, may_wait, looks: looks.into() }
+    }
+
+    /// What waiting for something comes to that takes so long.
+    fn run(client: &mut Client, takes: Duration, most: Duration) -> Result<(), ConnectError> {
+        let begun = Instant::now();
+        let mut clock = Clock { begun, deadline: begun + most, caller: client, waits: false };
+        clock.run(most, |most| {
+            let left = takes.saturating_sub(begun.elapsed());
+            thread::sleep(left.min(most));
+            if left <= most { Ok(()) } else { Err(ConnectError::TimedOut) }
+        })
+    }
+
+    #[test]
+    fn who_is_quick_does_not_wait() {
+        let mut client = client(false, 0);
+        assert!(run(&mut client, Duration::ZERO, LOOK).is_ok());
+        assert_eq!(client.asked, 0);
+    }
+
+    #[test]
+    fn who_has_to_wait_asks_once_and_looks_whether_somebody_is_there() {
+        let takes = 3 * LOOK;
+        let mut patient = client(true, 10);
+        assert!(run(&mut patient, takes, 9 * LOOK).is_ok());
+        assert_eq!(patient.asked, 1);
+        assert!(patient.looks.get() < 10);
+        let error = run(&mut client(false, 10), takes, 9 * LOOK).unwrap_err();
+        assert!(matches!(error, ConnectError::NotNow));
+        let error = run(&mut client(true, 2), takes, 9 * LOOK).unwrap_err();
+        assert!(matches!(error, ConnectError::Unwanted));
+        let error = run(&mut client(true, 99), takes, 2 * LOOK).unwrap_err();
+        assert!(matches!(error, ConnectError::TimedOut));
+    }
+
+    #[test]
+    fn look_ups_have_a_bound() {
+        static OWN: LookUps = LookUps(AtomicUsize::new(0));
+        let mut running: Vec<_> = (0..MOST_LOOK_UPS).map(|_| OWN.begin().unwrap()).collect();
+        assert!(OWN.begin().is_none());
+        running.pop();
+        assert!(OWN.begin().is_some());
+    }
 }
