@@ -531,17 +531,26 @@ class Httpd:
         ungraceful stop closes the workers' sockets under their hands, and stumbles now and then over
         one that is just being closed (a segfault, or AH03093)."""
         ports = {f"{port:04X}" for port in (self.port, self.tls_port)}
+        conf = (self.root / "conf/httpd.conf").read_text()
 
-        def open_connections():
-            for name in ("tcp", "tcp6"):
+        def held_connections():
+            known = set()
+            for name, column in ("tcp", 9), ("tcp6", 9), ("udp", 9), ("udp6", 9), ("unix", 6), ("netlink", 9):
                 for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
                     fields = line.split()
-                    if fields[1].rpartition(":")[2] in ports and fields[3] not in ("0A", "06"):
+                    known.add(f"socket:[{fields[column]}]")
+                    if name.startswith("tcp") and fields[1].rpartition(":")[2] in ports and fields[3] not in ("0A", "06"):
                         return True
+            # The tables have no line any more for one that its client has reset, though a worker may still hold it,
+            # nor ever for the one that mod_http2 makes when a child starts.
+            for pid in self.children():
+                held = {file for file in self._files(pid) if file.startswith("socket:")}
+                if len(held - known) > ("H2WebSockets" in conf):
+                    return True
             return False
 
         deadline = time.monotonic() + 1
-        while open_connections() and time.monotonic() < deadline:
+        while self.process and held_connections() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.02)  # the descriptor is closed a little before the worker is done
 
@@ -603,12 +612,14 @@ class Httpd:
         return wait_until(lambda: self._holder(inode_of(server, peer)), 2, what)
 
     def _holder(self, inode):
-        for pid in self.children():
-            for fd in Path(f"/proc/{pid}/fd").glob("*"):
-                with contextlib.suppress(OSError):  # closed meanwhile, as httpd's own is
-                    if os.readlink(fd) == f"socket:[{inode}]":
-                        return pid
-        return None
+        return next((pid for pid in self.children() if f"socket:[{inode}]" in self._files(pid)), None)
+
+    @staticmethod
+    def _files(pid):
+        """What a process has open, as the links in /proc name it."""
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):  # closed meanwhile, as httpd's own is
+                yield os.readlink(fd)
 
     @staticmethod
     def memory(pid):
