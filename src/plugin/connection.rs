@@ -173,13 +173,23 @@ struct ServerState {
     request: AtomicPtr<abi::request_rec>,
     /// The plugin asked for the request.
     asked: AtomicBool,
-    headers: Arc<Headers>,
-    protocols: Protocols,
+    /// `None` when the connection is closed.
+    brought: Mutex<Option<Box<Brought>>>,
     /// `None` as soon as the 101 is decided.
     answer: Mutex<Option<Answer>>,
 }
 
+/// What the request brought. The plugin has pointers into it, so it stays where it is.
+struct Brought {
+    headers: Arc<Headers>,
+    protocols: Protocols,
+}
+
 impl ServerState {
+    fn brought(&self) -> MutexGuard<'_, Option<Box<Brought>>> {
+        self.brought.acquire()
+    }
+
     fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
         self.answer.acquire()
     }
@@ -203,8 +213,7 @@ impl Connection {
                 outbox,
                 request: AtomicPtr::new(request),
                 asked: AtomicBool::new(false),
-                headers,
-                protocols,
+                brought: Mutex::new(Some(Box::new(Brought { headers, protocols }))),
                 answer: Mutex::new(Some(Answer::default())),
             },
         });
@@ -296,7 +305,10 @@ impl Endpoint for Connection {
 
 /// Keeps a handle for a while, that of a window at least until the next one has ended there; the oldest one goes.
 fn retire(handle: Owned<Handle>, window: Option<&Window>) {
-    handle.get().state.outbox.dispose();
+    let state = &handle.get().state;
+    state.outbox.dispose();
+    // As large as a client has made it; what is kept for a call that comes late must be small.
+    drop(state.brought().take());
     let handle = match window {
         Some(window) => window.ended.acquire().replace(handle),
         None => Some(handle),
@@ -358,7 +370,9 @@ unsafe extern "C" fn cb_header_get(
     boundary(server, ptr::null(), |state| {
         // SAFETY: the ABI's key is NULL or a string for the length of the call.
         let key = unsafe { string(key) };
-        key.and_then(|key| state.headers.get(key)).map_or(ptr::null(), CStr::as_ptr)
+        let brought = state.brought();
+        let value = key.and_then(|key| brought.as_ref()?.headers.get(key));
+        value.map_or(ptr::null(), CStr::as_ptr)
     })
 }
 
@@ -415,7 +429,9 @@ fn is_ours(name: &[u8]) -> bool {
 }
 
 unsafe extern "C" fn cb_protocol_count(server: *const abi::WebSocketServer) -> usize {
-    boundary(server, 0, |state| state.protocols.count())
+    boundary(server, 0, |state| {
+        state.brought().as_ref().map_or(0, |brought| brought.protocols.count())
+    })
 }
 
 unsafe extern "C" fn cb_protocol_index(
@@ -423,7 +439,9 @@ unsafe extern "C" fn cb_protocol_index(
     index: usize,
 ) -> *const c_char {
     boundary(server, ptr::null(), |state| {
-        state.protocols.get(index).map_or(ptr::null(), CStr::as_ptr)
+        let brought = state.brought();
+        let name = brought.as_ref().and_then(|brought| brought.protocols.get(index));
+        name.map_or(ptr::null(), CStr::as_ptr)
     })
 }
 
@@ -435,7 +453,9 @@ unsafe extern "C" fn cb_protocol_set(server: *const abi::WebSocketServer, protoc
             return;
         };
         // RFC 6455 §4.2.2: the subprotocol is one of those that the client sent.
-        let Some(offered) = state.protocols.find(protocol) else {
+        let brought = state.brought();
+        let Some(offered) = brought.as_ref().and_then(|brought| brought.protocols.find(protocol))
+        else {
             let protocol = protocol.to_bytes().escape_ascii();
             state.warn(format_args!(
                 "WS0205: protocol_set {protocol}: the client did not offer it; ignored"
@@ -574,6 +594,7 @@ mod tests {
     struct Opened {
         connection: Connection,
         outbox: Arc<Outbox>,
+        headers: Arc<Headers>,
         wire: Wire,
         log: Lines,
         _driver: Arc<Driver>,
@@ -583,10 +604,11 @@ mod tests {
         let ((outbox, log), wire) = (outbox(1000), Wire::new());
         let driver = Driver::new(Some(&wire), || panic!("nobody has to wait"));
         driver.rest(&outbox);
+        let headers: Arc<Headers> = Arc::default();
         let opening = PluginOpening {
             outbox: outbox.clone(),
             request: ptr::dangling_mut::<c_void>().cast(),
-            headers: Arc::default(),
+            headers: headers.clone(),
             protocols: Protocols::default(),
             alone,
             callbacks: plugin.callbacks(),
@@ -596,7 +618,7 @@ mod tests {
         assert_eq!(answer.headers, [(c"X-Chosen".into(), c"two".into())]);
         assert!(log.has("WS0203: header_set Upgrade"));
         assert_eq!(calls(), ["connect"]);
-        Opened { connection, outbox, wire, log, _driver: driver }
+        Opened { connection, outbox, headers, wire, log, _driver: driver }
     }
 
     impl Opened {
@@ -645,8 +667,16 @@ mod tests {
         assert_eq!(opened.wire.sent(), from_us(Opcode::Binary, b"1"));
         opened.end();
         // A thread that the plugin has not joined in time.
-        let Opened { connection, outbox, .. } = opened;
+        let Opened { connection, outbox, headers, .. } = opened;
         drop(connection);
+        assert_eq!(Arc::strong_count(&headers), 1, "what the request brought is gone");
+        let key = c"host".as_ptr();
+        // SAFETY: the structure is kept, and the key is a string.
+        let header = unsafe {
+            let server = ptr::with_exposed_provenance::<abi::WebSocketServer>(server);
+            ((*server).header_get)(server, key)
+        };
+        assert!(header.is_null());
         assert_eq!(send_from_thread(), 0);
         // So many connections later nobody calls any more, and the memory goes.
         let weak = Arc::downgrade(&outbox);
