@@ -10,7 +10,7 @@ use std::{
     path::Path,
     sync::{
         atomic::{AtomicUsize, Ordering},
-        mpsc,
+        mpsc::{self, RecvTimeoutError},
     },
     thread,
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How many names may be looked up at a time, each on a thread of its own.
 const MOST_LOOK_UPS: usize = 64;
 
-/// Those of this process. Nobody may wait for them any more.
+/// Those of this process; whoever began one may be gone.
 static LOOK_UPS: LookUps = LookUps(AtomicUsize::new(0));
 
 /// Why there is no connection.
@@ -36,8 +36,10 @@ static LOOK_UPS: LookUps = LookUps(AtomicUsize::new(0));
 pub enum ConnectError {
     /// The peer, or the resolver, did not answer in time.
     TimedOut,
-    /// It would have to wait, and may not.
+    /// It would have to wait, and the caller says that it may not.
     NotNow,
+    /// The name cannot be looked up now.
+    NoLookUp(io::Error),
     /// Nobody wants it any more.
     Unwanted,
     /// The peer refuses, or cannot be reached.
@@ -49,8 +51,8 @@ impl fmt::Display for ConnectError {
         match self {
             Self::TimedOut => f.write_str("no answer within WebSocketBridgeConnectTimeout"),
             Self::NotNow => f.write_str("too many wait already"),
-            Self::Unwanted => f.write_str("the client is gone, or the child is ending"),
-            Self::Failed(error) => error.fmt(f),
+            Self::Unwanted => f.write_str("no answer before the client went away"),
+            Self::NoLookUp(error) | Self::Failed(error) => error.fmt(f),
         }
     }
 }
@@ -128,7 +130,7 @@ impl LookUps {
     fn begin(&'static self) -> Option<LookUp> {
         let one_more = |running| (running < MOST_LOOK_UPS).then_some(running + 1);
         let begun = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        begun.is_ok().then_some(LookUp(self))
+        begun.is_ok().then(|| LookUp(self))
     }
 }
 
@@ -165,7 +167,10 @@ fn resolve(host: &Host, port: u16, clock: &mut Clock<'_>) -> Result<Vec<SocketAd
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
         Host::Name(name) => name.clone(),
     };
-    let counted = LOOK_UPS.begin().ok_or(ConnectError::NotNow)?;
+    let counted = LOOK_UPS.begin().ok_or_else(|| {
+        let why = format!("{MOST_LOOK_UPS} names are being looked up already");
+        ConnectError::NoLookUp(io::Error::other(why))
+    })?;
     let (sender, receiver) = mpsc::sync_channel(1);
     {
         // Signals are for httpd's threads.
@@ -176,9 +181,16 @@ fn resolve(host: &Host, port: u16, clock: &mut Clock<'_>) -> Result<Vec<SocketAd
             // Nobody waits for it any more if it took too long.
             let _ = sender.send(addresses);
         };
-        thread::Builder::new().name("ws-resolver".into()).spawn(look_up)?;
+        let thread = thread::Builder::new().name("ws-resolver".into());
+        thread.spawn(look_up).map_err(ConnectError::NoLookUp)?;
     }
-    let answer = |most| receiver.recv_timeout(most).map_err(|_| ConnectError::TimedOut);
+    let answer = |most| {
+        receiver.recv_timeout(most).map_err(|error| match error {
+            RecvTimeoutError::Timeout => ConnectError::TimedOut,
+            // It has panicked.
+            RecvTimeoutError::Disconnected => io::Error::other("the look-up has failed").into(),
+        })
+    };
     let addresses = clock.run(clock.left(), answer)??;
     if addresses.is_empty() {
         return Err(io::Error::other("the name has no address").into());
@@ -253,7 +265,11 @@ fn to_path(path: &Path, clock: &mut Clock<'_>, kind: Type) -> Result<Socket, Con
     clock.run(clock.left(), |most| {
         // Also bounds how long a connection waits for its place in the peer's queue; zero would not.
         socket.set_write_timeout(Some(most.max(Duration::from_millis(1))))?;
-        Ok(socket.connect(&address)?)
+        match socket.connect(&address) {
+            // A signal came; nothing has begun.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(ConnectError::TimedOut),
+            done => Ok(done?),
+        }
     })?;
     Ok(socket)
 }
@@ -322,8 +338,13 @@ mod tests {
     fn look_ups_have_a_bound() {
         static OWN: LookUps = LookUps(AtomicUsize::new(0));
         let mut running: Vec<_> = (0..MOST_LOOK_UPS).map(|_| OWN.begin().unwrap()).collect();
-        assert!(OWN.begin().is_none());
+        for _ in 0..3 {
+            assert!(OWN.begin().is_none());
+        }
         running.pop();
-        assert!(OWN.begin().is_some());
+        running.push(OWN.begin().unwrap());
+        assert!(OWN.begin().is_none());
+        drop(running);
+        assert_eq!(OWN.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -11,6 +11,7 @@ use std::{
     ffi::CString,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -195,16 +196,9 @@ impl Bridge {
                 format_args!("WS0507: no framing for {peer}: {e}"),
             )
         })?;
-        let socket = connect(&peer, settings.connect_timeout(), caller).map_err(|e| {
-            let status = match e {
-                ConnectError::TimedOut => sys::HTTP_GATEWAY_TIME_OUT,
-                // The log says why.
-                ConnectError::NotNow => return handler::come_later(r),
-                ConnectError::Unwanted => return handler::leave_to_next(r),
-                ConnectError::Failed(_) => sys::HTTP_BAD_GATEWAY,
-            };
-            refuse(status, Level::Error, format_args!("WS0501: no connection to {peer}: {e}"))
-        })?;
+        let begun = Instant::now();
+        let socket = connect(&peer, settings.connect_timeout(), caller)
+            .map_err(|error| unconnected(r, &peer, &error, begun.elapsed()))?;
         child::spare(socket.descriptor()).map_err(|e| handler::unavailable(r, &e))?;
         let mut first = Vec::new();
         if settings.proxy_protocol.unwrap_or(false) && !peer.is_datagram() {
@@ -219,6 +213,27 @@ impl Bridge {
     pub(super) fn open(self, outbox: Arc<Outbox>) -> Relay {
         Relay::new(outbox, self.socket, self.framing, self.first, self.max_piece)
     }
+}
+
+/// How long a client waits at least whose leaving shows that the peer does not answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The status that refuses a request whose peer is not connected after `waited`; a line says why.
+fn unconnected(r: Request<'_>, peer: &Address, error: &ConnectError, waited: Duration) -> c_int {
+    static SAID: log::OnceAMinute = log::OnceAMinute::new();
+    let (status, is_error) = match error {
+        ConnectError::TimedOut => (sys::HTTP_GATEWAY_TIME_OUT, true),
+        ConnectError::Failed(_) => (sys::HTTP_BAD_GATEWAY, true),
+        // The caller has written why.
+        ConnectError::NotNow => return handler::come_later(r),
+        ConnectError::NoLookUp(_) => (sys::HTTP_SERVICE_UNAVAILABLE, SAID.is_due()),
+        ConnectError::Unwanted if child::is_near() => return handler::leave_to_next(r),
+        // Who leaves at once may have changed its mind.
+        ConnectError::Unwanted => (sys::HTTP_GATEWAY_TIME_OUT, waited >= PATIENCE),
+    };
+    let level = if is_error { Level::Error } else { Level::Info };
+    log::request(r, level, format_args!("WS0501: no connection to {peer}: {error}"));
+    if status == sys::HTTP_SERVICE_UNAVAILABLE { handler::come_later(r) } else { status as c_int }
 }
 
 /// Where a request leads to.

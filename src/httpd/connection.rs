@@ -35,8 +35,8 @@ impl Connection<'_> {
         unsafe { (&raw const (*self.as_ptr()).aborted).read_volatile() != 0 }
     }
 
-    /// Whether the client has gone, as far as the kernel knows: it has ended its stream, or reset the connection. Of a stream
-    /// mod_http2 knows.
+    /// Whether the client has gone, as far as the kernel knows: it has ended its stream, or reset the connection. Of a
+    /// stream mod_http2 knows.
     pub(super) fn is_gone(self) -> bool {
         if self.is_aborted() || self.is_stream() {
             return self.is_aborted();
@@ -49,8 +49,8 @@ impl Connection<'_> {
         if status != sys::APR_SUCCESS as i32 || descriptor < 0 {
             return true;
         }
-        // SAFETY: it stays open as long as its connection is being served; event and worker close it at a stop, and what is
-        // asked of a number that means nothing, or something else, by then does not matter any more.
+        // SAFETY: it stays open as long as its connection is being served; event and worker close it at a stop, and what
+        // is asked of a number that means nothing, or something else, by then does not matter any more.
         is_hung_up(unsafe { BorrowedFd::borrow_raw(descriptor) })
     }
 

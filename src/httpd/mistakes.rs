@@ -165,8 +165,8 @@ impl Places {
     }
 }
 
-/// What is wrong with an expression in WebSocketBridge that no list says the peers of: it would lead wherever a client
-/// wants.
+/// What is wrong with an expression in WebSocketBridge where no list can say the peers of: all its requests would be
+/// refused. (Where a list can, it may still not hold for a request, which is refused then.)
 pub(super) fn unlisted_expression() -> Option<String> {
     let mut lists = Places::default();
     tree::each(&mut |directive| {
@@ -180,7 +180,7 @@ pub(super) fn unlisted_expression() -> Option<String> {
         if wrong.is_none() && has_expression && !lists.may_meet(directive) {
             wrong = Some(format!(
                 "WS0428: WebSocketBridge on {} has an expression: name the peers that it may lead to with \
-                 WebSocketBridgeAllow in the same section, or in one around it",
+                 WebSocketBridgeAllow in the same section, or in one that holds for the same requests",
                 directive.place()
             ));
         }

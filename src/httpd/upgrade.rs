@@ -225,9 +225,10 @@ impl Upgrade {
 fn copy_headers(r: Request<'_>) -> Arc<Headers> {
     let (headers, left_out) = Headers::copy(r.fields(Table::HeadersIn).into_iter());
     static SAID: log::OnceAMinute = log::OnceAMinute::new();
-    if left_out > 0 && SAID.is_due() {
+    if left_out > 0 {
+        let level = if SAID.is_due() { Level::Warn } else { Level::Info };
         let line = "WS0105: the request's headers exceed 64 KiB; the plugin will miss";
-        log::request(r, Level::Warn, format_args!("{line} {left_out} of them"));
+        log::request(r, level, format_args!("{line} {left_out} of them"));
     }
     Arc::new(headers)
 }

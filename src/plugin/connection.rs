@@ -671,12 +671,9 @@ mod tests {
         drop(connection);
         assert_eq!(Arc::strong_count(&headers), 1, "what the request brought is gone");
         let key = c"host".as_ptr();
+        let server = ptr::with_exposed_provenance::<abi::WebSocketServer>(server);
         // SAFETY: the structure is kept, and the key is a string.
-        let header = unsafe {
-            let server = ptr::with_exposed_provenance::<abi::WebSocketServer>(server);
-            ((*server).header_get)(server, key)
-        };
-        assert!(header.is_null());
+        assert!(unsafe { cb_header_get(server, key) }.is_null());
         assert_eq!(send_from_thread(), 0);
         // So many connections later nobody calls any more, and the memory goes.
         let weak = Arc::downgrade(&outbox);

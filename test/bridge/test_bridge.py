@@ -16,7 +16,7 @@ import time
 
 import pytest
 from peers import ALLOW, PORT, Listener, bridge, fill_queue, random_bytes, read_exactly, read_messages, read_to_end, reset
-from httpd import DETACHED, ENDS, PREFORK, STATUS, TLS, echo, wait_until
+from httpd import DETACHED, ENDS, ONE_CHILD, PREFORK, STATUS, TLS, echo, wait_until
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 WAYS = ["usual", "blocking", "tls"]
@@ -809,19 +809,28 @@ class TestWaiting:
     """A peer that does not answer the connect: its client's thread waits, no longer than somebody wants it to."""
 
     @pytest.fixture
-    def full(self, listen):
-        peer = listen(backlog=0)
+    def full(self, httpd, listen, request):
+        """The path that leads to such a peer."""
+        socket_file = httpd.root / "trail/stream"
+        if getattr(request, "param", None) == "unix":
+            socket_file.unlink(missing_ok=True)
+            peer = listen(socket.AF_UNIX, str(socket_file), backlog=0)
+            socket_file.chmod(0o777)
+        else:
+            peer = listen(backlog=0)
         fillers = fill_queue(peer)
-        yield peer
+        yield f"/tcp?{peer.port}" if peer.port else "/unix"
         for filler in fillers:
             filler.close()
+        socket_file.unlink(missing_ok=True)
 
+    @pytest.mark.parametrize("full", ["tcp", "unix"], indirect=True)
     @pytest.mark.parametrize("end", ENDS)
     def test_the_childs_end(self, httpd, connect, full, end):
         with httpd.serve("Timeout 60\nWebSocketDrainTime 300ms\n" + site()):
             clients = [connect() for _ in range(3)]
             for client in clients:
-                client.send(client.request(f"/tcp?{full.port}"))
+                client.send(client.request(full))
             # An idle process of prefork's may hear of a graceful end ten seconds late.
             old = {httpd.child_of(client) for client in clients}
             time.sleep(0.5)
@@ -830,7 +839,7 @@ class TestWaiting:
             wait_until(lambda: not old & set(httpd.children()), 8, "the children's end")
             # prefork hears of a graceful end once a second.
             assert time.monotonic() - begun < (3.5 if PREFORK and "graceful" in end else 2.5)
-            if "graceful" in end and not PREFORK:
+            if "graceful" in end:
                 assert all(client.read_response().status == 503 for client in clients)
             if "restart" in end:
                 httpd.renewed()
@@ -846,13 +855,44 @@ class TestWaiting:
 
             clients = [connect() for _ in range(4)]
             for client in clients:
-                client.send(client.request(f"/tcp?{full.port}"))
+                client.send(client.request(full))
             wait_until(lambda: at_work() == 4, 3, "four workers that wait")
             clients[0].reset()
             clients[1].sock.close()
             wait_until(lambda: at_work() == 2, 2, "the return of two of them")
+            gone = "WS0501: no connection.*before the client went away"
+            assert len(re.findall(f"websocket:info.*{gone}", httpd.new_log())) == 2
+            # Who has waited for longer shows that the peer does not answer.
+            time.sleep(1)
             for client in clients[2:]:
                 client.reset()
+            httpd.expect_log(f"websocket:error.*{gone}")
+            wait_until(lambda: at_work() == 0, 2, "the return of all")
+
+
+@pytest.mark.skipif(PREFORK, reason="one look-up a process")
+class TestResolver:
+    def test_one_that_hangs(self, httpd, connect):
+        """Nobody can end a look-up, and each one has a thread: a child has no more than 64."""
+        slow = bridge("/slow", "tcp://host.slow:1", "WebSocketBridgeFraming binary")
+        resolver = {"LD_PRELOAD": str(httpd.plugins / "slow_resolver.so")}
+        no_connection = "WS0501: no connection to tcp://host.slow:1"
+        with httpd.serve(ONE_CHILD + slow, env=resolver):
+            httpd.allow_log(f"{no_connection}: no answer before the client went away")
+            (child,) = httpd.children()
+            for begun in range(0, 64, 16):
+                clients = [connect() for _ in range(16)]
+                for client in clients:
+                    client.send(client.request("/slow"))
+                wait_until(lambda n=begun: httpd.threads(child, "ws-resolver") == n + 16, 5, "the look-ups")
+                for client in clients:
+                    client.reset()
+            httpd.expect_log(f"websocket:error.*{no_connection}: 64 names are being looked up")
+            for _ in range(3):
+                answer = connect().ask("/slow")
+                assert (answer.status, answer.headers["retry-after"]) == (503, "10")
+            assert httpd.threads(child, "ws-resolver") == 64
+            assert len(re.findall("websocket:error.*64 names are being looked up", httpd.new_log())) == 1
 
 
 class TestChildEnds:

@@ -80,8 +80,8 @@ def reset(sock):
 
 def fill_queue(peer):
     """What makes a listener drop all others who connect, as long as it is open."""
-    fillers = [socket.socket() for _ in range(4)]
+    fillers = [socket.socket(peer.sock.family) for _ in range(4)]
     for filler in fillers:
         filler.setblocking(False)
-        filler.connect_ex(("127.0.0.1", peer.port))
+        filler.connect_ex(peer.address)
     return fillers
