@@ -44,6 +44,8 @@ class Talker(Client):
         """The opening handshake."""
         with waits.measured("handshake"):
             response = self.ask(path, [("Sec-WebSocket-Extensions", offer)] if offer else [])
+        if response.status == 503 and "retry-after" in response.headers and not waits.now:
+            raise Goodbye  # it came to a child at its end
         if response.status != 101:
             raise Surprise(f"the handshake is answered with {response.status}")
         self.deflate = response.headers.get("sec-websocket-extensions")
