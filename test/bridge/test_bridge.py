@@ -888,6 +888,9 @@ class TestResolver:
                 wait_until(lambda n=begun: httpd.threads(child, "ws-resolver") == n + 16, 5, "the look-ups")
                 for client in clients:
                     client.reset()
+                # The next ones need their workers.
+                gone = "before the client went away"
+                wait_until(lambda n=begun: httpd.new_log().count(gone) == n + 16, 5, "the return of their workers")
             httpd.expect_log(f"websocket:error.*{no_connection}: 64 names are being looked up")
             for _ in range(3):
                 answer = connect().ask("/slow")
