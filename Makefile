@@ -166,7 +166,7 @@ $(B)/node/.done: test/package.json
 	@touch $@
 
 .PHONY: check
-check: setup-check ## install what is missing and run the tests (13 minutes on two cores)
+check: setup-check ## install what is missing and run the tests (20 minutes on a fresh clone and two cores)
 	@$(MAKE) --no-print-directory check-code check-core check-server check-cost
 	@echo "make check: all passed"
 

@@ -805,7 +805,6 @@ class TestResources:
 
 
 @pytest.mark.timing
-@pytest.mark.timing
 class TestWaiting:
     """A peer that does not answer the connect: its client's thread waits, no longer than somebody wants it to."""
 
