@@ -453,9 +453,12 @@ unsafe extern "C" fn cb_protocol_set(server: *const abi::WebSocketServer, protoc
             return;
         };
         // RFC 6455 §4.2.2: the subprotocol is one of those that the client sent.
-        let brought = state.brought();
-        let Some(offered) = brought.as_ref().and_then(|brought| brought.protocols.find(protocol))
-        else {
+        let offered = match &*state.brought() {
+            Some(brought) => brought.protocols.find(protocol).map(CStr::to_owned),
+            // A call that comes late.
+            None => return,
+        };
+        let Some(offered) = offered else {
             let protocol = protocol.to_bytes().escape_ascii();
             state.warn(format_args!(
                 "WS0205: protocol_set {protocol}: the client did not offer it; ignored"
@@ -463,7 +466,7 @@ unsafe extern "C" fn cb_protocol_set(server: *const abi::WebSocketServer, protoc
             return;
         };
         if let Some(answer) = &mut *state.answer() {
-            answer.protocol = Some(offered.to_owned());
+            answer.protocol = Some(offered);
         }
     });
 }
@@ -667,13 +670,16 @@ mod tests {
         assert_eq!(opened.wire.sent(), from_us(Opcode::Binary, b"1"));
         opened.end();
         // A thread that the plugin has not joined in time.
-        let Opened { connection, outbox, headers, .. } = opened;
+        let Opened { connection, outbox, headers, log, .. } = opened;
         drop(connection);
         assert_eq!(Arc::strong_count(&headers), 1, "what the request brought is gone");
         let key = c"host".as_ptr();
         let server = ptr::with_exposed_provenance::<abi::WebSocketServer>(server);
         // SAFETY: the structure is kept, and the key is a string.
         assert!(unsafe { cb_header_get(server, key) }.is_null());
+        // SAFETY: as above.
+        unsafe { cb_protocol_set(server, key) };
+        assert!(!log.has("WS0205"), "nobody knows any more what was offered");
         assert_eq!(send_from_thread(), 0);
         // So many connections later nobody calls any more, and the memory goes.
         let weak = Arc::downgrade(&outbox);
