@@ -47,6 +47,8 @@ pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Sna
     summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
     // Who is not read from cannot be blamed for its silence.
     activity.bytes |= state <= State::Open && peer.is_some_and(Peer::is_crowded);
+    // It cannot have answered a Close that has not left, and is not read from before that.
+    activity.all |= state == State::Closing && queued;
     let (unacknowledged, hurry) = (arrived.is_some(), since.is_some());
     Snapshot { now, state, activity, summary, queued, unacknowledged, unfinished, running, hurry }
 }

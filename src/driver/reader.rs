@@ -223,12 +223,14 @@ impl Reader {
                 }
                 self.input = Input::Paused;
             }
-            // The last read may have taken all there was, and too much for those who have to take it on.
-            let waits = flushed != Flushed::Done || peer.is_some();
-            if self.input == Input::Waiting && waits && is_crowded(outbox, peer) {
+            let state = outbox.state();
+            // The last read may have taken all there was, and too much for those who have to take it on. Who does not take our
+            // Close is not read from until then: it could send on and on, to nobody.
+            let blocked = flushed != Flushed::Done;
+            let crowded = (blocked || peer.is_some()) && is_crowded(outbox, peer);
+            if self.input == Input::Waiting && (crowded || blocked && state == State::Closing) {
                 self.input = Input::Paused;
             }
-            let state = outbox.state();
             if state > State::Open {
                 // Messages mean nothing any more.
                 self.session.discard();
@@ -670,6 +672,28 @@ mod tests {
         let recorder = Recorder::default();
         talk.outbox.close(b"", "test");
         talk.wire.frame(Opcode::Binary, b"late");
+        assert_eq!(talk.run(&recorder).unwrap(), REST);
+        talk.wire.frame(Opcode::Close, b"");
+        assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);
+        assert_eq!(recorder.payloads().len(), 0);
+    }
+
+    #[test]
+    fn who_does_not_take_our_close_is_not_read_from() {
+        let mut talk = Talk::new(1000);
+        let recorder = Recorder::default();
+        talk.wire.takes(0);
+        talk.outbox.close(b"", "test");
+        let blocked = Outcome::Rest { read: false, write: true };
+        // What had come before that was seen may be read.
+        talk.run(&recorder).unwrap();
+        let reads = talk.wire.change(|script| script.calls.0);
+        for _ in 0..3 {
+            talk.wire.frame(Opcode::Binary, b"late");
+            assert_eq!(talk.run(&recorder).unwrap(), blocked);
+        }
+        assert_eq!(talk.wire.change(|script| script.calls.0), reads);
+        talk.wire.takes(usize::MAX);
         assert_eq!(talk.run(&recorder).unwrap(), REST);
         talk.wire.frame(Opcode::Close, b"");
         assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);

@@ -1,11 +1,12 @@
-"""Clocks: Pings, their answers, idleness, a Close that nobody answers."""
+"""Clocks: Pings, their answers, idleness, a Close that nobody answers, or takes."""
 
 import contextlib
 import time
 
 import pytest
-from httpd import DETACH, DETACHED, debug
-from ws_frame import CLOSE, PING, PONG, TEXT, close_frame, frame, silent
+from httpd import DETACH, DETACHED, TLS, debug, echo, wait_until
+from peers import random_bytes
+from ws_frame import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, silent
 
 pytestmark = pytest.mark.skipif(not DETACHED, reason="both kinds of connections are tried")
 
@@ -197,3 +198,31 @@ class TestRefusedValues:
             "WebSocketPingInterval 1h\nWebSocketIdleTimeout 500ms\nWebSocketCloseTimeout 2min\n"
         )
         assert checked.ok, checked.output
+
+
+class TestAfterOurClose:
+    """Who takes nothing of what waits for it cannot have answered our Close, and is not read from any more."""
+
+    CONF = DETACH + TLS + "Timeout 2\nSendBufferSize 16384\n" + "".join(
+        echo(f"/{way}", WAYS[way], "WebSocketCloseTimeout 4s") for way in WAYS
+    )
+
+    @both
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_a_client_that_sends_on_and_on(self, httpd, over, kind, way):
+        client, message = over(kind, f"/{way}", rcvbuf=4096), frame(BINARY, random_bytes(100_000))
+        client.sock.settimeout(0.1)
+        taken = 0
+
+        def send():
+            nonlocal taken
+            with contextlib.suppress(TimeoutError):
+                for _ in range(100):
+                    taken += client.sock.send(message[taken % len(message):])
+            return "WS0301: closing with 1008" in httpd.new_log()
+
+        wait_until(send, 7, "our Close")
+        before, end = taken, time.monotonic() + 1
+        while time.monotonic() < end:
+            send()
+        assert taken - before < 4 << 20

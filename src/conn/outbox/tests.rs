@@ -430,8 +430,12 @@ fn a_message_waits_until_an_answer_of_its_length_fits() {
     binary(&outbox, &[0; 398]).unwrap();
     assert_eq!(receive(1), Reception::Later);
     outbox.close(b"", "test");
-    assert!(!outbox.has_to_wait());
     assert_eq!(receive(1), Reception::Ignore);
+    // For the client's answer to our Close it is too early.
+    assert!(outbox.has_to_wait());
+    wire.takes(usize::MAX);
+    outbox.flush(&wire).unwrap();
+    assert!(!outbox.has_to_wait());
 }
 
 #[test]
