@@ -685,9 +685,11 @@ class Httpd:
         if missing:
             raise MissingLog(f"announced, but not in the error log: {missing}")
 
-    def access(self, text, count=1, timeout=10.0):
-        """Waits for `count` access-log lines whose request contains `text` and returns them."""
+    def access(self, text, count=1, timeout=10.0, meanwhile=lambda: None):
+        """Waits for `count` access-log lines whose request contains `text` and returns them; `meanwhile` is what the test
+        does between two looks."""
         def lines():
+            meanwhile()
             found = ACCESS.findall(self.access_log.read_text()) if self.access_log.exists() else []
             found = [f for f in found if text in f[8]]
             return found if len(found) >= count else None
