@@ -47,8 +47,8 @@ pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Sna
     summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
     // Who is not read from cannot be blamed for its silence.
     activity.bytes |= state <= State::Open && peer.is_some_and(Peer::is_crowded);
-    // It cannot have answered a Close that has not left, and is not read from before that.
-    activity.all |= state == State::Closing && queued;
+    // Who does not take our Close cannot have answered it, and is not read from before that.
+    activity.all |= state == State::Closing && arrived.is_some();
     let (unacknowledged, hurry) = (arrived.is_some(), since.is_some());
     Snapshot { now, state, activity, summary, queued, unacknowledged, unfinished, running, hurry }
 }
@@ -87,4 +87,42 @@ pub(super) fn act(action: Action, outbox: &Outbox) -> io::Result<()> {
         Action::GiveUp(why) => return Err(io::Error::new(io::ErrorKind::TimedOut, why)),
     }
     Ok(())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{io::IoSlice, os::unix::net::UnixStream, sync::Arc};
+
+    use super::*;
+    use crate::{
+        conn::outbox::WriteSocket as _,
+        driver::plain::{Early, Plain, Socket},
+        fakes::{Driver, outbox},
+        limits::memory::UNLIMITED,
+    };
+
+    /// Of who does not take our Close no answer is awaited; but what nobody had the time to write may be answered yet.
+    #[test]
+    fn a_close_that_has_not_left() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let socket = Arc::new(Socket::new(ours.into()).unwrap());
+        let (outbox, _) = outbox(1000);
+        let driver = Driver::new(None, || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        let transport = Plain::new(socket.clone(), Early::new(&UNLIMITED));
+        let io = ConnIo::new(Box::new(transport), outbox);
+        let seen = Seen {
+            now: Duration::ZERO,
+            since: None,
+            activity: Activity::default(),
+            unfinished: None,
+            running: false,
+            blocked: false,
+        };
+        let all_is_read = || snapshot(&io, None, &seen).activity.all;
+        io.outbox.close(b"", "test");
+        assert!(!all_is_read());
+        socket.write(&[IoSlice::new(b"what the client does not take")]).unwrap();
+        assert!(all_is_read());
+    }
 }
