@@ -204,7 +204,9 @@ class TestAfterOurClose:
     """Who takes nothing of what waits for it cannot have answered our Close, and is not read from any more."""
 
     CONF = DETACH + TLS + "Timeout 2\nSendBufferSize 16384\n" + "".join(
-        echo(f"/{way}", WAYS[way], "WebSocketCloseTimeout 4s") for way in WAYS
+        echo(f"/{way}", WAYS[way], "WebSocketCloseTimeout 4s")
+        + debug(f"/debug-{way}", WAYS[way], "WebSocketCloseTimeout 2s")
+        for way in WAYS
     )
 
     @both
@@ -227,3 +229,15 @@ class TestAfterOurClose:
             while time.monotonic() < end:
                 send()
         assert taken - before < 4 << 20
+
+    @both
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_a_close_at_any_place_of_what_waits(self, httpd, over, kind, way):
+        """Wherever it waits for the client, in our queue, in httpd's filters or in the kernel, nobody is busy with it."""
+        sizes, path = range(20_000, 60_000, 2_000), f"/debug-{way}?{kind}"
+        clients = [over(kind, path, rcvbuf=4096) for _ in sizes]
+        used = sum(map(httpd.cpu, httpd.children()))
+        for size, client in zip(sizes, clients):
+            client.send(frame(TEXT, f"send {size}"), frame(TEXT, "close 3333 enough"))
+        httpd.access(f"{path} ", len(sizes), timeout=6)
+        assert sum(map(httpd.cpu, httpd.children())) - used < 1

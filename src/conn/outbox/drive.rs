@@ -169,14 +169,13 @@ impl Outbox {
         queue.awaited.is_some() && queue.state <= State::Open
     }
 
-    /// Whether reading has to pause: what was told to wait has to wait on, or our Close has not left, so that the client's
-    /// answer cannot be there.
+    /// Whether reading has to pause: what was told to wait has to wait on.
     pub fn has_to_wait(&self) -> bool {
         let mut queue = self.lock();
         let waits = self.awaits_room(&queue);
         // The room of which it was told is gone again.
         queue.told &= !waits;
-        waits || queue.state == State::Closing && queue.unsent() > 0
+        waits
     }
 
     /// The driver is about to wait; `false` if something was queued since it looked last that it would not
