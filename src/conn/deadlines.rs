@@ -158,6 +158,11 @@ impl Deadlines {
         self.reading && !self.gave_up
     }
 
+    /// The client has been pinged, and was not heard since.
+    pub fn has_pinged(&self) -> bool {
+        self.pinged
+    }
+
     /// The client has shown that it is there.
     fn hear(&mut self, now: Duration) {
         self.last_heard = now;
@@ -188,7 +193,7 @@ impl Deadlines {
     }
 
     fn decide(&mut self, snapshot: &Snapshot, timeouts: &Timeouts) -> Action {
-        self.note(snapshot);
+        self.note(snapshot, timeouts);
         let Snapshot { now, state, activity, summary, unacknowledged, hurry, .. } = *snapshot;
         let stall = unacknowledged.then_some(self.wrote + timeouts.stall);
         let is_slow = unacknowledged && self.pace.is_slow(now, summary.bytes_out, timeouts.stall)
@@ -223,7 +228,7 @@ impl Deadlines {
     }
 
     /// Takes note of what has happened since they were asked last.
-    fn note(&mut self, snapshot: &Snapshot) {
+    fn note(&mut self, snapshot: &Snapshot, timeouts: &Timeouts) {
         let Snapshot { now, activity, summary, unacknowledged, .. } = *snapshot;
         if activity.bytes {
             self.hear(now);
@@ -232,16 +237,22 @@ impl Deadlines {
             self.messages_out = summary.messages_out;
             self.message = now;
         }
-        if unacknowledged && summary.bytes_out != self.bytes_out {
-            // Who takes what waits is there, though its Pong may be long in coming: our Ping waits too.
-            self.hear(now);
+        let waited = self.pace.due(Duration::ZERO).is_some();
+        let moved = summary.bytes_out != self.bytes_out;
+        match timeouts.ping.filter(|_| self.pinged) {
+            // Our Ping waits, too: the time for its answer begins when it has got there.
+            Some(ping) if waited && moved || !waited && unacknowledged => {
+                self.last_heard = now.saturating_sub(ping);
+            }
+            // Who takes what waits is there.
+            None if waited && moved => self.hear(now),
+            _ => {}
         }
         if !unacknowledged {
             self.pace.rest();
         }
         // What begins to wait now has not waited before.
-        let begins = self.pace.due(Duration::ZERO).is_none();
-        if begins || summary.bytes_out != self.bytes_out {
+        if !(waited && unacknowledged) || moved {
             self.bytes_out = summary.bytes_out;
             self.wrote = now;
         }
@@ -466,6 +477,24 @@ mod tests {
             let mut now = Snapshot { unacknowledged: true, ..snapshot(seconds) };
             now.summary.bytes_out = seconds;
             assert!(matches!(deadlines.check(&now, &TIMEOUTS), Action::Wait(_)), "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn our_ping_may_wait_behind_much_that_the_client_takes() {
+        for takes in [true, false] {
+            let mut deadlines = Deadlines::new(Duration::ZERO);
+            assert_eq!(deadlines.check(&snapshot(30), &TIMEOUTS), Action::Ping);
+            assert!(deadlines.has_pinged());
+            // The kernel is asked from now on.
+            let actions = (31..70).map(|seconds| {
+                // The last of it arrives at the end, before the client's answer.
+                let mut now = Snapshot { unacknowledged: seconds < 60, ..all_read(seconds) };
+                now.summary.bytes_out = if takes { 1000 * seconds.min(60) } else { 7 };
+                deadlines.check(&now, &TIMEOUTS)
+            });
+            let given_up = actions.into_iter().any(|action| matches!(action, Action::GiveUp(_)));
+            assert_eq!(given_up, !takes);
         }
     }
 

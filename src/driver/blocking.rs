@@ -261,12 +261,14 @@ impl Conversation<'_> {
             unfinished: self.reader.unfinished(),
             running: false,
             blocked: rest.write && !rest.again,
+            pinged: self.deadlines.has_pinged(),
         };
         let snapshot = judging::snapshot(io, peer, &seen);
-        // The peer's clock has to be asked again if something waits for it.
+        // The peer's clock has to be asked again if something waits for it; and what waits for the client may have got there
+        // before its time is over, or it would begin only then.
         let relaying = peer.is_some_and(|peer| peer.interest().write);
         let pause = if since.is_some() { HASTE } else { Duration::from_secs(1) };
-        let asked = relaying.then_some(now + pause);
+        let asked = (relaying || snapshot.unacknowledged).then_some(now + pause);
         match self.deadlines.check(&snapshot, &judging::timeouts(self.timeouts, since)) {
             Action::Wait(deadline) => Ok(Some(deadline.into_iter().chain(asked).min())),
             // Nothing is expected of the client while the peer gets the rest.

@@ -36,14 +36,18 @@ pub(super) struct Seen {
     pub(super) running: bool,
     /// Not everything could be written.
     pub(super) blocked: bool,
+    /// The client has been pinged, and was not heard since.
+    pub(super) pinged: bool,
 }
 
 /// What the connection looks like.
 pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Snapshot {
-    let Seen { now, since, mut activity, unfinished, running, blocked } = *seen;
+    let Seen { now, since, mut activity, unfinished, running, blocked, pinged } = *seen;
     let (state, mut summary, unsent) = io.outbox.look();
     let queued = unsent || blocked;
-    let arrived = if queued { io.arrived(summary.bytes_out) } else { None };
+    // Who has not got our Close, or our Ping, cannot answer it: the kernel may hold megabytes before it.
+    let asks = queued || pinged || state == State::Closing;
+    let arrived = if asks { io.arrived(summary.bytes_out) } else { None };
     summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
     // Who is not read from cannot be blamed for its silence.
     activity.bytes |= state <= State::Open && peer.is_some_and(Peer::is_crowded);
@@ -97,9 +101,39 @@ mod tests {
     use crate::{
         conn::outbox::WriteSocket as _,
         driver::plain::{Early, Plain, Socket},
-        fakes::{Driver, outbox},
+        fakes::{Driver, Wire, outbox},
         limits::memory::UNLIMITED,
     };
+
+    const SEEN: Seen = Seen {
+        now: Duration::ZERO,
+        since: None,
+        activity: Activity { bytes: false, message: false, all: false },
+        unfinished: None,
+        running: false,
+        blocked: false,
+        pinged: false,
+    };
+
+    /// What the kernel holds is asked when it matters, though nothing waits with us.
+    #[test]
+    fn a_ping_or_close_that_has_not_got_there() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let socket = Arc::new(Socket::new(ours.into()).unwrap());
+        let (outbox, _) = outbox(1000);
+        let driver = Driver::new(Some(&Wire::new()), || panic!("nobody has to wait"));
+        driver.rest(&outbox);
+        socket.write(&[IoSlice::new(b"what the client does not take")]).unwrap();
+        let transport = Plain::new(socket, Early::new(&UNLIMITED));
+        let io = ConnIo::new(Box::new(transport), outbox);
+        let waits = |pinged| {
+            let seen = Seen { pinged, ..SEEN };
+            snapshot(&io, None, &seen).unacknowledged
+        };
+        assert_eq!((waits(false), waits(true)), (false, true));
+        io.outbox.close(b"", "test");
+        assert!(waits(false));
+    }
 
     /// Of who does not take our Close no answer is awaited; but what nobody had the time to write may be answered yet.
     #[test]
@@ -111,18 +145,11 @@ mod tests {
         driver.rest(&outbox);
         let transport = Plain::new(socket.clone(), Early::new(&UNLIMITED));
         let io = ConnIo::new(Box::new(transport), outbox);
-        let seen = Seen {
-            now: Duration::ZERO,
-            since: None,
-            activity: Activity::default(),
-            unfinished: None,
-            running: false,
-            blocked: false,
-        };
-        let all_is_read = || snapshot(&io, None, &seen).activity.all;
+        let all_is_read = || snapshot(&io, None, &SEEN).activity.all;
         io.outbox.close(b"", "test");
         assert!(!all_is_read());
         socket.write(&[IoSlice::new(b"what the client does not take")]).unwrap();
         assert!(all_is_read());
+        assert!(snapshot(&io, None, &SEEN).unacknowledged);
     }
 }

@@ -241,3 +241,56 @@ class TestAfterOurClose:
             client.send(frame(TEXT, f"send {size}"), frame(TEXT, "close 3333 enough"))
         httpd.access(f"{path} ", len(sizes), timeout=6)
         assert sum(map(httpd.cpu, httpd.children())) - used < 1
+
+
+@pytest.mark.timing
+class TestWhatTheKernelHolds:
+    """What has left us may be long on its way: who reads it steadily has not got our Close, or our Ping, yet."""
+
+    CONF = DETACH + TLS + "".join(
+        debug(f"/close-{way}", WAYS[way], "WebSocketCloseTimeout 1s")
+        + debug(f"/ping-{way}", WAYS[way], "WebSocketPingInterval 2s")
+        for way in WAYS
+    )
+    SIZE = 900_000  # the kernel takes all of it at once, and the client in six seconds
+
+    def reads(self, client, end):
+        """The client reads at 150 kB/s, and says something now and then, until it has got `end`."""
+        got, said = b"", time.monotonic()
+        client.sock.settimeout(5)
+        while not got.endswith(end):
+            part = client.sock.recv(10_000)
+            assert part, f"the end of the stream after {len(got)} bytes"
+            got += part
+            if time.monotonic() - said > 0.4:
+                client.send(frame(PONG, b"here"))
+                said = time.monotonic()
+            time.sleep(len(part) / 150_000)
+        return len(got)
+
+    @both
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_close(self, over, kind, way):
+        client = over(kind, f"/close-{way}", rcvbuf=65536)
+        client.send(frame(TEXT, f"send {self.SIZE}"), frame(TEXT, "close 3333 bye"))
+        assert self.reads(client, b"\x88\x05\x0d\x05bye") > self.SIZE
+        client.send(close_frame(3333))
+        client.expect_eof()
+
+    @both
+    @pytest.mark.parametrize("kind", ["ws", "wss"])
+    def test_ping(self, over, kind, way):
+        client = over(kind, f"/ping-{way}", rcvbuf=65536)
+        client.send(frame(TEXT, f"send {self.SIZE}"))
+        left, deadline = 10 + self.SIZE, time.monotonic() + 12
+        client.sock.settimeout(5)
+        while left:  # without a word
+            part = client.sock.recv(min(10_000, left))
+            assert part and time.monotonic() < deadline
+            left -= len(part)
+            time.sleep(len(part) / 150_000)
+        # It is there, and answers now.
+        client.send(frame(PONG), frame(TEXT, "version"))
+        while (answer := client.read_frame()).opcode != TEXT:
+            pass
+        assert answer.payload == b"1"

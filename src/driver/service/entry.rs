@@ -349,14 +349,15 @@ impl Entry {
                 self.wake();
             }
         }
-        let seen = Seen { now, since, activity, unfinished, running, blocked: false };
+        let mut deadlines = self.deadlines.acquire();
+        let pinged = deadlines.has_pinged();
+        let seen = Seen { now, since, activity, unfinished, running, blocked: false, pinged };
         let snapshot = judging::snapshot(&self.io, peer, &seen);
         // Nothing is expected of the client while the peer gets the rest.
         if peer.is_some() && snapshot.state == State::Closed && !snapshot.queued {
             return false;
         }
         let timeouts = judging::timeouts(self.timeouts, since);
-        let mut deadlines = self.deadlines.acquire();
         let action = deadlines.check(&snapshot, &timeouts);
         let reading = deadlines.is_reading();
         drop(deadlines);
