@@ -42,7 +42,7 @@ mod httpd {
             .clang_args(args)
             .allowlist_function("(ap|apr)_.*")
             .allowlist_type("(ap|apr)_.*|command_rec|conn_rec|core_server_config|module|process_rec|request_rec|server_rec")
-            .allowlist_var("ap_conftree|apr_bucket_type_(eos|flush)|core_module|(AP|APR|APLOG|DECLINED|GLOBAL|HTTP|M|MODULE|NOT_IN|OK|OR|ACCESS|REMOTE_HOST|RSRC).*")
+            .allowlist_var("ap_conftree|apr_bucket_type_(eos|flush)|core_module|(AP|APR|APLOG|DECLINED|GLOBAL|HTTP|M|MODULE|NOT_IN|OK|OR|ACCESS|REMOTE_HOST|REQUEST_CHUNKED|RSRC).*")
             // 80-bit floating point has no counterpart, and nothing here needs it.
             .blocklist_function("apr_strtoff|apr_.*q?[efg]cvt.*")
             .blocklist_item("FP_.*")

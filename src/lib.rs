@@ -27,6 +27,7 @@
 
 pub mod bridge;
 pub mod buffer;
+pub mod channel;
 pub mod conn;
 pub mod driver;
 #[cfg(all(test, not(loom)))]

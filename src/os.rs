@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-        raw::c_int,
+        raw::{c_int, c_void},
     },
     ptr, thread,
     time::Duration,
@@ -94,6 +94,16 @@ pub fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Maps memory, all zero, that this process shares with those it forks. It stays until the process ends.
+#[expect(unsafe_code, reason = "mapping memory has no safe wrapper")]
+pub fn map_shared(size: usize) -> io::Result<*mut c_void> {
+    let (protection, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, at an address of the kernel's choice.
+    let address = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0) };
+    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address) }
 }
 
 /// Holds all signals back on this thread, and on those it starts, until the value is dropped.

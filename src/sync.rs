@@ -6,13 +6,16 @@
 #[cfg(not(loom))]
 pub use std::sync::{
     Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
 #[cfg(loom)]
 pub use self::atomics::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 #[cfg(loom)]
-pub use loom::sync::{Condvar, Mutex, MutexGuard, atomic::Ordering};
+pub use loom::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{Ordering, fence},
+};
 
 /// A lock that goes on after a panic under it. Such a panic is a bug of ours, and what our locks guard is whole at each
 /// moment at which one may come: the connection of the thread that panicked is dropped, and others live on.

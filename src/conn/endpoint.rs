@@ -31,7 +31,17 @@ pub trait Endpoint: Send + Sync {
     fn peer(&self) -> Option<&dyn Peer> {
         None
     }
+
+    /// Moves what has come for the client from elsewhere, as far as there is room, and what waits for the far side.
+    /// `buffer` is for the bytes on their way, at least two. Called in each turn, by the thread at work on the connection;
+    /// it does not block.
+    fn pull(&self, buffer: &mut [u8]) -> Relayed {
+        self.peer().map_or(NOTHING, |peer| peer.relay(buffer))
+    }
 }
+
+/// Nothing was relayed, and nothing waits.
+pub const NOTHING: Relayed = Relayed { again: false, paused: false, settled: true };
 
 /// The far side of a relay: a second descriptor, which the driver waits for together with the client's.
 ///
@@ -63,7 +73,7 @@ pub trait Peer: Send + Sync {
     fn finish(&self, buffer: &mut [u8]) -> bool;
 }
 
-/// What a peer's turn came to.
+/// What relaying came to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Relayed {
     /// There is more to read, but others should have their turn first.

@@ -9,7 +9,7 @@ use crate::{
     buffer::Buffer,
     conn::{
         deadlines::{Activity, Unfinished},
-        endpoint::{Endpoint, Peer, Relayed},
+        endpoint::{Endpoint, Peer},
         log::Level,
         outbox::{Outbox, Reception, State},
         session::{Event, Limits, Session},
@@ -152,9 +152,6 @@ pub enum Outcome {
     },
 }
 
-/// What the turn of a peer that is not there comes to.
-const NO_PEER: Relayed = Relayed { again: false, paused: false, settled: true };
-
 /// Whether too much waits for the peer. When the conversation is over nothing goes to it any more.
 fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
     peer.is_some_and(|peer| peer.is_crowded()) && outbox.state() <= State::Open
@@ -221,7 +218,7 @@ impl Reader {
                 self.input = self.read(io, endpoint, &mut reads, buffers)?;
                 readable = false;
             }
-            let relayed = peer.map_or(NO_PEER, |peer| peer.relay(&mut buffers.input));
+            let relayed = endpoint.pull(&mut buffers.input);
             let Flush { left: flushed, readable: released, .. } = io.flush()?;
             if released && self.input == Input::Waiting {
                 reads = reads.saturating_sub(1);
@@ -511,7 +508,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        conn::outbox::Bounds,
+        conn::{
+            endpoint::{NOTHING, Relayed},
+            outbox::Bounds,
+        },
         driver::{Transport, plain::Socket},
         fakes::{
             Driver, Lines, Read, Recorder, Watched, Wire, bounds, budget, from_client, from_us,
@@ -843,7 +843,7 @@ mod tests {
 
     impl Side {
         fn new() -> Arc<Self> {
-            let side = Self(Watched::new((NO_PEER, false)));
+            let side = Self(Watched::new((NOTHING, false)));
             Arc::new(side)
         }
 
@@ -879,20 +879,20 @@ mod tests {
         let mut talk = Talk::new(1000);
         let side = Side::new();
         let recorder = Recorder::with_peer(side.clone());
-        side.set(Relayed { settled: false, ..NO_PEER }, true);
+        side.set(Relayed { settled: false, ..NOTHING }, true);
         talk.wire.frame(Opcode::Binary, b"1");
         let paused = Outcome::Rest { read: false, write: false };
         assert_eq!(talk.run(&recorder).unwrap(), paused);
         assert_eq!(recorder.payloads().len(), 0);
-        side.set(Relayed { settled: false, ..NO_PEER }, false);
+        side.set(Relayed { settled: false, ..NOTHING }, false);
         assert_eq!(talk.run(&recorder).unwrap(), REST);
         assert_eq!(recorder.payloads().len(), 1);
         // When the conversation is over nothing more goes to the peer, but what waits for it still does.
-        side.set(Relayed { settled: false, ..NO_PEER }, true);
+        side.set(Relayed { settled: false, ..NOTHING }, true);
         talk.outbox.close(b"", "test");
         talk.wire.frame(Opcode::Close, b"");
         assert!(matches!(talk.run(&recorder).unwrap(), Outcome::Rest { .. }));
-        side.set(NO_PEER, true);
+        side.set(NOTHING, true);
         assert_eq!(talk.run(&recorder).unwrap(), Outcome::Over);
     }
 
@@ -901,10 +901,10 @@ mod tests {
         let mut talk = Talk::new(1000);
         let side = Side::new();
         let recorder = Recorder::with_peer(side.clone());
-        side.set(Relayed { again: true, ..NO_PEER }, false);
+        side.set(Relayed { again: true, ..NOTHING }, false);
         assert_eq!(talk.run(&recorder).unwrap(), Outcome::Again);
         // It waits for room that there is.
-        side.set(Relayed { paused: true, ..NO_PEER }, false);
+        side.set(Relayed { paused: true, ..NOTHING }, false);
         assert_eq!(talk.run(&recorder).unwrap(), Outcome::Again);
         // And for room that there is not.
         talk.wire.takes(0);

@@ -3,19 +3,17 @@
 //! All of it happens in the handler phase, on httpd's thread, before the client is answered: so a peer that cannot be
 //! reached is a 502 or 504, and no thread of the module's ever waits for one.
 
-use core::{
-    ffi::{CStr, c_int},
-    ptr,
-};
+use core::ffi::{CStr, c_int};
 use std::{
-    ffi::CString,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, Instant},
 };
 
 use super::{
-    child, handler, log,
+    child,
+    expression::Expression,
+    handler, log,
     request::{Request, Table},
     sys,
 };
@@ -107,50 +105,6 @@ impl Discovery {
                 Err((sys::HTTP_FORBIDDEN, line))
             }
             Err(e) => Err(failed(&e)),
-        }
-    }
-}
-
-/// An expression with `%{…}` that gives a string.
-#[derive(Clone, Copy)]
-pub(super) struct Expression(*const sys::ap_expr_info_t);
-
-impl Expression {
-    /// # Safety
-    /// - `parms` is what httpd calls a directive's function with. The result lives as long as its pool.
-    pub(super) unsafe fn parse(parms: &sys::cmd_parms, text: &str) -> Result<Self, String> {
-        let text = CString::new(text).map_err(|e| e.to_string())?;
-        let mut error = ptr::null();
-        // SAFETY: httpd reads a directive, as this function demands. httpd keeps pointers into the text, which is
-        // therefore copied to the pool.
-        let (info, error) = unsafe {
-            let text = sys::apr_pstrdup(parms.pool, text.as_ptr());
-            let flags = sys::AP_EXPR_FLAG_STRING_RESULT;
-            let (error, index) = (&raw mut error, super::module_index());
-            let info = sys::ap_expr_parse_cmd_mi(parms, text, flags, error, None, index);
-            (info, (!(*error).is_null()).then(|| CStr::from_ptr(*error)))
-        };
-        match error {
-            Some(error) => Err(format!("the expression is wrong: {}", error.to_string_lossy())),
-            None => Ok(Self(info)),
-        }
-    }
-
-    /// The expression's value for a request.
-    fn evaluate(self, r: Request<'_>) -> Result<String, String> {
-        let mut error = ptr::null();
-        // SAFETY: the expression lives as long as the configuration (request::R3), the request for the call
-        // (request::R1), and the results, strings or NULL, as long as the request.
-        unsafe {
-            let value = sys::ap_expr_str_exec(r.as_ptr(), self.0, &raw mut error);
-            let text = |s: *const core::ffi::c_char| CStr::from_ptr(s).to_str().map(str::to_owned);
-            if !error.is_null() {
-                return Err(text(error).unwrap_or_default());
-            }
-            if value.is_null() {
-                return Err("it has no value".into());
-            }
-            text(value).map_err(|_| "its value is not UTF-8".into())
         }
     }
 }

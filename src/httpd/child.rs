@@ -14,8 +14,8 @@ use core::{
 use std::{collections::BTreeSet, io, os::fd::AsRawFd, sync::Arc};
 
 use super::{
-    MEMORY, SHUTDOWN, advice, boundary, directives::Server, is_threaded, log, request::Request,
-    shared, sys, tls, tree,
+    MEMORY, SHUTDOWN, advice, boundary, channel, directives::Server, is_threaded, log,
+    request::Request, shared, sys, tls, tree,
 };
 use crate::{
     conn::log::Level,
@@ -290,10 +290,13 @@ fn leave_line() {
 /// httpd clears the child's pool: waits until all connections are gone and the threads have left.
 unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
     let left = boundary(true, || {
-        let Some(service) = service() else { return true };
-        // An exit without the hook is no graceful one.
-        service.end_if_running();
-        service.await_end()
+        let left = service().is_none_or(|service| {
+            // An exit without the hook is no graceful one.
+            service.end_if_running();
+            service.await_end()
+        });
+        channel::end();
+        left
     });
     if !left {
         Main(server.cast()).leave_behind(Vec::new());

@@ -107,6 +107,8 @@ fields! {
     base_server: base_server: *mut sys::server_rec,
     /// Where modules keep what is theirs.
     conn_config: conn_config: *mut sys::ap_conf_vector_t,
+    /// The IP of the other end, a string.
+    client_ip: client_ip: *mut core::ffi::c_char,
     /// The IP of this end, a string.
     local_ip: local_ip: *mut core::ffi::c_char,
     /// The address of this end.

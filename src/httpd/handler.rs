@@ -5,6 +5,7 @@ use std::{ffi::CString, io};
 
 use super::{
     bridge::Bridge,
+    channel::Subscribing,
     child,
     directives::{self, Section, Target},
     draft, http2, is_threaded, log, mistakes,
@@ -68,7 +69,7 @@ fn upgrade(
 ) -> Result<c_int, c_int> {
     let section = directives::section(r);
     let target = target(r, section)?;
-    if !origin_is_allowed(r, &section.settings, &opening) {
+    if !origin_is_allowed(r, &section.settings, opening.origins) {
         return Err(refuse(r, Refusal::Origin));
     }
     mistakes::tell_of_larger_size(r, &section.settings);
@@ -92,6 +93,12 @@ fn upgrade(
             let offered = opening.protocols;
             Chosen::Bridge(Bridge::reach(r, source, settings, max_message, offered, &mut waiting)?)
         }
+        Target::Channel(channels) => {
+            // What is published is sent as it is, to all alike.
+            opening.extensions = "";
+            let offered = opening.protocols;
+            Chosen::Channel(Subscribing::new(r, channels, &section.channel, offered)?)
+        }
     };
     drop(waiting);
     let upgrade = Upgrade::prepare(r, &section.settings, &opening, way, counted, worker)
@@ -112,7 +119,7 @@ fn target<'s>(r: Request<'_>, section: &'s Section) -> Result<&'s Target, c_int>
             Level::Error,
             format_args!(
                 "WS0102: the Location of {uri} has 'SetHandler websocket-handler' but no \
-                 WebSocketHandler and no WebSocketBridge: name a plugin or a peer there"
+                 WebSocketHandler, WebSocketBridge or WebSocketChannel: name a plugin, a peer or a channel there"
             ),
         );
         sys::HTTP_INTERNAL_SERVER_ERROR as c_int
@@ -124,7 +131,7 @@ fn stays(section: &Section, target: &Target) -> bool {
     let detach = section.settings.detach();
     let may_leave = match target {
         Target::Plugin(plugin) => detach.allows_plugin(plugin.wants_request(), is_threaded()),
-        Target::Bridge(_) => detach.allows_bridge(),
+        Target::Bridge(_) | Target::Channel(_) => detach.allows_bridge(),
     };
     !may_leave || child::service().is_none()
 }
@@ -223,15 +230,21 @@ fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
     Ok(counted)
 }
 
-fn origin_is_allowed(r: Request<'_>, settings: &Settings, opening: &Opening<'_>) -> bool {
+/// Whether the pages that a request comes from, as far as it names them, may have it.
+pub(super) fn origin_is_allowed(
+    r: Request<'_>,
+    settings: &Settings,
+    origins: [Option<&[u8]>; 2],
+) -> bool {
     // httpd may ask the resolver for its name (UseCanonicalName DNS).
-    let own = if opening.origins.iter().any(Option::is_some) && settings.compares_origins() {
+    let own = if origins.iter().any(Option::is_some) && settings.compares_origins() {
         own_origin(r)
     } else {
         String::new()
     };
-    let by_server = opening.is_from(|origin| settings.server_allows(origin, &own));
-    let by_htaccess = opening.is_from(|origin| settings.htaccess_allows(origin, &own));
+    let by_server = handshake::are_allowed(origins, |origin| settings.server_allows(origin, &own));
+    let by_htaccess =
+        handshake::are_allowed(origins, |origin| settings.htaccess_allows(origin, &own));
     if !by_server && by_htaccess {
         mistakes::tell_of_more_origins(r, settings);
     }

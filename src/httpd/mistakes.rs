@@ -19,8 +19,13 @@ use crate::{
 };
 
 /// What names an endpoint.
-const ENDPOINTS: [&str; 4] =
-    ["WebSocketHandler", "WebSocketBridge", "WebSocketBridgeBackend", "WebSocketBridgeConfig"];
+const ENDPOINTS: [&str; 5] = [
+    "WebSocketHandler",
+    "WebSocketBridge",
+    "WebSocketBridgeBackend",
+    "WebSocketBridgeConfig",
+    "WebSocketChannel",
+];
 
 /// Writes the warnings. They come at configtest, and once at start, where the error log is open.
 ///
@@ -196,7 +201,7 @@ fn names_handler(directive: Directive<'_>) -> bool {
     expression
         || args
             .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'))
-            .any(|word| word == "websocket-handler")
+            .any(|word| word == "websocket-handler" || word == "websocket-publish")
 }
 
 /// Whether a directive lets .htaccess files use directives of a class.
@@ -220,7 +225,7 @@ fn missing_endpoints() -> Vec<String> {
         if is_ours && lines.len() < MOST && !endpoints.may_meet(directive) {
             lines.push(format!(
                 "WS0431: {} websocket-handler on {} has no endpoint, so its requests get 500: add WebSocketHandler, \
-                 WebSocketBridge, WebSocketBridgeBackend or WebSocketBridgeConfig beside it",
+                 WebSocketBridge, WebSocketBridgeBackend, WebSocketBridgeConfig or WebSocketChannel beside it",
                 directive.name(),
                 directive.place()
             ));

@@ -8,6 +8,9 @@
 //! | `upgrade.rs` | the 101, and who serves the connection then |
 //! | `draft.rs` | `websocket_draft76_module`: what drafts 76 and 75 have different |
 //! | `bridge.rs` | which peer a request leads to |
+//! | `channel.rs` | which channels a request is about, and its subscription |
+//! | `publish.rs` | `websocket-publish`, the handler of those who publish |
+//! | `expression.rs` | expressions in our directives |
 //! | `child.rs` | the beginning and the end of a child process |
 //! | `advice.rs` | how many connections the settings hold, and warnings about those that starve them |
 //! | `mistakes.rs` | warnings about what is legal and cannot be meant |
@@ -42,16 +45,19 @@ use crate::{conn::log::Level, driver::shutdown::Shutdown, limits::memory::Budget
 mod access_log;
 mod advice;
 mod bridge;
+mod channel;
 mod child;
 mod connection;
 mod detach;
 mod directives;
 mod draft;
+mod expression;
 mod filters;
 mod handler;
 mod http2;
 mod log;
 mod mistakes;
+mod publish;
 mod request;
 mod shared;
 mod status;
@@ -188,6 +194,8 @@ unsafe extern "C" fn hook_post_config(
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
+        // SAFETY: as above.
+        unsafe { channel::map(server) };
         // SAFETY: httpd passes the configuration's pool, and copies the string, which ends with a NUL.
         unsafe { sys::ap_add_version_component(config, VERSION.as_ptr().cast()) };
         // SAFETY: as above.
@@ -220,7 +228,8 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
     let Some(r) = NonNull::new(r) else { return sys::DECLINED };
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes a live request, and the value is used within this call only.
-        handler::handle(unsafe { request::Request::from_ptr(r) })
+        let r = unsafe { request::Request::from_ptr(r) };
+        publish::handle(r).unwrap_or_else(|| handler::handle(r))
     })
 }
 
@@ -234,6 +243,7 @@ unsafe extern "C" fn hook_child_init(pool: *mut sys::apr_pool_t, server: *mut sy
         // SAFETY: httpd passes the main server, whose settings were made when the configuration was read.
         let settings = unsafe { &*directives::server(server) };
         MEMORY.set_bound(settings.memory_limit());
+        channel::begin();
         // SAFETY: httpd passes the child's pool and the main server.
         unsafe { child::begin(pool, server, settings) };
     });

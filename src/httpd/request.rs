@@ -81,6 +81,19 @@ impl<'r> Request<'r> {
         string(self.rec().useragent_ip).unwrap_or(c"?")
     }
 
+    /// The address at the other end of the connection.
+    pub(super) fn connection_ip(self) -> &'r CStr {
+        string(self.connection().client_ip()).unwrap_or(c"?")
+    }
+
+    /// The connection serves no further request.
+    pub(super) fn close_afterwards(self) {
+        // SAFETY: R1, and R5 of its connection.
+        unsafe {
+            (*self.rec().connection).keepalive = sys::ap_conn_keepalive_e_AP_CONN_CLOSE;
+        }
+    }
+
     /// The addresses of the client, as httpd takes it, and of this end of its connection.
     pub(super) fn addresses(self) -> Option<(SocketAddr, SocketAddr)> {
         let address = |ip: *const c_char, address: *const sys::apr_sockaddr_t| {
@@ -122,6 +135,16 @@ impl<'r> Request<'r> {
     /// The request's target as the client sent it.
     pub(super) fn unparsed_uri(self) -> &'r CStr {
         string(self.rec().unparsed_uri).unwrap_or(c"")
+    }
+
+    /// What is behind the ? of its target.
+    pub(super) fn query(self) -> Option<&'r CStr> {
+        string(self.rec().args)
+    }
+
+    /// httpd's number of its method.
+    pub(super) fn method(self) -> u32 {
+        self.rec().method_number.unsigned_abs()
     }
 
     pub(super) fn is_get(self) -> bool {

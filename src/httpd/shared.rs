@@ -19,6 +19,7 @@ use super::sys;
 use crate::{
     driver::service::Totals,
     limits::{connections, presence},
+    os,
 };
 
 /// The key under which the address is kept. A change of the layout, or of what a key of a limit is hashed to, changes
@@ -61,14 +62,7 @@ pub(super) unsafe fn map(server: *const sys::server_rec) -> io::Result<()> {
     unsafe { sys::apr_pool_userdata_get(&raw mut address, KEY.as_ptr(), pool) };
     if address.is_null() {
         let presence = presence::file()?;
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        let size = size_of::<Shared>();
-        // SAFETY: a new mapping, at an address of the kernel's choice.
-        address = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0) };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        address = os::map_shared(size_of::<Shared>())?;
         let seed = RandomState::new().hash_one(KEY);
         // SAFETY: the mapping has the size of the structure, is all zero, and zero is a value of every atomic.
         let shared = unsafe { &*address.cast::<Shared>() };
@@ -107,7 +101,7 @@ pub(super) fn counts() -> Option<connections::Counts> {
 }
 
 /// Whether a child is still there.
-fn is_alive(pid: u32) -> bool {
+pub(super) fn is_alive(pid: u32) -> bool {
     let is_there = |shared: &Shared| presence::is_there(shared.presence(), pid);
     pid == std::process::id() || shared().is_none_or(is_there)
 }

@@ -7,13 +7,14 @@ use super::{
     MEMORY, SHUTDOWN,
     access_log::Record,
     bridge::Bridge,
+    channel::Subscribing,
     child,
     connection::Connection,
     count_bytes,
     detach::{self, Leaving},
     draft,
     filters::{self, Filters},
-    handler::come_later,
+    handler::{come_later, unavailable},
     is_threaded, log,
     request::{Request, Table},
     sys,
@@ -56,6 +57,7 @@ pub(super) enum Chosen<'s> {
     Plugin(&'s Arc<Plugin>),
     /// A peer, connected already.
     Bridge(Bridge),
+    Channel(Subscribing),
 }
 
 /// All that an upgrade needs, obtained before anything is promised to the client or the plugin.
@@ -184,6 +186,7 @@ impl Upgrade {
         let opened = match chosen {
             Chosen::Plugin(plugin) => parts.open_plugin(r, plugin, detach, opening, &headers),
             Chosen::Bridge(bridge) => Ok(parts.open_bridge(bridge, detach, opening)),
+            Chosen::Channel(subscribing) => parts.open_channel(r, subscribing, detach),
         };
         let opened = match opened.and_then(|opened| parts.hold_worker(r, opened)) {
             Ok(opened) => opened,
@@ -286,6 +289,20 @@ impl Parts {
             stays,
             watched: None,
         }
+    }
+
+    /// Has a client hear what is published; the status that refuses it if that cannot be.
+    fn open_channel(
+        &self,
+        r: Request<'_>,
+        subscribing: Subscribing,
+        detach: Detach,
+    ) -> Result<Opened, c_int> {
+        let answer = Answer { protocol: subscribing.protocol.clone(), ..Answer::default() };
+        let stays = (!detach.allows_bridge()).then_some(OFF);
+        let subscriber =
+            subscribing.open(self.outbox.clone()).map_err(|error| unavailable(r, &error))?;
+        Ok(Opened { endpoint: Box::new(subscriber), answer, stays, watched: None })
     }
 
     /// Takes the worker for a connection that stays; the status that refuses it if WebSockets hold as many as they may.

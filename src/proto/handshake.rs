@@ -161,11 +161,11 @@ impl<'a> Opening<'a> {
         let extensions = extensions.unwrap_or("");
         Ok(Some(Self { version, accept, proof: None, protocols, extensions, origins }))
     }
+}
 
-    /// Whether all origins that it names are allowed. Who names none is no browser.
-    pub fn is_from(&self, allowed: impl Fn(&[u8]) -> bool) -> bool {
-        self.origins.into_iter().flatten().all(allowed)
-    }
+/// Whether all origins that a request names are allowed. Who names none is no browser.
+pub fn are_allowed(origins: [Option<&[u8]>; 2], allowed: impl Fn(&[u8]) -> bool) -> bool {
+    origins.into_iter().flatten().all(allowed)
 }
 
 /// Whether a request asks for a WebSocket of any version, as it may.
@@ -460,7 +460,9 @@ mod tests {
             let mut fields = with("Sec-WebSocket-Version", Some(version));
             fields.extend(origin.map(|origin| ("Origin", origin)));
             fields.extend(other.map(|origin| ("Sec-WebSocket-Origin", origin)));
-            action(&fields, |v| v.unwrap().unwrap().is_from(|origin| origin == b"good"))
+            action(&fields, |v| {
+                are_allowed(v.unwrap().unwrap().origins, |origin| origin == b"good")
+            })
         };
         let (good, evil) = (Some("good"), Some("evil"));
         for version in ["7", "8", "13"] {

@@ -51,6 +51,12 @@ pub trait DriverHandle: Send + Sync {
     /// A socket that any thread may write to without blocking; `None` if only the driver can write.
     fn socket(&self) -> Option<&dyn WriteSocket>;
 
+    /// Has the connection have a turn soon, as one of many: who asks that of them all has them run afterwards
+    /// ([`Service::run_told`](crate::driver::service::Service::run_told)). Called from any thread.
+    fn have_a_turn(&self) {
+        self.wake();
+    }
+
     /// Whether the child ends, and the connection with it, which its driver has not seen yet since it is in a callback.
     fn is_ending(&self) -> bool {
         false
@@ -180,6 +186,14 @@ impl Outbox {
     /// Where this connection's log lines go.
     pub fn log(&self) -> &dyn Log {
         &*self.log
+    }
+
+    /// Has the connection have a turn soon: [`DriverHandle::have_a_turn`].
+    pub fn have_a_turn(&self) {
+        // Before it is open it has its first turn yet to come.
+        if let Some(driver) = self.driver() {
+            driver.have_a_turn();
+        }
     }
 
     /// How long a client may keep us waiting.

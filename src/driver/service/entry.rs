@@ -100,10 +100,14 @@ pub(super) enum Phase {
 
 impl DriverHandle for Entry {
     fn wake(&self) {
-        let Some(me) = self.me.upgrade() else { return };
-        self.service.ready().push_back(me);
-        self.service.note_traffic();
-        self.service.waker.wake();
+        self.have_a_turn();
+        self.service.run_told();
+    }
+
+    fn have_a_turn(&self) {
+        if let Some(me) = self.me.upgrade() {
+            self.service.ready().push_back(me);
+        }
     }
 
     fn pump(&self, deadline: Instant) {

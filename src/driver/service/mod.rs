@@ -408,6 +408,12 @@ impl Service {
         }
     }
 
+    /// Has connections run that are to have a turn.
+    pub fn run_told(&self) {
+        self.note_traffic();
+        self.waker.wake();
+    }
+
     /// Has the clock look, and tell what there is, though no connection is here: others have ended, on threads of httpd's.
     pub fn look(&self) {
         self.clock_waker.wake();

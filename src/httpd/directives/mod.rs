@@ -20,7 +20,10 @@ use core::{
 };
 
 use super::sys;
-use crate::settings::Detach;
+use crate::{
+    channel::{SlowClient, settings::Publishers},
+    settings::Detach,
+};
 
 pub(super) use self::section::{
     Section, Server, Target, check, create_dir, create_server, doubts, merge_dir, section,
@@ -238,6 +241,27 @@ directives! {
     Take1 c"WebSocketBridgeMaxPieceSize" ADMIN
         c"the largest message that a framing may make of a peer's stream, in bytes"
         => |_, section, words| set(&mut section.bridge.max_piece, size(words));
+    Iterate c"WebSocketChannel" ADMIN
+        c"the channels that clients are subscribed to, or that are published to; each may be an expression"
+        => |parms, section, words| section.add_channel(setters::channel(parms, words)?);
+    Take1 c"WebSocketChannelReplay" ADMIN
+        c"how many of the messages that are still there a new subscriber gets: None, a number or All"
+        => setters::channel_replay;
+    Take1 c"WebSocketChannelSlowClient" ADMIN
+        c"what becomes of a subscriber that is overtaken: Close or Skip"
+        => |_, section, words| {
+            let choices = [("Close", SlowClient::Close), ("Skip", SlowClient::Skip)];
+            set(&mut section.channel.slow_client, choice(words, &choices))
+        };
+    Take1 c"WebSocketChannelMemory" GLOBAL
+        c"the memory that all children share for the messages of channels, in bytes"
+        => setters::channel_memory;
+    Take1 c"WebSocketPublish" ADMIN
+        c"who may publish besides what Require says: Local or Any"
+        => |_, section, words| {
+            let choices = [("Local", Publishers::Local), ("Any", Publishers::Any)];
+            set(&mut section.channel.publishers, choice(words, &choices))
+        };
 }
 
 // Those of `websocket_draft76_module`, whose sections hold nothing else.

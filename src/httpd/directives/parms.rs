@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    super::{boundary, bridge::Expression, is_configtest, log, sys},
+    super::{boundary, expression::Expression, is_configtest, log, sys},
     Setter,
     section::{Section, Server, server},
 };

@@ -9,12 +9,15 @@ use std::{sync::Arc, time::Duration};
 use super::super::{
     boundary,
     bridge::{Discovery, Source},
+    channel::Channels,
+    expression::Expression,
     module,
     request::Request,
     sys,
 };
 use crate::{
     bridge::settings::BridgeSettings,
+    channel::settings::ChannelSettings,
     limits::workers::Share,
     plugin::Plugin,
     settings::{self, Merge as _, Settings},
@@ -28,6 +31,8 @@ pub(in super::super) struct Section {
     pub(in super::super) settings: Settings,
     /// What the `WebSocketBridge…` directives set.
     pub(in super::super) bridge: BridgeSettings,
+    /// What the `WebSocketChannel…` directives set, and `WebSocketPublish`.
+    pub(in super::super) channel: ChannelSettings,
     pub(in super::super) target: Option<Target>,
 }
 
@@ -38,6 +43,8 @@ pub(in super::super) enum Target {
     Plugin(Arc<Plugin>),
     /// The bridge, with where its peers come from.
     Bridge(Source),
+    /// `WebSocketChannel`.
+    Channel(Channels),
 }
 
 impl Section {
@@ -47,10 +54,22 @@ impl Section {
 
     /// Messages go to this plugin, unless the same section says something else. `true` if it takes another one's place.
     pub(super) fn set_plugin(&mut self, plugin: Arc<Plugin>) -> Result<bool, String> {
-        if let Some(Target::Bridge(_)) = &self.target {
-            return Err(TWO_ENDPOINTS.into());
+        match &self.target {
+            Some(Target::Bridge(_)) => return Err(TWO_ENDPOINTS.into()),
+            Some(Target::Channel(_)) => return Err(CHANNEL_AND_OTHER.into()),
+            Some(Target::Plugin(_)) | None => {}
         }
         Ok(self.target.replace(Target::Plugin(plugin)).is_some())
+    }
+
+    /// Messages come from one more channel, unless the same section says something else.
+    pub(super) fn add_channel(&mut self, name: Expression) -> Result<(), String> {
+        match &mut self.target {
+            None => self.target = Some(Target::Channel(Channels::new(name))),
+            Some(Target::Channel(channels)) => channels.add(name)?,
+            Some(_) => return Err(CHANNEL_AND_OTHER.into()),
+        }
+        Ok(())
     }
 
     /// Messages go to the peers that come from this source, unless the same section says something else.
@@ -58,6 +77,7 @@ impl Section {
         match &self.target {
             None => self.target = Some(Target::Bridge(source)),
             Some(Target::Plugin(_)) => return Err(TWO_ENDPOINTS.into()),
+            Some(Target::Channel(_)) => return Err(CHANNEL_AND_OTHER.into()),
             Some(Target::Bridge(_)) => {
                 let both = "the same section says already where its peers are: remove one";
                 return Err(both.into());
@@ -66,6 +86,10 @@ impl Section {
         Ok(())
     }
 }
+
+/// What is said of a section that has channels and something else.
+const CHANNEL_AND_OTHER: &str =
+    "the same section has a WebSocketChannel and another endpoint: remove one";
 
 /// What is said of a section that has two kinds of endpoints.
 const TWO_ENDPOINTS: &str =
@@ -78,6 +102,8 @@ pub(in super::super) struct Server {
     pub(super) memory_limit: Option<usize>,
     /// `WebSocketDrainTime`.
     pub(in super::super) drain_time: Option<Duration>,
+    /// `WebSocketChannelMemory`, in bytes.
+    pub(in super::super) channel_memory: Option<usize>,
     /// `WebSocketThreads`.
     pub(in super::super) threads: Option<u16>,
     /// `WebSocketWorkerShare`.
@@ -122,7 +148,8 @@ pub(in super::super) unsafe extern "C" fn merge_dir(
         let target = inside.target.as_ref().or(outside.target.as_ref()).cloned();
         let settings = outside.settings.merge(&inside.settings);
         let bridge = outside.bridge.merge(&inside.bridge);
-        register(pool, Section { is_set: true, settings, bridge, target })
+        let channel = outside.channel.merge(&inside.channel);
+        register(pool, Section { is_set: true, settings, bridge, channel, target })
     })
 }
 

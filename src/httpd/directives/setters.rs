@@ -3,13 +3,17 @@
 use std::{ffi::CString, time::Duration};
 
 use super::{
-    super::bridge::{Discovery, Source},
+    super::{
+        bridge::{Discovery, Source},
+        expression::Expression,
+    },
     parms::Parms,
     section::{Section, Target},
     words::{ARGUMENTS, choice, duration, number, size},
 };
 use crate::{
     bridge::{Address, address::Pattern, framing, settings::Protocol, websocksy},
+    channel::{Replay, name, store},
     limits::workers::Share,
     plugin::Plugin,
     proto::{
@@ -333,5 +337,52 @@ pub(super) fn bridge_connect_timeout(
         return Err(format!("0 leaves a peer no time: expected {}", settings::DURATION));
     }
     section.bridge.connect_timeout = Some(time);
+    Ok(())
+}
+
+pub(super) fn channel(parms: Parms<'_>, words: &[&str]) -> Result<Expression, String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let is_reference = |pair: &[u8]| pair[0] == b'$' && pair[1].is_ascii_digit();
+    if word.as_bytes().windows(2).any(is_reference) {
+        return Err(format!(
+            "'{word}' has a reference as $1, which is not replaced here: name the group, as in <LocationMatch \
+             \"^/live/(?<room>[a-z0-9]+)$\">, and write 'WebSocketChannel \"room/%{{env:MATCH_ROOM}}\"'"
+        ));
+    }
+    if !word.contains("%{") {
+        name::check(word).map_err(|e| format!("'{word}' cannot be a channel's name: {e}"))?;
+    }
+    parms.expression(word)
+}
+
+pub(super) fn channel_replay(
+    _: Parms<'_>,
+    section: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    let word = words.first().ok_or(ARGUMENTS)?;
+    let replay = if word.eq_ignore_ascii_case("None") {
+        None
+    } else if word.eq_ignore_ascii_case("All") {
+        Some(Replay::All)
+    } else {
+        let wrong = |_| format!("'{word}' is neither None, nor All, nor a number from 1 to 65535");
+        Some(Replay::Last(number(Some(word), 1, u16::MAX).map_err(wrong)?.into()))
+    };
+    section.channel.replay = Some(replay);
+    Ok(())
+}
+
+pub(super) fn channel_memory(
+    parms: Parms<'_>,
+    _: &mut Section,
+    words: &[&str],
+) -> Result<(), String> {
+    let size = size(words)?;
+    let (least, most) = store::SIZES;
+    if !(least..=most).contains(&size) {
+        return Err("expected a size from 1M to 4G".into());
+    }
+    parms.main_server()?.channel_memory = Some(size);
     Ok(())
 }

@@ -1,0 +1,186 @@
+//! The shared memory of all channels: mapped once, before the first child, for all children of all generations.
+#![expect(unsafe_code, reason = "memory that processes share is reached by its address")]
+
+use core::{ffi::c_void, num::NonZeroU32};
+use std::{
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    Kind,
+    bell::{self, Bell},
+    census::{self, Census},
+    id::Id,
+    lock::RobustLock,
+    name::{self},
+    ring::{BUCKETS, Draft, Positions, Ring, Written},
+};
+use crate::{os, sync::AtomicU64};
+
+/// How long a publisher waits for others.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What lies before the ring. A change of it needs another name of the memory: [`LAYOUT`].
+#[repr(C)]
+struct Fixed {
+    /// How many words the ring has.
+    words: u64,
+    seed: [u64; 2],
+    bell: Bell,
+    lock: RobustLock,
+    positions: Positions,
+    buckets: [AtomicU64; BUCKETS],
+    entries: [census::Entry; census::ENTRIES],
+}
+
+/// What tells this layout from those of other versions.
+pub const LAYOUT: &str = "1";
+
+/// The smallest and the largest ring, in bytes.
+pub const SIZES: (usize, usize) = (1 << 20, 1 << 32);
+
+/// The shared memory, as one process sees it.
+#[derive(Clone, Copy)]
+pub struct Store {
+    fixed: &'static Fixed,
+    ring: Ring,
+    census: Census,
+}
+
+/// Why nothing was published.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Refused {
+    /// Others publish for a second already.
+    Busy,
+    /// It has more bytes than [`Store::most`].
+    TooLarge,
+}
+
+/// How many bytes a ring of `size` has: the next power of two.
+pub fn rounded(size: usize) -> usize {
+    size.clamp(SIZES.0, SIZES.1).next_power_of_two()
+}
+
+/// Maps new memory with a ring of `size` bytes at least. It stays until the process ends.
+pub fn map(size: usize, seed: [u64; 2]) -> io::Result<*mut c_void> {
+    let words = rounded(size) / 8;
+    let address = os::map_shared(size_of::<Fixed>() + 8 * words)?;
+    let fixed = address.cast::<Fixed>();
+    // SAFETY: the mapping is new, nobody else's, large enough and all zero, which is a value of every field.
+    let fixed = unsafe { &mut *fixed };
+    (fixed.words, fixed.seed) = (words as u64, seed);
+    // SAFETY: nobody else knows of it yet.
+    unsafe { fixed.lock.begin()? };
+    Ok(address)
+}
+
+impl Store {
+    /// Memory that was mapped, as this process sees it; `is_alive` says whether another one is still there.
+    ///
+    /// # Safety
+    /// - `address` is what [`map`] has given, in this process or in one that it was forked from.
+    pub unsafe fn at(address: *mut c_void, process: u32, is_alive: fn(u32) -> bool) -> Self {
+        // SAFETY: `map` made it of this type, and it is never unmapped.
+        let fixed: &'static Fixed = unsafe { &*address.cast() };
+        // SAFETY: `map` made room for the ring behind it.
+        let first = unsafe { address.cast::<Fixed>().add(1) }.cast::<AtomicU64>();
+        // SAFETY: it has as many words; zero, as all else, is a value of an atomic.
+        let words = unsafe { core::slice::from_raw_parts(first, fixed.words as usize) };
+        let ring = Ring::new(&fixed.positions, &fixed.buckets, words, fixed.seed);
+        Self { fixed, ring, census: Census::new(&fixed.entries, process, is_alive) }
+    }
+
+    /// The messages.
+    pub fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    /// Who is subscribed to what.
+    pub fn census(&self) -> Census {
+        self.census
+    }
+
+    /// Where those who wait for messages sleep.
+    pub(super) fn bell(&self) -> &'static Bell {
+        &self.fixed.bell
+    }
+
+    /// The most bytes that a message may have.
+    pub fn most(&self) -> usize {
+        self.ring.most()
+    }
+
+    /// Publishes a message. The channel's name is one that [`name::check`] allows. The calling thread may wait for others
+    /// that publish, for a second at most; its signals are held back meanwhile.
+    pub fn publish(
+        &self,
+        kind: Kind,
+        channel: &str,
+        media: &str,
+        body: &[u8],
+    ) -> Result<Id, Refused> {
+        debug_assert!(name::check(channel).is_ok());
+        if body.len() > self.most() {
+            return Err(Refused::TooLarge);
+        }
+        let media = if media.chars().any(char::is_control) { "" } else { media };
+        let held = self.fixed.lock.acquire(PATIENCE).ok_or(Refused::Busy)?;
+        if held.died {
+            self.ring.repair();
+        }
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = time.as_millis() as u64;
+        let Written { at, hash, for_all } =
+            self.ring.write(&Draft { kind, channel, media, body, time });
+        // Who died may have written, and woken nobody.
+        let for_all = for_all || held.died;
+        drop(held);
+        self.fixed.bell.ring(if for_all { NonZeroU32::MAX } else { bell::bit(hash) });
+        Ok(Id::new(self.ring.seed(), time, at, hash))
+    }
+}
+
+#[cfg(test)]
+pub(super) fn for_test() -> Store {
+    let address = map(SIZES.0, [1, 2]).unwrap();
+    // SAFETY: it was just mapped.
+    unsafe { Store::at(address, std::process::id(), |_| true) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_publish_at_once() {
+        let store = for_test();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u32 {
+                scope.spawn(move || {
+                    for n in 0..500_u32 {
+                        let body = [thread.to_ne_bytes(), n.to_ne_bytes()].concat();
+                        store.publish(Kind::Binary, "a", "", &body).unwrap();
+                    }
+                });
+            }
+        });
+        let ring = store.ring();
+        let bodies: Vec<_> =
+            ring.history("a").map(|header| ring.message(&header).unwrap().body).collect();
+        assert_eq!(bodies.len(), 2000);
+        for thread in 0..4_u32 {
+            let own = bodies.iter().rev().filter(|body| body[..4] == thread.to_ne_bytes());
+            assert!(own.map(|body| &body[4..]).eq((0..500_u32).map(u32::to_ne_bytes)));
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused() {
+        let store = for_test();
+        let mut body = vec![0; store.most()];
+        assert!(store.publish(Kind::Binary, "a", "", &body).is_ok());
+        body.push(0);
+        assert_eq!(store.publish(Kind::Binary, "a", "", &body), Err(Refused::TooLarge));
+    }
+}

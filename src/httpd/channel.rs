@@ -1,0 +1,228 @@
+//! Which channels a request is about, and the subscription of one that opens a WebSocket.
+
+use core::{
+    ffi::{CStr, c_int, c_void},
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+use std::{
+    ffi::CString,
+    hash::{BuildHasher as _, RandomState},
+    io, process,
+    sync::Arc,
+};
+
+use super::{
+    child, directives,
+    expression::Expression,
+    log,
+    request::{Request, Table},
+    shared, sys, tree,
+};
+use crate::{
+    channel::{
+        self,
+        cursor::Cursor,
+        hub::{Feed, Hub},
+        name,
+        settings::{ChannelSettings, MEMORY},
+        store::{self, Store},
+        subscriber::{Format, META, Manner, Subscriber},
+    },
+    conn::{log::Level, outbox::Outbox},
+    proto::handshake::Offered,
+};
+
+/// The channels of a section.
+#[derive(Clone)]
+pub(super) struct Channels(Vec<Expression>);
+
+impl Channels {
+    pub(super) fn new(name: Expression) -> Self {
+        Self(vec![name])
+    }
+
+    pub(super) fn add(&mut self, name: Expression) -> Result<(), String> {
+        if self.0.len() == channel::MOST {
+            return Err(format!("a section has {} channels at most", channel::MOST));
+        }
+        self.0.push(name);
+        Ok(())
+    }
+
+    /// The names of the channels that a request is about, each of which is there once; or a status that refuses it, whose
+    /// reason is in the log.
+    pub(super) fn names(&self, r: Request<'_>) -> Result<Vec<String>, c_int> {
+        let mut names = Vec::with_capacity(self.0.len());
+        for expression in &self.0 {
+            let name = expression.evaluate(r).map_err(|e| {
+                let line = format_args!("WS0602: WebSocketChannel cannot be evaluated: {e}");
+                log::request(r, Level::Error, line);
+                sys::HTTP_INTERNAL_SERVER_ERROR as c_int
+            })?;
+            if let Err(why) = name::check(&name) {
+                let (uri, name) = (r.uri().to_string_lossy(), name.escape_debug().to_string());
+                let shown = name.chars().take(100).collect::<String>();
+                log::request(
+                    r,
+                    Level::Info,
+                    format_args!("WS0601: refused: {uri} gives no channel: '{shown}': {why}"),
+                );
+                return Err(sys::HTTP_FORBIDDEN as c_int);
+            }
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// What a client is subscribed to, once its handshake is answered.
+pub(super) struct Subscribing {
+    hub: &'static Hub,
+    names: Vec<String>,
+    last: Option<String>,
+    settings: ChannelSettings,
+    /// The subprotocol to announce.
+    pub(super) protocol: Option<CString>,
+}
+
+impl Subscribing {
+    /// What a handshake asks for; or a status that refuses it.
+    pub(super) fn new(
+        r: Request<'_>,
+        channels: &Channels,
+        settings: &ChannelSettings,
+        offered: Offered<'_>,
+    ) -> Result<Self, c_int> {
+        let names = channels.names(r)?;
+        let hub = hub().ok_or_else(|| missing(r))?;
+        let has_ids = offered.iter().any(|name| name == META);
+        let protocol = has_ids.then(|| CString::new(META).ok()).flatten();
+        let last = has_ids.then(|| last_id(r)).flatten();
+        Ok(Self { hub, names, last, settings: settings.clone(), protocol })
+    }
+
+    /// Subscribes a client, whose messages go through `outbox`.
+    pub(super) fn open(self, outbox: Arc<Outbox>) -> io::Result<Subscriber> {
+        let (hub, ring) = (self.hub, self.hub.store().ring());
+        let hashes: Vec<u64> = self.names.iter().map(|name| ring.hash(name)).collect();
+        let feed = Feed::new(outbox.clone());
+        let subscription = hub.subscribe(&hashes, &feed)?;
+        let last = self.last.as_deref();
+        let begin = Cursor::new(ring, &self.names, last, self.settings.replay());
+        let format = if self.protocol.is_some() { Format::Meta } else { Format::Plain };
+        let manner = Manner { format, slow: self.settings.slow_client() };
+        Ok(Subscriber::new(hub, feed, outbox, manner, begin, subscription))
+    }
+}
+
+/// The id of the message that a client got last, as it says: Last-Event-ID, or `last_event_id` in the query.
+fn last_id(r: Request<'_>) -> Option<String> {
+    if let Some(id) = r.get(Table::HeadersIn, c"Last-Event-ID") {
+        return Some(id.to_string_lossy().into_owned());
+    }
+    let query = r.query()?.to_string_lossy();
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == "last_event_id").map(|(_, id)| id.to_owned())
+}
+
+/// There is no memory for channels, which the log has said at the start.
+pub(super) fn missing(r: Request<'_>) -> c_int {
+    static SAID: log::OnceAMinute = log::OnceAMinute::new();
+    let level = if SAID.is_due() { Level::Error } else { Level::Debug };
+    log::request(r, level, format_args!("WS0603: there is no memory for channels"));
+    sys::HTTP_SERVICE_UNAVAILABLE as c_int
+}
+
+// --- the memory, and the hub of this child --------------------------------------------------------
+
+/// The shared memory, once it is mapped: stored by one thread, and only read by others.
+static STORE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// The child's hub; it lives as long as the process.
+static HUB: AtomicPtr<Hub> = AtomicPtr::new(ptr::null_mut());
+
+/// Maps the memory if a channel is configured, or finds it mapped by an earlier reading of the configuration.
+///
+/// # Safety
+/// - `server` is the main server, while httpd runs its post_config hooks.
+pub(super) unsafe fn map(server: *const sys::server_rec) {
+    let mut is_wanted = false;
+    tree::each(&mut |directive| is_wanted |= directive.is("WebSocketChannel"));
+    if !is_wanted {
+        return;
+    }
+    // SAFETY: httpd has made the main server's settings when it read the configuration.
+    let size = unsafe { (*directives::server(server)).channel_memory }.unwrap_or(MEMORY);
+    // SAFETY: as this function demands.
+    let line = match unsafe { find_or_map(server, size) } {
+        Err(error) => format!("WS0603: no memory for channels, so they do not work: {error}"),
+        Ok(now) if now != store::rounded(size) => format!(
+            "WS0604: WebSocketChannelMemory takes effect when httpd is stopped and started: channels have {now} bytes \
+             until then"
+        ),
+        Ok(_) => return,
+    };
+    // SAFETY: as this function demands.
+    unsafe { log::server(server, Level::Warn, format_args!("{line}")) };
+}
+
+/// How many bytes the ring has.
+///
+/// # Safety
+/// - As for [`map`].
+unsafe fn find_or_map(server: *const sys::server_rec, size: usize) -> io::Result<usize> {
+    let key = CString::new(format!("mod_websocket channels {}", store::LAYOUT))?;
+    let mut address: *mut c_void = ptr::null_mut();
+    // SAFETY: the server is live, as this function demands: the process record and its pool live as long as the process.
+    let pool = unsafe { (*(*server).process).pool };
+    // SAFETY: the key lives for the call; the result is a live pointer.
+    unsafe { sys::apr_pool_userdata_get(&raw mut address, key.as_ptr(), pool) };
+    if address.is_null() {
+        let seed = [0, 1].map(|part: u8| RandomState::new().hash_one(part));
+        address = store::map(size, seed)?;
+        // SAFETY: the key is copied; there is nothing to clean up, since the mapping stays until the process ends.
+        unsafe { sys::apr_pool_userdata_set(address, key.as_ptr(), None, pool) };
+    }
+    STORE.store(address, Ordering::Release);
+    Ok(store().map_or(0, |store| store.ring().size()))
+}
+
+/// The shared memory, as this process sees it.
+pub(super) fn store() -> Option<Store> {
+    let address = STORE.load(Ordering::Acquire);
+    // SAFETY: `find_or_map` has stored what `store::map` gave in this process or its parent.
+    (!address.is_null()).then(|| unsafe { Store::at(address, process::id(), shared::is_alive) })
+}
+
+/// A child begins.
+pub(super) fn begin() {
+    let Some(store) = store() else { return };
+    store.census().begin();
+    let run = Box::new(|| {
+        if let Some(service) = child::service() {
+            service.run_told();
+        }
+    });
+    HUB.store(ptr::from_ref(Hub::new(store, run)).cast_mut(), Ordering::Release);
+}
+
+/// The child's hub.
+fn hub() -> Option<&'static Hub> {
+    // SAFETY: `begin` stores a hub that is never dropped.
+    unsafe { HUB.load(Ordering::Acquire).as_ref() }
+}
+
+/// The child ends: its connections are gone.
+pub(super) fn end() {
+    if let Some(hub) = hub() {
+        hub.end();
+    }
+}
+
+/// The text of a header of httpd's, in UTF-8 or not.
+pub(super) fn text(value: Option<&CStr>) -> String {
+    value.map_or_else(String::new, |value| value.to_string_lossy().into_owned())
+}

@@ -1,0 +1,263 @@
+//! `SetHandler websocket-publish`: a POST publishes, a GET tells of the channel, and a DELETE ends its subscribers.
+//!
+//! Answers are JSON. Who may ask is said by `Require`, as everywhere, and by `WebSocketPublish` besides.
+
+use core::ffi::{CStr, c_char, c_int};
+use std::{fmt::Write as _, net::IpAddr};
+
+use super::{
+    channel::{self, text},
+    directives::{self, Section, Target},
+    handler, log,
+    request::{Request, Table},
+    sys,
+};
+use crate::{
+    channel::{
+        Kind,
+        id::Id,
+        media,
+        settings::Publishers,
+        store::{Refused, Store},
+    },
+    conn::log::Level,
+};
+
+/// The name that SetHandler gives to requests of those who publish.
+const HANDLER: &CStr = c"websocket-publish";
+
+/// What a request is refused with: a status and a sentence.
+type Refusal = (u32, &'static str);
+
+/// httpd's handler hook; `None` for requests of others.
+pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
+    if r.handler() != Some(HANDLER) || !r.is_main() {
+        return None;
+    }
+    let section = directives::section(r);
+    Some(serve(r, section).unwrap_or_else(|(status, why)| {
+        let uri = r.uri().to_string_lossy();
+        log::request(r, Level::Info, format_args!("WS0605: {uri} is answered {status}: {why}"));
+        answer(r, status, &format!("{{\"error\":{}}}", json(why)))
+    }))
+}
+
+fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
+    let Some(Target::Channel(channels)) = &section.target else {
+        let why = "this section has no WebSocketChannel";
+        return Err((sys::HTTP_INTERNAL_SERVER_ERROR, why));
+    };
+    let method = r.method();
+    if ![sys::M_GET, sys::M_POST, sys::M_DELETE].contains(&method) {
+        r.set(Table::ErrHeadersOut, c"Allow", c"GET, HEAD, POST, DELETE");
+        return Err((
+            sys::HTTP_METHOD_NOT_ALLOWED,
+            "only GET, POST and DELETE are understood here",
+        ));
+    }
+    may_publish(r, section)?;
+    let names = channels.names(r).map_err(|status| {
+        let why = if status == sys::HTTP_FORBIDDEN as c_int {
+            "the request gives no channel"
+        } else {
+            "the channel's name cannot be found out"
+        };
+        (status.unsigned_abs(), why)
+    })?;
+    let none = "there is no memory for channels";
+    let store = channel::store().ok_or((sys::HTTP_SERVICE_UNAVAILABLE, none))?;
+    match method {
+        sys::M_POST => post(r, store, &names, section.settings.max_message()),
+        sys::M_DELETE => {
+            let ended = publish(r, store, &names, Kind::End, "", b"")?;
+            Ok(answer(r, sys::HTTP_OK, &published(store, &names, &ended)))
+        }
+        _ => Ok(answer(r, sys::HTTP_OK, &list(names.iter().map(|name| about(store, name))))),
+    }
+}
+
+/// Whether the request may publish, by WebSocketPublish.
+fn may_publish(r: Request<'_>, section: &Section) -> Result<(), Refusal> {
+    if section.channel.publishers() == Publishers::Any {
+        let origin = r.get(Table::HeadersIn, c"Origin").map(CStr::to_bytes);
+        let allowed = handler::origin_is_allowed(r, &section.settings, [origin, None]);
+        let why = "pages of this origin may not publish (WebSocketOriginCheck)";
+        return if allowed { Ok(()) } else { Err((sys::HTTP_FORBIDDEN, why)) };
+    }
+    let is_local = |address: &CStr| {
+        let address = address.to_str().ok().and_then(|text| text.parse::<IpAddr>().ok());
+        address.is_some_and(|address| address.to_canonical().is_loopback())
+    };
+    if !is_local(r.client_ip()) || !is_local(r.connection_ip()) {
+        let why = "only programs on this host may publish (WebSocketPublish Local)";
+        return Err((sys::HTTP_FORBIDDEN, why));
+    }
+    // A proxy on this host makes everyone local, and a page can have its visitor publish.
+    let passed_on = |name: &CStr| {
+        let name = name.to_bytes();
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        ["Origin", "Forwarded", "X-Real-IP", "Via"].into_iter().any(is)
+            || name.get(..12).is_some_and(|begin| begin.eq_ignore_ascii_case(b"X-Forwarded-"))
+    };
+    if r.fields(Table::HeadersIn).into_iter().any(|(name, _)| passed_on(name)) {
+        let why = "the request comes from a page or through a proxy (WebSocketPublish Local)";
+        return Err((sys::HTTP_FORBIDDEN, why));
+    }
+    Ok(())
+}
+
+fn post(
+    r: Request<'_>,
+    store: Store,
+    names: &[String],
+    max_message: usize,
+) -> Result<c_int, Refusal> {
+    let most = store.most().min(max_message);
+    let media_type = text(r.get(Table::HeadersIn, c"Content-Type"));
+    let body = body(r, most)?;
+    let kind = if media::is_text(&media_type) { Kind::Text } else { Kind::Binary };
+    if kind == Kind::Text && simdutf8::basic::from_utf8(&body).is_err() {
+        return Err((sys::HTTP_BAD_REQUEST, "the body is text by its Content-Type, but not UTF-8"));
+    }
+    let ids = publish(r, store, names, kind, &media_type, &body)?;
+    let heard = names.iter().any(|name| subscribers(store, name) > 0);
+    let status = if heard { sys::HTTP_CREATED } else { sys::HTTP_ACCEPTED };
+    Ok(answer(r, status, &published(store, names, &ids)))
+}
+
+/// Publishes to each of the channels.
+fn publish(
+    r: Request<'_>,
+    store: Store,
+    names: &[String],
+    kind: Kind,
+    media: &str,
+    body: &[u8],
+) -> Result<Vec<Id>, Refusal> {
+    let publish = |name: &String| store.publish(kind, name, media, body);
+    let ids: Result<_, _> = names.iter().map(publish).collect();
+    ids.map_err(|refused| match refused {
+        Refused::TooLarge => too_large(r),
+        Refused::Busy => {
+            r.set(Table::ErrHeadersOut, c"Retry-After", c"1");
+            (sys::HTTP_SERVICE_UNAVAILABLE, "others have been publishing for a second: try again")
+        }
+    })
+}
+
+/// A body that is too large is not read: httpd would, to serve the connection's next request.
+fn too_large(r: Request<'_>) -> Refusal {
+    r.close_afterwards();
+    (
+        sys::HTTP_REQUEST_ENTITY_TOO_LARGE,
+        "the message is larger than WebSocketMaxMessageSize, or an eighth of WebSocketChannelMemory",
+    )
+}
+
+/// The request's body, of `most` bytes at most.
+fn body(r: Request<'_>, most: usize) -> Result<Vec<u8>, Refusal> {
+    let announced = r.get(Table::HeadersIn, c"Content-Length").and_then(|n| n.to_str().ok());
+    let announced = announced.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0);
+    if announced > most as u64 {
+        return Err(too_large(r));
+    }
+    let broken = (sys::HTTP_BAD_REQUEST, "the body could not be read");
+    let policy = sys::REQUEST_CHUNKED_DECHUNK as c_int;
+    // SAFETY: R1 in request.rs.
+    if unsafe { sys::ap_setup_client_block(r.as_ptr(), policy) } != sys::HOOK_OK {
+        return Err(broken);
+    }
+    let mut body = Vec::with_capacity(announced as usize);
+    // SAFETY: as above.
+    if unsafe { sys::ap_should_client_block(r.as_ptr()) } == 0 {
+        return Ok(body);
+    }
+    let mut part = [0; 8192];
+    loop {
+        // SAFETY: as above; the buffer is as large as it says. It waits for the client as long as Timeout and
+        // mod_reqtimeout allow.
+        let n = unsafe {
+            sys::ap_get_client_block(r.as_ptr(), part.as_mut_ptr().cast::<c_char>(), part.len())
+        };
+        match usize::try_from(n) {
+            Ok(0) => return Ok(body),
+            Ok(n) if body.len() + n > most => return Err(too_large(r)),
+            Ok(n) => body.extend_from_slice(&part[..n]),
+            Err(_) => {
+                r.close_afterwards();
+                return Err(broken);
+            }
+        }
+    }
+}
+
+fn subscribers(store: Store, name: &str) -> u64 {
+    store.census().subscribers(store.ring().hash(name))
+}
+
+/// What was published, for the answer.
+fn published(store: Store, names: &[String], ids: &[Id]) -> String {
+    list(names.iter().zip(ids).map(|(name, id)| {
+        let subscribers = subscribers(store, name);
+        format!("{{\"id\":\"{id}\",\"channel\":{},\"subscribers\":{subscribers}}}", json(name))
+    }))
+}
+
+/// What is known of a channel.
+fn about(store: Store, name: &str) -> String {
+    let (ring, mut messages, mut ends) = (store.ring(), 0, None);
+    for header in ring.history(name) {
+        messages += 1;
+        let newest = ends.map_or(header, |(_, newest)| newest);
+        ends = Some((header, newest));
+    }
+    let id = |header: Option<crate::channel::ring::Header>| {
+        let id = |h: crate::channel::ring::Header| Id::new(ring.seed(), h.time, h.at, h.hash);
+        header.map_or_else(|| "null".to_owned(), |header| format!("\"{}\"", id(header)))
+    };
+    format!(
+        "{{\"channel\":{},\"subscribers\":{},\"messages\":{messages},\"oldest\":{},\"newest\":{}}}",
+        json(name),
+        subscribers(store, name),
+        id(ends.map(|(oldest, _)| oldest)),
+        id(ends.map(|(_, newest)| newest)),
+    )
+}
+
+/// One object, or an array of several.
+fn list(objects: impl Iterator<Item = String>) -> String {
+    let objects: Vec<String> = objects.collect();
+    match &objects[..] {
+        [one] => one.clone(),
+        _ => format!("[{}]", objects.join(",")),
+    }
+}
+
+/// A string of JSON (RFC 8259 §7).
+fn json(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            // Writing to a String cannot fail.
+            c if c < ' ' => drop(write!(quoted, "\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Answers with JSON.
+fn answer(r: Request<'_>, status: u32, body: &str) -> c_int {
+    r.set(Table::ErrHeadersOut, c"Cache-Control", c"no-store");
+    let body = format!("{body}\n");
+    // SAFETY: R1 in request.rs; the type is a literal, and the body lives for the call.
+    unsafe {
+        (*r.as_ptr()).status = status as c_int;
+        sys::ap_set_content_type(r.as_ptr(), c"application/json".as_ptr());
+        sys::ap_rwrite(body.as_ptr().cast(), body.len() as c_int, r.as_ptr());
+    }
+    sys::HOOK_OK
+}
