@@ -25,8 +25,8 @@ const HEADER: u64 = 5;
 /// The part of the ring that a record may take at most, and at which everybody is woken.
 const PART: u64 = if cfg!(loom) { 2 } else { 8 };
 
-/// Where records are.
-#[derive(Debug, Default)]
+/// Where records are. Those of a new ring begin at 1: at 0 there is none.
+#[derive(Debug)]
 #[repr(C)]
 pub struct Positions {
     /// Behind the newest one.
@@ -35,6 +35,12 @@ pub struct Positions {
     tail: AtomicU64,
     /// The newest one.
     last: AtomicU64,
+}
+
+impl Default for Positions {
+    fn default() -> Self {
+        Self { head: AtomicU64::new(1), tail: AtomicU64::new(1), last: AtomicU64::new(0) }
+    }
 }
 
 /// The ring, as a process sees it.
@@ -113,7 +119,7 @@ const fn words(bytes: u64) -> u64 {
 }
 
 impl Ring {
-    /// A ring over memory that is all zero, or was used by one of the same build and sizes.
+    /// A ring over memory that is new, all zero but for the positions, or was used by one of the same build and sizes.
     pub fn new(
         positions: &'static Positions,
         buckets: &'static [AtomicU64],
@@ -457,7 +463,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         let ring = ring(1 << 10);
-        assert_eq!((all(ring).len(), ring.bounds()), (0, (0, 0)));
+        assert_eq!((all(ring).len(), ring.bounds()), (0, (1, 1)));
         let media = "x".repeat(300);
         let drafts = [
             Draft { kind: Kind::Text, channel: "a", media: "text/plain", body: b"hello", time: 5 },

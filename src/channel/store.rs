@@ -69,7 +69,7 @@ pub fn map(size: usize, seed: [u64; 2]) -> io::Result<*mut c_void> {
     let fixed = address.cast::<Fixed>();
     // SAFETY: the mapping is new, nobody else's, large enough and all zero, which is a value of every field.
     let fixed = unsafe { &mut *fixed };
-    (fixed.words, fixed.seed) = (words as u64, seed);
+    (fixed.words, fixed.seed, fixed.positions) = (words as u64, seed, Positions::default());
     // SAFETY: nobody else knows of it yet.
     unsafe { fixed.lock.begin()? };
     Ok(address)
