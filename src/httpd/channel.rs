@@ -55,27 +55,28 @@ impl Channels {
     pub(super) fn names(&self, r: Request<'_>) -> Result<Vec<String>, c_int> {
         let mut names = Vec::with_capacity(self.0.len());
         for expression in &self.0 {
-            let name = expression.evaluate(r).map_err(|e| {
+            let name = expression.bytes(r).map_err(|e| {
                 let line = format_args!("WS0602: WebSocketChannel cannot be evaluated: {e}");
                 log::request(r, Level::Error, line);
                 sys::HTTP_INTERNAL_SERVER_ERROR as c_int
             })?;
-            if let Err(why) = name::check(&name) {
-                let (uri, name) = (r.uri().to_string_lossy(), name.escape_debug().to_string());
-                let shown = name.chars().take(100).collect::<String>();
-                log::request(
-                    r,
-                    Level::Info,
-                    format_args!("WS0601: refused: {uri} gives no channel: '{shown}': {why}"),
-                );
-                return Err(sys::HTTP_FORBIDDEN as c_int);
-            }
+            let name =
+                String::from_utf8(name).map_err(|e| refuse(r, e.as_bytes(), "it is not UTF-8"))?;
+            name::check(&name).map_err(|why| refuse(r, name.as_bytes(), why))?;
             if !names.contains(&name) {
                 names.push(name);
             }
         }
         Ok(names)
     }
+}
+
+/// Refuses a request that gives no channel.
+fn refuse(r: Request<'_>, name: &[u8], why: &str) -> c_int {
+    let (uri, shown) = (r.uri().to_string_lossy(), name[..name.len().min(100)].escape_ascii());
+    let line = format_args!("WS0601: refused: {uri} gives no channel: '{shown}': {why}");
+    log::request(r, Level::Info, line);
+    sys::HTTP_FORBIDDEN as c_int
 }
 
 /// What a client is subscribed to, once its handshake is answered.

@@ -32,19 +32,23 @@ impl Expression {
 
     /// The expression's value for a request.
     pub(super) fn evaluate(self, r: Request<'_>) -> Result<String, String> {
+        String::from_utf8(self.bytes(r)?).map_err(|_| "its value is not UTF-8".into())
+    }
+
+    /// The same as bytes.
+    pub(super) fn bytes(self, r: Request<'_>) -> Result<Vec<u8>, String> {
         let mut error = ptr::null();
         // SAFETY: the expression lives as long as the configuration (request::R3), the request for the call
         // (request::R1), and the results, strings or NULL, as long as the request.
         unsafe {
             let value = sys::ap_expr_str_exec(r.as_ptr(), self.0, &raw mut error);
-            let text = |s: *const core::ffi::c_char| CStr::from_ptr(s).to_str().map(str::to_owned);
             if !error.is_null() {
-                return Err(text(error).unwrap_or_default());
+                return Err(CStr::from_ptr(error).to_string_lossy().into_owned());
             }
             if value.is_null() {
                 return Err("it has no value".into());
             }
-            text(value).map_err(|_| "its value is not UTF-8".into())
+            Ok(CStr::from_ptr(value).to_bytes().to_owned())
         }
     }
 }

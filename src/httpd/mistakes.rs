@@ -213,10 +213,13 @@ fn overrides(directive: Directive<'_>, class: &str) -> bool {
 
 /// Requests that come to no endpoint. None is named in .htaccess.
 fn missing_endpoints() -> Vec<String> {
-    let mut endpoints = Places::default();
+    let (mut endpoints, mut channels) = (Places::default(), Places::default());
     tree::each(&mut |directive| {
         if ENDPOINTS.iter().any(|name| directive.is(name)) {
             endpoints.add(directive);
+        }
+        if directive.is("WebSocketChannel") {
+            channels.add(directive);
         }
     });
     let mut lines = Vec::new();
@@ -226,6 +229,15 @@ fn missing_endpoints() -> Vec<String> {
             lines.push(format!(
                 "WS0431: {} websocket-handler on {} has no endpoint, so its requests get 500: add WebSocketHandler, \
                  WebSocketBridge, WebSocketBridgeBackend, WebSocketBridgeConfig or WebSocketChannel beside it",
+                directive.name(),
+                directive.place()
+            ));
+        }
+        let publishes =
+            directive.is("SetHandler") && is_word(&directive.args(), "websocket-publish");
+        if publishes && lines.len() < MOST && !channels.may_meet(directive) {
+            lines.push(format!(
+                "WS0431: {} websocket-publish on {} has no channel, so its requests get 500: add WebSocketChannel beside it",
                 directive.name(),
                 directive.place()
             ));

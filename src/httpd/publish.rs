@@ -37,14 +37,16 @@ pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
     let section = directives::section(r);
     Some(serve(r, section).unwrap_or_else(|(status, why)| {
         let uri = r.uri().to_string_lossy();
-        log::request(r, Level::Info, format_args!("WS0605: {uri} is answered {status}: {why}"));
+        let is_ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
+        let level = if is_ours { Level::Error } else { Level::Info };
+        log::request(r, level, format_args!("WS0605: {uri} is answered {status}: {why}"));
         answer(r, status, &format!("{{\"error\":{}}}", json(why)))
     }))
 }
 
 fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
     let Some(Target::Channel(channels)) = &section.target else {
-        let why = "this section has no WebSocketChannel";
+        let why = "its section has no WebSocketChannel: name the channel there";
         return Err((sys::HTTP_INTERNAL_SERVER_ERROR, why));
     };
     let method = r.method();

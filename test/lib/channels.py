@@ -33,7 +33,7 @@ class Answer:
 
     def __init__(self, answer):
         self.status, self.headers, body = answer.status, answer.headers, answer.read()
-        self.json = json.loads(body) if answer.headers.get_content_type() == "application/json" else None
+        self.json = json.loads(body) if body and answer.headers.get_content_type() == "application/json" else None
 
 
 class Publisher:
