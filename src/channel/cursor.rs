@@ -66,6 +66,9 @@ impl Cursor {
         let resumed = last.map(|text| {
             let id = Id::parse(text)?;
             let of = wanted.iter().find(|wanted| id.is_of(ring.seed(), wanted.hash))?;
+            if id.time == 0 {
+                return (tail..=head).contains(&id.at).then_some(id.at);
+            }
             let header = ring.header(id.at).ok()?;
             (header.hash == of.hash && header.time == id.time).then_some(header.next)
         });
@@ -85,6 +88,11 @@ impl Cursor {
         let begin = resumed.flatten().or_else(replayed);
         let (at, idle) = (begin.unwrap_or(head), begin.is_none());
         (Self { at, behind: at, idle, born: head, wanted }, resumed == Some(None))
+    }
+
+    /// The id by which a client gets what comes from here on. With several channels any one of them will do.
+    pub fn id(&self, ring: Ring) -> Id {
+        Id::from_here(ring.seed(), self.at, self.wanted.first().map_or(0, |wanted| wanted.hash))
     }
 
     /// What comes next. `feed` is what the hub tells this subscriber by.

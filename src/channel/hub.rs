@@ -39,13 +39,19 @@ const NOTHING: u64 = u64::MAX;
 pub struct Feed {
     /// The first message since it read all that was there; [`NOTHING`] if it was not told since it looked last.
     told: AtomicU64,
-    outbox: Arc<Outbox>,
+    /// `None` for one that is never told.
+    outbox: Option<Arc<Outbox>>,
 }
 
 impl Feed {
     /// For the subscriber that writes to this outbox.
     pub fn new(outbox: Arc<Outbox>) -> Arc<Self> {
-        Arc::new(Self { told: AtomicU64::new(NOTHING), outbox })
+        Arc::new(Self { told: AtomicU64::new(NOTHING), outbox: Some(outbox) })
+    }
+
+    /// For one that takes what is there, and is never told of more.
+    pub fn silent() -> Self {
+        Self { told: AtomicU64::new(NOTHING), outbox: None }
     }
 
     /// What it was told since it was asked last.
@@ -58,8 +64,8 @@ impl Feed {
         // Who was told before, and has not looked, will read on to this one.
         let first =
             self.told.compare_exchange(NOTHING, at, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        if first {
-            self.outbox.have_a_turn();
+        if let (true, Some(outbox)) = (first, &self.outbox) {
+            outbox.have_a_turn();
         }
         first
     }

@@ -31,6 +31,11 @@ impl Id {
         Self { time, at, proof: proof(seed, time, at, hash) }
     }
 
+    /// One that stands for all that comes from a place of the ring on.
+    pub fn from_here(seed: [u64; 2], at: u64, hash: u64) -> Self {
+        Self::new(seed, 0, at, hash)
+    }
+
     /// The one that a client has sent.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.trim().split('-');

@@ -1,6 +1,11 @@
 //! The endpoint of a WebSocket that is subscribed to channels: what is published goes to its client.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex},
+};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 use super::{
     Kind, Message, SlowClient,
@@ -16,6 +21,7 @@ use crate::{
     proto::{
         self,
         close::{self, CloseCode},
+        events,
     },
     sync::Lock as _,
 };
@@ -37,6 +43,40 @@ pub enum Format {
     Plain,
     /// With its id and its media type before it: [`META`].
     Meta,
+    /// An event with its id; binary messages in Base64.
+    Event,
+}
+
+impl Format {
+    /// The message on the wire; `None` if it is what was published and nothing else.
+    pub fn wrap(self, message: &Message, seed: [u64; 2]) -> Option<Vec<u8>> {
+        let id = Id::new(seed, message.time, message.at, message.hash);
+        match self {
+            Self::Plain => None,
+            Self::Meta => Some([preamble(id, &message.media).as_bytes(), &message.body].concat()),
+            Self::Event => {
+                let (kind, data) = match core::str::from_utf8(&message.body) {
+                    Ok(text) if message.kind == Kind::Text => (None, Cow::Borrowed(text)),
+                    _ => (Some("binary"), Cow::Owned(BASE64_STANDARD.encode(&message.body))),
+                };
+                Some(events::event(Some(&id.to_string()), kind, &data).into_bytes())
+            }
+        }
+    }
+
+    /// What tells that something is missing before what follows, to clients that know ids.
+    pub fn gap(self, seed: [u64; 2]) -> Option<String> {
+        match self {
+            Self::Plain => None,
+            Self::Meta => Some(preamble(Id::new(seed, 0, 0, 0), GAP)),
+            Self::Event => Some(events::event(None, Some("gap"), "")),
+        }
+    }
+
+    /// What a client is told first, so that it misses nothing if it comes back before the first message.
+    pub fn greeting(self, id: Id) -> Option<String> {
+        (self == Self::Event).then(|| format!("id: {id}\n\n"))
+    }
 }
 
 /// How a subscriber is served.
@@ -81,14 +121,17 @@ impl Subscriber {
         if gap {
             subscriber.tell_gap();
         }
+        let greeting = manner.format.greeting(subscriber.cursor.acquire().id(hub.store().ring()));
+        if let Some(greeting) = greeting {
+            let _ = subscriber.outbox.send_message(proto::Kind::Text, greeting.as_bytes());
+        }
         subscriber
     }
 
     /// Tells a client that knows ids that something is missing before what follows.
     fn tell_gap(&self) {
-        if self.manner.format == Format::Meta {
-            let nowhere = Id::new(self.hub.store().ring().seed(), 0, 0, 0);
-            let _ = self.outbox.send_message(proto::Kind::Text, preamble(nowhere, GAP).as_bytes());
+        if let Some(gap) = self.manner.format.gap(self.hub.store().ring().seed()) {
+            let _ = self.outbox.send_message(proto::Kind::Text, gap.as_bytes());
         }
     }
 
@@ -102,23 +145,14 @@ impl Subscriber {
                 return true;
             }
         };
-        let before = match self.manner.format {
-            Format::Plain => String::new(),
-            Format::Meta => {
-                let seed = self.hub.store().ring().seed();
-                preamble(Id::new(seed, message.time, message.at, message.hash), &message.media)
-            }
-        };
-        if !self.outbox.has_room(before.len() + message.body.len(), QUEUED) {
-            return false;
+        let wrapped = self.manner.format.wrap(message, self.hub.store().ring().seed());
+        let body = wrapped.as_deref().unwrap_or(&message.body);
+        let has_room = self.outbox.has_room(body.len(), QUEUED);
+        if has_room {
+            // A conversation that is over needs nothing more.
+            let _ = self.outbox.send_message(kind, body);
         }
-        // A conversation that is over needs nothing more.
-        let _ = if before.is_empty() {
-            self.outbox.send_message(kind, &message.body)
-        } else {
-            self.outbox.send_message(kind, &[before.as_bytes(), &message.body].concat())
-        };
-        true
+        has_room
     }
 
     /// What becomes of a client that was overtaken.

@@ -290,6 +290,9 @@ impl Deadlines {
         } else if is_due(message) {
             let why = "a message takes longer than WebSocketMessageTimeout";
             Some(Action::Close(CloseCode::POLICY, why))
+        } else if is_due(ping) && timeouts.one_way {
+            self.hear(snapshot.now);
+            Some(Action::Ping)
         } else if is_due(ping) && !self.pinged {
             self.pinged = true;
             Some(Action::Ping)
@@ -310,6 +313,7 @@ mod tests {
         close: Some(Duration::from_secs(5)),
         message: Some(MessageTimeout { time: Duration::from_secs(20), rate: Some(10) }),
         stall: Duration::from_secs(60),
+        one_way: false,
     };
 
     fn snapshot(seconds: u64) -> Snapshot {
@@ -477,6 +481,16 @@ mod tests {
             let mut now = Snapshot { unacknowledged: true, ..snapshot(seconds) };
             now.summary.bytes_out = seconds;
             assert!(matches!(deadlines.check(&now, &TIMEOUTS), Action::Wait(_)), "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn who_never_says_anything_is_pinged_on_and_on() {
+        let mut deadlines = Deadlines::new(Duration::ZERO);
+        let timeouts = Timeouts { one_way: true, idle: None, ..TIMEOUTS };
+        for round in 1..100 {
+            assert_eq!(deadlines.check(&snapshot(30 * round), &timeouts), Action::Ping);
+            assert_eq!(deadlines.check(&snapshot(30 * round), &timeouts), wait(30 * round + 30));
         }
     }
 

@@ -98,6 +98,8 @@ enum Phase {
     Frames,
     /// Frames of draft 76 or 75.
     Draft,
+    /// None: whatever the client of a stream of events sends means nothing.
+    Nothing,
     /// A Close or a violation has been seen: the rest means nothing.
     Finished,
 }
@@ -120,7 +122,11 @@ impl Session {
         Self {
             limits,
             deframer: Deframer::default(),
-            phase: if draft.is_some() { Phase::Draft } else { Phase::Frames },
+            phase: match limits.version {
+                Version::Draft(_) => Phase::Draft,
+                Version::EventStream => Phase::Nothing,
+                _ => Phase::Frames,
+            },
             draft,
             inflater: deflate.map(|params| Box::new(Inflater::new(params, limits.memory))),
             message: None,

@@ -336,6 +336,7 @@ mod tests {
         close: None,
         message: None,
         stall: Duration::from_secs(60),
+        one_way: false,
     };
 
     fn child() -> &'static Shutdown {

@@ -8,7 +8,7 @@
 //! before, on httpd's thread, and where the MPM has no threads only httpd's own loggers are run.
 
 use core::{
-    ffi::{CStr, c_char},
+    ffi::{CStr, c_char, c_int},
     ptr, slice,
 };
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(super) struct Record {
     headers: Arc<Headers>,
     /// The rest that is text, in one block of memory, under names of our own; and under mod_ssl's names its variables.
     words: Headers,
+    /// What the client was answered.
+    status: c_int,
     time: sys::apr_time_t,
     connection_id: i64,
     client_port: u16,
@@ -92,6 +94,7 @@ impl Record {
             server: rec.server,
             headers,
             words: Headers::copy(words.chain(tls::variables(r))).0,
+            status: rec.status,
             time: rec.request_time,
             connection_id: connection.id,
             client_port: port(rec.useragent_addr).unwrap_or_default(),
@@ -211,7 +214,7 @@ impl Record {
             (*rec).method_number = sys::M_GET as i32;
             (*rec).protocol = c"HTTP/1.1".as_ptr().cast_mut();
             (*rec).proto_num = 1001;
-            (*rec).status = sys::HTTP_SWITCHING_PROTOCOLS as i32;
+            (*rec).status = self.status;
             (*rec).request_time = self.time;
             (*rec).useragent_ip = (*connection).client_ip;
             (*rec).useragent_addr = (*connection).client_addr;

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     channel::{
-        self,
-        cursor::Cursor,
+        self, Kind, Replay,
+        cursor::{Cursor, Next},
         hub::{Feed, Hub},
         name,
         settings::{ChannelSettings, MEMORY},
@@ -30,7 +30,7 @@ use crate::{
         subscriber::{Format, META, Manner, Subscriber},
     },
     conn::{log::Level, outbox::Outbox},
-    proto::handshake::Offered,
+    proto::{self, handshake::Offered},
 };
 
 /// The channels of a section.
@@ -84,25 +84,33 @@ pub(super) struct Subscribing {
     hub: &'static Hub,
     names: Vec<String>,
     last: Option<String>,
-    settings: ChannelSettings,
-    /// The subprotocol to announce.
-    pub(super) protocol: Option<CString>,
+    replay: Option<Replay>,
+    manner: Manner,
 }
 
 impl Subscribing {
-    /// What a handshake asks for; or a status that refuses it.
+    /// What a request asks for; or a status that refuses it.
     pub(super) fn new(
         r: Request<'_>,
         channels: &Channels,
         settings: &ChannelSettings,
-        offered: Offered<'_>,
+        format: Format,
     ) -> Result<Self, c_int> {
         let names = channels.names(r)?;
         let hub = hub().ok_or_else(|| missing(r))?;
-        let has_ids = offered.iter().any(|name| name == META);
-        let protocol = has_ids.then(|| CString::new(META).ok()).flatten();
-        let last = has_ids.then(|| last_id(r)).flatten();
-        Ok(Self { hub, names, last, settings: settings.clone(), protocol })
+        let last = (format != Format::Plain).then(|| last_id(r)).flatten();
+        let manner = Manner { format, slow: settings.slow_client() };
+        Ok(Self { hub, names, last, replay: settings.replay(), manner })
+    }
+
+    /// How a client that opens a WebSocket gets messages.
+    pub(super) fn format(offered: Offered<'_>) -> Format {
+        if offered.iter().any(|name| name == META) { Format::Meta } else { Format::Plain }
+    }
+
+    /// The subprotocol to announce.
+    pub(super) fn protocol(&self) -> Option<CString> {
+        (self.manner.format == Format::Meta).then(|| CString::new(META).ok()).flatten()
     }
 
     /// Subscribes a client, whose messages go through `outbox`.
@@ -111,11 +119,35 @@ impl Subscribing {
         let hashes: Vec<u64> = self.names.iter().map(|name| ring.hash(name)).collect();
         let feed = Feed::new(outbox.clone());
         let subscription = hub.subscribe(&hashes, &feed)?;
-        let last = self.last.as_deref();
-        let begin = Cursor::new(ring, &self.names, last, self.settings.replay());
-        let format = if self.protocol.is_some() { Format::Meta } else { Format::Plain };
-        let manner = Manner { format, slow: self.settings.slow_client() };
-        Ok(Subscriber::new(hub, feed, outbox, manner, begin, subscription))
+        let begin = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        Ok(Subscriber::new(hub, feed, outbox, self.manner, begin, subscription))
+    }
+
+    /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
+    /// bytes.
+    pub(super) fn events(&self, most: usize) -> Vec<u8> {
+        let (ring, feed) = (self.hub.store().ring(), Feed::silent());
+        let (mut cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        let (format, seed) = (self.manner.format, ring.seed());
+        let told = |gap| format.gap(seed).filter(|_| gap).unwrap_or_default().into_bytes();
+        let mut events = told(gap);
+        while events.len() < most {
+            match cursor.next(self.hub, &feed) {
+                Next::Nothing => break,
+                Next::Later => {}
+                Next::Gap => events.extend(told(true)),
+                Next::Message(message) => {
+                    if message.kind == Kind::End {
+                        events.extend(proto::events::event(None, Some("close"), "").bytes());
+                        return events;
+                    }
+                    events.extend(format.wrap(&message, seed).unwrap_or_default());
+                    cursor.pass();
+                }
+            }
+        }
+        events.extend(format.greeting(cursor.id(ring)).unwrap_or_default().bytes());
+        events
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     channel::Subscribing,
     child,
     directives::{self, Section, Target},
-    draft, http2, is_threaded, log, mistakes,
+    draft, events, http2, is_threaded, log, mistakes,
     request::{Request, Table},
     shared, sys,
     upgrade::{Chosen, PastFilters, Upgrade},
@@ -33,6 +33,10 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
     if r.handler() != Some(HANDLER) || !r.is_main() {
         mistakes::tell_of_other_handler(r);
         return sys::DECLINED;
+    }
+    let section = directives::section(r);
+    if let Some(channels) = events::wanted(r, section) {
+        return events::serve(r, section, channels);
     }
     let is_stream = r.connection().is_stream();
     let header = |name: &str| {
@@ -96,8 +100,8 @@ fn upgrade(
         Target::Channel(channels) => {
             // What is published is sent as it is, to all alike.
             opening.extensions = "";
-            let offered = opening.protocols;
-            Chosen::Channel(Subscribing::new(r, channels, &section.channel, offered)?)
+            let format = Subscribing::format(opening.protocols);
+            Chosen::Channel(Subscribing::new(r, channels, &section.channel, format)?)
         }
     };
     drop(waiting);
@@ -127,7 +131,7 @@ fn target<'s>(r: Request<'_>, section: &'s Section) -> Result<&'s Target, c_int>
 }
 
 /// Whether it is known before anybody is asked that a connection stays on httpd's thread, wherever it may go.
-fn stays(section: &Section, target: &Target) -> bool {
+pub(super) fn stays(section: &Section, target: &Target) -> bool {
     let detach = section.settings.detach();
     let may_leave = match target {
         Target::Plugin(plugin) => detach.allows_plugin(plugin.wants_request(), is_threaded()),
@@ -138,7 +142,7 @@ fn stays(section: &Section, target: &Target) -> bool {
 
 /// Takes the worker of httpd's, or of mod_http2's, that a connection holds; the status that refuses it if WebSockets hold
 /// as many as they may.
-fn worker(r: Request<'_>) -> Result<Worker, c_int> {
+pub(super) fn worker(r: Request<'_>) -> Result<Worker, c_int> {
     workers::take(r).ok_or_else(|| come_later(r))
 }
 
@@ -200,7 +204,7 @@ fn refuse(r: Request<'_>, refusal: Refusal) -> c_int {
 }
 
 /// Counts the connection where limits are set; the status that refuses it if one is reached.
-fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
+pub(super) fn count(r: Request<'_>, settings: &Settings) -> Result<Vec<Counted>, c_int> {
     let Some(table) = shared::counts() else { return Ok(Vec::new()) };
     let mut counted = Vec::new();
     let refuse = |status: u32, limit: &Limit, what: &str| {

@@ -10,6 +10,7 @@
 //! | `bridge.rs` | which peer a request leads to |
 //! | `channel.rs` | which channels a request is about, and its subscription |
 //! | `publish.rs` | `websocket-publish`, the handler of those who publish |
+//! | `events.rs` | Server-Sent Events: subscribers that open no WebSocket |
 //! | `expression.rs` | expressions in our directives |
 //! | `child.rs` | the beginning and the end of a child process |
 //! | `advice.rs` | how many connections the settings hold, and warnings about those that starve them |
@@ -51,6 +52,7 @@ mod connection;
 mod detach;
 mod directives;
 mod draft;
+mod events;
 mod expression;
 mod filters;
 mod handler;

@@ -252,6 +252,24 @@ impl<'r> Request<'r> {
         unsafe { sys::apr_table_add(self.table(table), key.as_ptr(), value.as_ptr()) };
     }
 
+    /// Adds a value to those that a field has, unless it is among them; both strings are copied.
+    pub(super) fn merge(self, table: Table, key: &CStr, value: &CStr) {
+        let before = self.get(table, key).map_or(&b""[..], CStr::to_bytes);
+        let is_it = |part: &[u8]| part.trim_ascii().eq_ignore_ascii_case(value.to_bytes());
+        if !before.split(|&b| b == b',').any(is_it) {
+            // SAFETY: R1; both strings live for the call.
+            unsafe { sys::apr_table_merge(self.table(table), key.as_ptr(), value.as_ptr()) };
+        }
+    }
+
+    /// Sets a variable of the request's environment; both strings are copied.
+    pub(super) fn set_env(self, name: &CStr, value: &CStr) {
+        // SAFETY: R1; both strings live for the call.
+        unsafe {
+            sys::apr_table_set(self.rec().subprocess_env, name.as_ptr(), value.as_ptr());
+        }
+    }
+
     /// Removes all fields. Their strings live on.
     pub(super) fn clear(self, table: Table) {
         // SAFETY: R1.

@@ -12,7 +12,7 @@ use super::{
     connection::Connection,
     count_bytes,
     detach::{self, Leaving},
-    draft,
+    draft, events,
     filters::{self, Filters},
     handler::{come_later, unavailable},
     is_threaded, log,
@@ -151,9 +151,11 @@ impl Upgrade {
         let log = Box::new(log::ConnectionLog::new(r));
         let outbox = Outbox::new(bounds, deflater, log).speaking(opening.version);
         let mut timeouts = settings.timeouts(timeout);
-        if let Version::Draft(_) = opening.version {
+        match opening.version {
             // There is no Ping to send.
-            timeouts.ping = None;
+            Version::Draft(_) => timeouts.ping = None,
+            Version::EventStream => timeouts.one_way = true,
+            _ => {}
         }
         let limits = Limits {
             version: opening.version,
@@ -190,11 +192,15 @@ impl Upgrade {
         };
         let opened = match opened.and_then(|opened| parts.hold_worker(r, opened)) {
             Ok(opened) => opened,
+            Err(_) if opening.version == Version::EventStream => return events::come_back(r),
             Err(status) => return status,
         };
         filters::remove_obstacles(r.connection());
         let params = parts.deflate.as_ref().map(|(params, _)| params);
-        switch_protocols(r, opening, &opened.answer, params);
+        match opening.version {
+            Version::EventStream => events::begin(r),
+            _ => switch_protocols(r, opening, &opened.answer, params),
+        }
         let past = past.and_then(|past| match past.takeover {
             Some(_) if opened.stays.is_some() => Err("mod_ssl".to_owned()),
             _ => Ok(past),
@@ -298,7 +304,7 @@ impl Parts {
         subscribing: Subscribing,
         detach: Detach,
     ) -> Result<Opened, c_int> {
-        let answer = Answer { protocol: subscribing.protocol.clone(), ..Answer::default() };
+        let answer = Answer { protocol: subscribing.protocol(), ..Answer::default() };
         let stays = (!detach.allows_bridge()).then_some(OFF);
         let subscriber =
             subscribing.open(self.outbox.clone()).map_err(|error| unavailable(r, &error))?;

@@ -156,7 +156,7 @@ impl<'a> Opening<'a> {
         // Version 7, and the drafts of version 8 before hybi-11, name the origin Sec-WebSocket-Origin.
         let origins = match version {
             Version::V7 | Version::V8 => [header("Origin"), header("Sec-WebSocket-Origin")],
-            Version::V13 | Version::Draft(_) => [header("Origin"), None],
+            Version::V13 | Version::Draft(_) | Version::EventStream => [header("Origin"), None],
         };
         let extensions = extensions.unwrap_or("");
         Ok(Some(Self { version, accept, proof: None, protocols, extensions, origins }))

@@ -19,6 +19,7 @@ use crate::limits::memory::Exhausted;
 pub mod close;
 pub mod deflate;
 pub mod draft;
+pub mod events;
 pub mod frame;
 pub mod handshake;
 pub mod mask;
@@ -38,6 +39,8 @@ pub enum Version {
     V7,
     /// What came before the drafts of the hybi group.
     Draft(draft::Draft),
+    /// No WebSocket: a stream of events (WHATWG HTML §9.2), in which only the server speaks.
+    EventStream,
 }
 
 /// Whether a data message is text or binary (RFC 6455 §5.6).

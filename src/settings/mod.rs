@@ -237,6 +237,8 @@ pub struct Timeouts {
     pub message: Option<MessageTimeout>,
     /// httpd's `Timeout`: the time in which a client has to take enough of what waits for it.
     pub stall: Duration,
+    /// The client never says anything: it is pinged each time, but its silence means nothing.
+    pub one_way: bool,
 }
 
 settings! {
@@ -321,6 +323,7 @@ impl Settings {
             close: self.close_timeout.unwrap_or(Some(CLOSE_TIMEOUT)),
             message: self.message_timeout.unwrap_or(Some(MESSAGE_TIMEOUT)),
             stall,
+            one_way: false,
         }
     }
 

@@ -3,6 +3,8 @@
 import http.client
 import json
 import re
+import socket
+import time
 from typing import NamedTuple
 
 META = "ws+meta.nchan"
@@ -87,3 +89,82 @@ class Meta(NamedTuple):
         found = re.fullmatch(rb"id: ([0-9a-f-]+)\n(?:content-type: ([^\n]*)\n)?\n(.*)", got.payload, re.DOTALL)
         assert found, got.payload[:200]
         return cls(found[1].decode(), (found[2] or b"").decode(), found[3])
+
+
+class Event(NamedTuple):
+    """What an EventSource hands to its page."""
+
+    id: str
+    kind: str
+    data: str
+
+
+class EventSource:
+    """A client of Server-Sent Events (WHATWG HTML §9.2.6), for one connection."""
+
+    def __init__(self, port, path, last=None, tls=None, headers=(), rcvbuf=None):
+        self.sock = socket.socket()
+        if rcvbuf:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        self.sock.settimeout(10)
+        self.sock.connect(("127.0.0.1", port))
+        if tls:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
+        fields = [("Host", "localhost"), ("Accept", "text/event-stream"), *headers]
+        if last:
+            fields.append(("Last-Event-ID", last))
+        request = f"GET {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields)
+        self.sock.sendall(request.encode() + b"\r\n")
+        self.buffer, self.last, self.retry, self.comments, self.ended = b"", last, None, 0, False
+        head = self.until(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        self.status = int(status.split()[1])
+        self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def until(self, end, timeout=10):
+        """What comes before `end`."""
+        deadline = time.monotonic() + timeout
+        while end not in self.buffer:
+            self.sock.settimeout(max(0.01, deadline - time.monotonic()))
+            part = self.sock.recv(65536)
+            if not part:
+                self.ended = True
+                raise EOFError(f"the stream ended; unread: {self.buffer[:100]!r}")
+            self.buffer += part
+        found, self.buffer = self.buffer.split(end, 1)
+        return found
+
+    def next(self, timeout=10):
+        """The next event."""
+        while True:
+            kind, data = "message", []
+            for line in self.until(b"\n\n", timeout).decode().split("\n"):
+                name, _, value = line.partition(":")
+                value = value.removeprefix(" ")
+                if not name:
+                    self.comments += 1
+                elif name == "id":
+                    self.last = value
+                elif name == "retry":
+                    self.retry = int(value)
+                elif name == "event":
+                    kind = value
+                else:
+                    assert name == "data", line
+                    data.append(value)
+            if data:
+                return Event(self.last, kind, "\n".join(data))
+
+    def end(self, timeout=10):
+        """Reads to the end of the stream, and no event comes."""
+        try:
+            event = self.next(timeout)
+        except EOFError:
+            return
+        raise AssertionError(f"unexpected: {event}")

@@ -32,12 +32,12 @@ use std::{
 use super::log::Log;
 use crate::{
     limits::memory::Budget,
-    proto::{Version, close::CloseCode, deflate::Deflater, draft::Draft},
+    proto::{Version, close::CloseCode, deflate::Deflater},
     sync::{AtomicUsize, Condvar, Lock as _, Mutex, MutexGuard, Ordering},
 };
 
-use self::queue::Queue;
 pub use self::queue::drop_front;
+use self::queue::{Queue, Syntax};
 
 /// The driver's side of an outbox.
 pub trait DriverHandle: Send + Sync {
@@ -150,8 +150,8 @@ pub struct Outbox {
     /// Orders compression with queueing where a context is shared from message to message.
     /// `None` inside once the connection is disposed of.
     deflater: Option<Box<Mutex<Option<Deflater>>>>,
-    /// What the client speaks, if it is not RFC 6455.
-    draft: Option<Draft>,
+    /// How it is written.
+    syntax: Syntax,
     /// The thread that is at work on the connection, as [`thread_mark`] names it; 0 if none is.
     owner: AtomicUsize,
     driver: OnceLock<Weak<dyn DriverHandle>>,
@@ -166,7 +166,7 @@ impl Outbox {
             queue: Mutex::new(Queue::new(bounds.memory)),
             room: Condvar::new(),
             deflater: deflater.map(|deflater| Box::new(Mutex::new(Some(deflater)))),
-            draft: None,
+            syntax: Syntax::Frames,
             owner: AtomicUsize::new(thread_mark()),
             driver: OnceLock::new(),
             bounds,
@@ -174,12 +174,10 @@ impl Outbox {
         }
     }
 
-    /// The same outbox for a client that speaks `version`. Drafts 76 and 75 have no compression.
+    /// The same outbox for a client that speaks `version`. But for frames there is no compression.
     pub fn speaking(mut self, version: Version) -> Self {
-        if let Version::Draft(draft) = version {
-            self.draft = Some(draft);
-            self.queue.get_mut().unwrap_or_else(|e| e.into_inner()).draft = Some(draft);
-        }
+        self.syntax = Syntax::of(version);
+        self.queue.get_mut().unwrap_or_else(|e| e.into_inner()).syntax = self.syntax;
         self
     }
 

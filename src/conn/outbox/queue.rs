@@ -7,8 +7,10 @@ use crate::{
     conn::log::{Level, Log},
     limits::memory::{Budget, Claim},
     proto::{
+        Version,
         close::CloseCode,
         draft::Draft,
+        events,
         frame::{self, Opcode},
     },
 };
@@ -20,11 +22,37 @@ pub(super) const REST: usize = 256;
 /// The longest header of a server's frame.
 pub(super) const HEADER: usize = 10;
 
+/// How what is sent is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Syntax {
+    /// Frames of RFC 6455, and of the drafts that have the same.
+    Frames,
+    /// Those of draft 76 or 75.
+    Draft(Draft),
+    /// Events, as they come.
+    Events,
+}
+
+impl Syntax {
+    pub(super) fn of(version: Version) -> Self {
+        match version {
+            Version::V13 | Version::V8 | Version::V7 => Self::Frames,
+            Version::Draft(draft) => Self::Draft(draft),
+            Version::EventStream => Self::Events,
+        }
+    }
+
+    /// Whether both sides say Close, so that there is an answer to wait for.
+    fn has_close(self) -> bool {
+        !matches!(self, Self::Draft(Draft::Hixie75) | Self::Events)
+    }
+}
+
 /// What is queued, and how far the conversation has come: all that the lock of an outbox guards.
 pub(super) struct Queue {
     pub(super) state: State,
     /// The same as the outbox's.
-    pub(super) draft: Option<Draft>,
+    pub(super) syntax: Syntax,
     /// Framed bytes; the first `written` of them have left.
     pub(super) bytes: Vec<u8>,
     pub(super) written: usize,
@@ -55,7 +83,7 @@ impl Queue {
     pub(super) fn new(memory: &'static Budget) -> Self {
         Self {
             state: State::Opening,
-            draft: None,
+            syntax: Syntax::Frames,
             bytes: Vec::new(),
             written: 0,
             in_flight: 0,
@@ -109,8 +137,10 @@ impl Queue {
     #[inline]
     pub(super) fn push(&mut self, opcode: Opcode, compressed: bool, payload: &[u8]) {
         self.messages_out += u64::from(!opcode.is_control());
-        if let Some(draft) = self.draft {
-            return draft.encode(&mut self.bytes, opcode, payload);
+        match self.syntax {
+            Syntax::Frames => {}
+            Syntax::Draft(draft) => return draft.encode(&mut self.bytes, opcode, payload),
+            Syntax::Events => return events::encode(&mut self.bytes, opcode, payload),
         }
         self.bytes.reserve(payload.len() + HEADER);
         frame::encode(&mut self.bytes, opcode, compressed, payload.len());
@@ -124,8 +154,7 @@ impl Queue {
             _ => CloseCode::NO_STATUS,
         };
         self.code.get_or_insert(code);
-        // In draft 75 nobody says Close, so there is no answer to wait for.
-        let to = if self.draft == Some(Draft::Hixie75) { State::Closed } else { to };
+        let to = if self.syntax.has_close() { to } else { State::Closed };
         self.transit(log, why, to);
         self.push(Opcode::Close, false, payload);
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     DriverHandle, Outbox, Refused, State,
-    queue::{HEADER, KEEP, Queue},
+    queue::{HEADER, KEEP, Queue, Syntax},
 };
 use crate::{
     conn::{log::Level, waiting::Wait},
@@ -31,7 +31,7 @@ impl Outbox {
     ///
     /// In drafts 76 and 75 text that is not UTF-8 is [`Refused::Illegal`]: it may contain the byte that ends a frame.
     pub fn send_message(&self, kind: Kind, payload: &[u8]) -> Result<(), Refused> {
-        if self.draft.is_some() && kind == Kind::Text && !is_utf8(payload) {
+        if matches!(self.syntax, Syntax::Draft(_)) && kind == Kind::Text && !is_utf8(payload) {
             return Err(Refused::Illegal);
         }
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
@@ -63,12 +63,13 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped.
+    /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped. In a stream
+    /// of events a Ping is a comment.
     pub fn send_control(&self, opcode: Opcode, payload: &[u8]) -> Result<(), Refused> {
         if payload.len() > CONTROL_MAX {
             return Err(Refused::Illegal);
         }
-        if self.draft.is_some() {
+        if let Syntax::Draft(_) = self.syntax {
             return if self.state() > State::Open { Err(Refused::Closing) } else { Ok(()) };
         }
         let queue = self.lock();
@@ -112,7 +113,7 @@ impl Outbox {
         }
         let driver = self.driver();
         let result = match driver.as_ref().and_then(|driver| driver.socket()) {
-            Some(socket) if payload.len() >= LARGE && queue.draft.is_none() => {
+            Some(socket) if payload.len() >= LARGE && queue.syntax == Syntax::Frames => {
                 queue.push_large(opcode, compressed, payload, socket)
             }
             Some(socket) => {

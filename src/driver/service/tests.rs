@@ -42,6 +42,7 @@ const TIMEOUTS: Timeouts = Timeouts {
     close: Some(Duration::from_secs(5)),
     message: None,
     stall: Duration::from_secs(60),
+    one_way: false,
 };
 
 /// There is no other thread.
