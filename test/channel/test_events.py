@@ -168,11 +168,15 @@ class TestEvents:
 
     @transports
     def test_no_room_is_no_refusal(self, httpd, events, channel, transport):
-        with events(transport, f"/few/{channel}"):
-            later = events(transport, f"/few/{channel}", headers=[("Connection", "close")])
-            assert later.status == 200
-            later.end()
-            assert later.retry == 5000
+        def subscribed():  # the one of the test before may not be gone
+            client = events(transport, f"/few/{channel}", headers=[("Connection", "close")])
+            return client.until(b"\n\n").startswith(b"id: ")
+
+        wait_until(subscribed)
+        later = events(transport, f"/few/{channel}", headers=[("Connection", "close")])
+        assert later.status == 200
+        later.end()
+        assert later.retry == 5000
 
     @transports
     def test_other_requests_are_no_subscribers(self, httpd, events, channel, transport):
@@ -212,6 +216,7 @@ class TestEnds:
 
 
 @pytest.mark.once
+@pytest.mark.skipif(PREFORK, reason="mod_http2 does not support it")
 class TestHttp2:
     """A stream would hold a thread: the client gets what there is, and comes back."""
 
