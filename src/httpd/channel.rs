@@ -56,7 +56,7 @@ impl Channels {
         let mut names = Vec::with_capacity(self.0.len());
         for expression in &self.0 {
             let name = expression.bytes(r).map_err(|e| {
-                let line = format_args!("WS0602: WebSocketChannel cannot be evaluated: {e}");
+                let line = format_args!("WS0702: WebSocketChannel cannot be evaluated: {e}");
                 log::request(r, Level::Error, line);
                 sys::HTTP_INTERNAL_SERVER_ERROR as c_int
             })?;
@@ -74,7 +74,7 @@ impl Channels {
 /// Refuses a request that gives no channel.
 fn refuse(r: Request<'_>, name: &[u8], why: &str) -> c_int {
     let (uri, shown) = (r.uri().to_string_lossy(), name[..name.len().min(100)].escape_ascii());
-    let line = format_args!("WS0601: refused: {uri} gives no channel: '{shown}': {why}");
+    let line = format_args!("WS0701: refused: {uri} gives no channel: '{shown}': {why}");
     log::request(r, Level::Info, line);
     sys::HTTP_FORBIDDEN as c_int
 }
@@ -165,7 +165,7 @@ fn last_id(r: Request<'_>) -> Option<String> {
 pub(super) fn missing(r: Request<'_>) -> c_int {
     static SAID: log::OnceAMinute = log::OnceAMinute::new();
     let level = if SAID.is_due() { Level::Error } else { Level::Debug };
-    log::request(r, level, format_args!("WS0603: there is no memory for channels"));
+    log::request(r, level, format_args!("WS0703: there is no memory for channels"));
     sys::HTTP_SERVICE_UNAVAILABLE as c_int
 }
 
@@ -191,9 +191,9 @@ pub(super) unsafe fn map(server: *const sys::server_rec) {
     let size = unsafe { (*directives::server(server)).channel_memory }.unwrap_or(MEMORY);
     // SAFETY: as this function demands.
     let line = match unsafe { find_or_map(server, size) } {
-        Err(error) => format!("WS0603: no memory for channels, so they do not work: {error}"),
+        Err(error) => format!("WS0703: no memory for channels, so they do not work: {error}"),
         Ok(now) if now != store::rounded(size) => format!(
-            "WS0604: WebSocketChannelMemory takes effect when httpd is stopped and started: channels have {now} bytes \
+            "WS0704: WebSocketChannelMemory takes effect when httpd is stopped and started: channels have {now} bytes \
              until then"
         ),
         Ok(_) => return,

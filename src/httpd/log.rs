@@ -2,7 +2,7 @@
 //!
 //! Each line of level info and above starts with a tag of its own, `WS` and four digits, as httpd's start with `AH`:
 //! 01 handshake, 02 what plugins call, 03 connections, 04 the module as a whole and mistakes in its configuration,
-//! 05 the bridge, 06 drafts 76 and 75.
+//! 05 the bridge, 06 drafts 76 and 75, 07 channels.
 
 use core::{
     ffi::{CStr, c_int},

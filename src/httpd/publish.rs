@@ -39,7 +39,7 @@ pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
         let uri = r.uri().to_string_lossy();
         let is_ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
         let level = if is_ours { Level::Error } else { Level::Info };
-        log::request(r, level, format_args!("WS0605: {uri} is answered {status}: {why}"));
+        log::request(r, level, format_args!("WS0705: {uri} is answered {status}: {why}"));
         answer(r, status, &format!("{{\"error\":{}}}", json(why)))
     }))
 }

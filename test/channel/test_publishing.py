@@ -108,7 +108,7 @@ class TestAnswers:
             publisher.connection.request("POST", "/user", b"hello")
             answer = Answer(publisher.connection.getresponse())
         assert answer.status == 403 and "no channel" in answer.json["error"]
-        assert "WS0601" in httpd.new_log()
+        assert "WS0701" in httpd.new_log()
 
     def test_media_types_do_not_break_messages(self, ws, publisher):
         client = ws("/live/media", [("Sec-WebSocket-Protocol", META)])
@@ -159,7 +159,7 @@ class TestWhoMay:
 class TestWithoutAChannel:
     def test_said_at_the_start_and_when_it_is_asked(self, httpd):
         httpd.expect_log("WS0431: SetHandler websocket-publish .* has no channel")
-        httpd.expect_log("WS0605: /none is answered 500: its section has no WebSocketChannel")
+        httpd.expect_log("WS0705: /none is answered 500: its section has no WebSocketChannel")
         with httpd.serve(section("^/none$", "SetHandler websocket-publish")), Publisher(httpd.port) as publisher:
             publisher.connection.request("POST", "/none", b"hello")
             assert Answer(publisher.connection.getresponse()).status == 500

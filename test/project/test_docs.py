@@ -5,6 +5,7 @@ A check is a function that returns what is wrong, as sentences. `TestMistakes` s
 """
 
 import functools
+import json
 import os
 import re
 import shlex
@@ -13,22 +14,23 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 from httpd import TOP, echo, free_port, wait_until
-from ws_frame import Client
+from ws_frame import TEXT, Client
 
 pytestmark = pytest.mark.once
 
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 PAGES += sorted(f"docs/{page.name}" for page in (TOP / "docs").glob("*.md"))
-LANGUAGES = {"apache", "c", "python", "rust", "sh", "text"}
+LANGUAGES = {"apache", "c", "js", "php", "python", "rust", "sh", "text"}
 COMMENTS = {"file", "demo", "server", "not run", "man", "table", "end"}
 # What apache blocks may use besides the modules that every test has.
-HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http2"]
+HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http2", "authz_user"]
 # Words in code that begin like directives, and are none.
 NO_DIRECTIVES = {"WebSocketServer", "WebSocketPlugin", "WebSocketPluginCalls"}
 NO_DIRECTIVES |= {f"WebSocket{what}{way}" for what in ("Messages", "Bytes") for way in ("In", "Out")}
@@ -266,6 +268,12 @@ class Scratch:
     def _try_python(self, block):
         program = "import sys; compile(sys.stdin.read(), 'block', 'exec')"
         return self._run(sys.executable, "-c", program, input=block.text)
+
+    def _try_js(self, block):
+        return self._run("node", "--check", "-", input=block.text) if shutil.which("node") else []
+
+    def _try_php(self, block):
+        return self._run("php", "-l", input=block.text) if shutil.which("php") else []
 
     def _try_apache(self, block):
         if "H2WebSockets" in block.text and self.version < (2, 4, 58):
@@ -516,7 +524,7 @@ class TestDirectives:
     def test_notes_and_variables(self):
         """Each one that the module sets for the access log."""
         source = "".join(path.read_text() for path in (TOP / "src/httpd").rglob("*.rs"))
-        names = set(re.findall(r'c"((?:websocket-|SSL_)\w[\w-]*)"', source)) - {"websocket-handler"}
+        names = set(re.findall(r'c"((?:websocket-|SSL_)\w[\w-]*)"', source)) - {"websocket-handler", "websocket-publish"}
         assert len(names) > 7
         code = {code for _, code in read(self.PAGE).code}
         assert names - code == set()
@@ -620,6 +628,120 @@ class TestOrigins:
             assert self.status(httpd, "www.example.com", "http://www.example.com") == 403
 
 
+class TestChannels:
+    """What docs/channels.md configures, publishes and has in its pages."""
+
+    @staticmethod
+    def blocks(language, text=""):
+        return [block.text for block in read("docs/channels.md").blocks if block.language == language and text in block.text]
+
+    @pytest.fixture
+    def port(self, httpd):
+        """The port of those who publish, of a server with the page's first two blocks."""
+        port = str(free_port())
+        conf = "".join(self.blocks("apache")[:2]).replace("8081", port)
+        # As Debian has it.
+        denied = '<Directory "/">\nRequire all denied\n</Directory>\n<Directory "${ROOT}/htdocs">\nRequire all granted\n</Directory>\n'
+        with httpd.serve(denied + conf):
+            yield port
+
+    @staticmethod
+    def run(command, program, port):
+        return subprocess.run(
+            command, input=program.replace("8081", port), capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+
+    @pytest.fixture
+    def listening(self, httpd, port):
+        with Client(httpd.port) as client:
+            client.upgrade("/live/kitchen")
+            yield client
+
+    def test_shell(self, listening, port):
+        publishing, other = self.blocks("sh")
+        answers = [json.loads(line) for line in self.run(["sh", "-eu"], publishing, port).splitlines()]
+        assert [(about["channel"], about["subscribers"]) for about in answers] == [("room/kitchen", 1)] * 3
+        listening.expect(TEXT, "hello")
+        listening.expect(TEXT, '{"oven": 180}')
+        assert "load average" in listening.read_frame().payload.decode()
+        shown = [json.loads(line) for line in self.blocks("text", '"channel"')[-1].splitlines()]
+        answers = [json.loads(line) for line in self.run(["sh", "-eu"], other, port).splitlines()]
+        assert [list(about) for about in answers] == [list(about) for about in shown]
+        assert (answers[0]["messages"], answers[0]["subscribers"]) == (3, 1)
+        listening.expect_close(1000)
+
+    def test_cron(self, listening, port):
+        [line] = self.blocks("text", "*/5")
+        assert self.run(["sh", "-eu"], line.split(None, 5)[5], port) == ""
+        assert "load average" in listening.read_frame().payload.decode()
+
+    def test_python(self, listening, port):
+        [program] = self.blocks("python")
+        self.run([sys.executable], program, port)
+        listening.expect(TEXT, "hello from Python")
+
+    def test_php(self, listening, port):
+        if not shutil.which("php"):
+            pytest.skip("there is no PHP")
+        with_curl, without, page = self.blocks("php")
+        if "curl" in self.run(["php", "-m"], "", port):
+            assert self.run(["php"], with_curl, port) == ""
+            listening.expect(TEXT, "hello from PHP")
+        assert self.run(["php"], without, port) == ""
+        listening.expect(TEXT, '{"oven":180}')
+        about = json.loads(self.run(["curl", "-s", f"http://127.0.0.1:{port}/publish/kitchen"], "", port))
+        assert f'let last = "{about["newest"]}";' in self.run(["php"], page, port)
+
+    @staticmethod
+    def publish(port, text, method="POST"):
+        url = f"http://127.0.0.1:{port}/publish/kitchen"
+        request = urllib.request.Request(url, text.encode(), {"Content-Type": "text/plain"}, method=method)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def subscribed(self, port):
+        wait_until(lambda: self.publish(port, "", "GET")["subscribers"] == 1, 20, "the page's subscription")
+
+    def open_page(self, httpd, page, script):
+        path = httpd.root / "htdocs" / "channel.html"
+        path.write_text(f'<!doctype html><p id="news"></p><script>\n{script}</script>')
+        path.chmod(0o644)
+        page.open(f"http://localhost:{httpd.port}/channel.html")
+
+    def test_page(self, httpd, port, page):
+        plain, _ = self.blocks("js")
+        self.open_page(httpd, page, plain)
+        self.subscribed(port)
+        self.publish(port, "one")
+        page.wait_text("news", "one")
+        httpd.restart()
+        httpd.outlived()
+        self.subscribed(port)
+        self.publish(port, "two")
+        page.wait_text("news", "two")
+        self.publish(port, "", "DELETE")
+        wait_until(lambda: self.publish(port, "", "GET")["subscribers"] == 0, what="the end")
+        assert page.text("news") == "two"
+
+    def test_page_with_ids(self, httpd, port, page):
+        _, with_ids = self.blocks("js")
+        self.open_page(httpd, page, with_ids)
+        self.subscribed(port)
+        expected = ""
+        for turn in range(3):
+            self.publish(port, f"there {turn}")
+            httpd.graceful()
+            for n in range(20):
+                self.publish(port, f"{turn}.{n}")
+            self.subscribed(port)
+            expected += f"there {turn}\n" + "".join(f"{turn}.{n}\n" for n in range(20))
+            page.wait(f"document.getElementById('news').textContent === {json.dumps(expected)}", 30)
+        page.run("last = '0-0-0'; loaded = false")
+        httpd.graceful()
+        # The gap has the page loaded again.
+        page.wait("typeof loaded === 'undefined' && last === null", 30)
+
+
 class TestMistakes:
     """Each mistake is found."""
 
@@ -665,6 +787,8 @@ class TestMistakes:
         "```c\nint f(void) { return; }\n```\n",
         "```rust\nfn f() -> u8 { 256 }\n```\n",
         "```python\nprint(\n```\n",
+        pytest.param("```js\nlet = ;\n```\n", marks=pytest.mark.skipif(not shutil.which("node"), reason="no node")),
+        pytest.param("```php\n<?php f(;\n```\n", marks=pytest.mark.skipif(not shutil.which("php"), reason="no PHP")),
         "```sh\nfalse; true\n```\n",
         "```sh\nmake nothing\n```\n",
         "<!-- not run: slow -->\n```sh\nmake nothing\n```\n",
