@@ -16,6 +16,7 @@ use super::{
 use crate::{
     conn::{
         endpoint::{Endpoint, Relayed},
+        log::Level,
         outbox::{Outbox, State},
     },
     proto::{
@@ -88,6 +89,13 @@ pub struct Manner {
     pub slow: SlowClient,
 }
 
+/// How far a subscriber is.
+struct Place {
+    cursor: Cursor,
+    /// It has to be told first that something is missing.
+    gap: bool,
+}
+
 /// The endpoint.
 pub struct Subscriber {
     hub: &'static Hub,
@@ -95,7 +103,7 @@ pub struct Subscriber {
     outbox: Arc<Outbox>,
     manner: Manner,
     /// Used by the thread at work on the connection.
-    cursor: Mutex<Cursor>,
+    place: Mutex<Place>,
     /// Until the end.
     subscription: Mutex<Option<Subscription>>,
 }
@@ -116,23 +124,29 @@ impl Subscriber {
         (cursor, gap): (Cursor, bool),
         subscription: Subscription,
     ) -> Self {
-        let (cursor, subscription) = (Mutex::new(cursor), Mutex::new(Some(subscription)));
-        let subscriber = Self { hub, feed, outbox, manner, cursor, subscription };
-        if gap {
-            subscriber.tell_gap();
-        }
-        let greeting = manner.format.greeting(subscriber.cursor.acquire().id(hub.store().ring()));
+        let greeting = manner.format.greeting(cursor.id(hub.store().ring()));
         if let Some(greeting) = greeting {
-            let _ = subscriber.outbox.send_message(proto::Kind::Text, greeting.as_bytes());
+            let _ = outbox.send_message(proto::Kind::Text, greeting.as_bytes());
         }
-        subscriber
+        let (place, subscription) = (Place { cursor, gap }, Some(subscription));
+        let (place, subscription) = (Mutex::new(place), Mutex::new(subscription));
+        Self { hub, feed, outbox, manner, place, subscription }
     }
 
-    /// Tells a client that knows ids that something is missing before what follows.
-    fn tell_gap(&self) {
-        if let Some(gap) = self.manner.format.gap(self.hub.store().ring().seed()) {
-            let _ = self.outbox.send_message(proto::Kind::Text, gap.as_bytes());
+    /// Tells a client that knows ids that something is missing; `false` if it has to take something first.
+    fn tell_gap(&self) -> bool {
+        let Some(gap) = self.manner.format.gap(self.hub.store().ring().seed()) else { return true };
+        self.offer(proto::Kind::Text, gap.as_bytes())
+    }
+
+    /// Sends something if there is room.
+    fn offer(&self, kind: proto::Kind, body: &[u8]) -> bool {
+        let has_room = self.outbox.has_room(body.len(), QUEUED);
+        if has_room {
+            // A conversation that is over needs nothing more.
+            let _ = self.outbox.send_message(kind, body);
         }
+        has_room
     }
 
     /// Sends a message; `false` if the client has to take something first.
@@ -146,48 +160,52 @@ impl Subscriber {
             }
         };
         let wrapped = self.manner.format.wrap(message, self.hub.store().ring().seed());
-        let body = wrapped.as_deref().unwrap_or(&message.body);
-        let has_room = self.outbox.has_room(body.len(), QUEUED);
-        if has_room {
-            // A conversation that is over needs nothing more.
-            let _ = self.outbox.send_message(kind, body);
-        }
-        has_room
+        self.offer(kind, wrapped.as_deref().unwrap_or(&message.body))
     }
 
-    /// What becomes of a client that was overtaken.
-    fn overtaken(&self) {
-        match self.manner.slow {
-            SlowClient::Skip => self.tell_gap(),
-            SlowClient::Close => {
-                let payload = close::payload(CloseCode::TRY_AGAIN_LATER);
-                self.outbox.close(&payload, "the client is too slow for its channel");
-            }
+    /// Closes with a code, a reason and a line.
+    fn send_away(&self, code: CloseCode, tag: &str, reason: &str) {
+        let payload = [&close::payload(code)[..], reason.as_bytes()].concat();
+        if self.outbox.close(&payload, reason) {
+            let line = format_args!("{tag}: closing with {}: {reason}", code.0);
+            self.outbox.log().write(Level::Info, line);
         }
     }
 }
 
 impl Endpoint for Subscriber {
     fn message(&self, _: proto::Kind, _: &mut [u8]) {
-        let reason = b"this channel takes no messages from clients";
-        let payload = [&close::payload(CloseCode::POLICY)[..], reason].concat();
-        self.outbox.close(&payload, "the client publishes where it may not");
+        let reason = "this channel takes no messages from clients";
+        self.send_away(CloseCode::POLICY, "WS0708", reason);
     }
 
     fn pull(&self, _: &mut [u8]) -> Relayed {
         let (mut again, mut paused) = (false, false);
-        let mut cursor = self.cursor.acquire();
+        let mut place = self.place.acquire();
+        let Place { cursor, gap } = &mut *place;
         for n in 0.. {
             if self.outbox.state() > State::Open {
                 break;
             }
+            if *gap && !self.tell_gap() {
+                paused = true;
+                break;
+            }
+            *gap = false;
             match cursor.next(self.hub, &self.feed) {
                 Next::Nothing => break,
                 Next::Later => {
                     again = true;
                     break;
                 }
-                Next::Gap => self.overtaken(),
+                // However often it is overtaken before it takes something, it is told once.
+                Next::Gap => match self.manner.slow {
+                    SlowClient::Skip => *gap = true,
+                    SlowClient::Close => {
+                        let reason = "the client is too slow for its channel";
+                        self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0709", reason);
+                    }
+                },
                 Next::Message(_) if n == MESSAGES => {
                     again = true;
                     break;

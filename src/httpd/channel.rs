@@ -153,12 +153,14 @@ impl Subscribing {
 
 /// The id of the message that a client got last, as it says: Last-Event-ID, or `last_event_id` in the query.
 fn last_id(r: Request<'_>) -> Option<String> {
-    if let Some(id) = r.get(Table::HeadersIn, c"Last-Event-ID") {
-        return Some(id.to_string_lossy().into_owned());
+    let id = r.get(Table::HeadersIn, c"Last-Event-ID").map(CStr::to_string_lossy);
+    if let Some(id) = id.filter(|id| !id.trim().is_empty()) {
+        return Some(id.into_owned());
     }
     let query = r.query()?.to_string_lossy();
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(key, _)| *key == "last_event_id").map(|(_, id)| id.to_owned())
+    let id = pairs.find(|(key, _)| *key == "last_event_id").map(|(_, id)| id.to_owned());
+    id.filter(|id| !id.is_empty())
 }
 
 /// There is no memory for channels, which the log has said at the start.

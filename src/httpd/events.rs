@@ -54,7 +54,7 @@ fn subscribe(r: Request<'_>, section: &Section, channels: &Channels) -> Result<c
     if !handler::origin_is_allowed(r, &section.settings, [origin, None]) {
         let uri = r.uri().to_string_lossy();
         let why = "a page of this origin may not connect (WebSocketOriginCheck)";
-        log::request(r, Level::Info, format_args!("WS0606: events of {uri} refused: {why}"));
+        log::request(r, Level::Info, format_args!("WS0706: events of {uri} refused: {why}"));
         return Err(sys::HTTP_FORBIDDEN as c_int);
     }
     let subscribing = Subscribing::new(r, channels, &section.channel, Format::Event)?;
@@ -89,7 +89,7 @@ fn subscribe(r: Request<'_>, section: &Section, channels: &Channels) -> Result<c
 
 /// Has a client come back, for whom there is no room now.
 pub(super) fn come_back(r: Request<'_>) -> c_int {
-    log::request(r, Level::Info, format_args!("WS0607: no room for a stream of events now"));
+    log::request(r, Level::Info, format_args!("WS0707: no room for a stream of events now"));
     answer(r, events::retry(NO_ROOM).as_bytes())
 }
 

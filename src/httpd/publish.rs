@@ -166,8 +166,13 @@ fn body(r: Request<'_>, most: usize) -> Result<Vec<u8>, Refusal> {
     let broken = (sys::HTTP_BAD_REQUEST, "the body could not be read");
     let policy = sys::REQUEST_CHUNKED_DECHUNK as c_int;
     // SAFETY: R1 in request.rs.
-    if unsafe { sys::ap_setup_client_block(r.as_ptr(), policy) } != sys::HOOK_OK {
-        return Err(broken);
+    match unsafe { sys::ap_setup_client_block(r.as_ptr(), policy) } {
+        sys::HOOK_OK => {}
+        // LimitRequestBody.
+        status if status == sys::HTTP_REQUEST_ENTITY_TOO_LARGE as c_int => {
+            return Err(too_large(r));
+        }
+        _ => return Err(broken),
     }
     let mut body = Vec::with_capacity(announced as usize);
     // SAFETY: as above.

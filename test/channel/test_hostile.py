@@ -71,7 +71,8 @@ def test_who_cannot_keep_up_goes_on_if_it_may(httpd, over, channel, kind):
             break
         assert gaps or int(message.body) == len(numbers)
         numbers.append(int(message.body))
-    assert gaps and numbers == sorted(set(numbers)) and numbers[-1] == 299
+    # It was overtaken again and again, and is told of what it had not got before each time.
+    assert 0 < gaps < 20 and numbers == sorted(set(numbers)) and numbers[-1] == 299
 
 
 @both

@@ -27,7 +27,7 @@ def test_another_size_takes_effect_at_a_start(httpd):
             assert publisher.ask("POST", "size", bytes(200_000)).status == 413
         path = httpd.root / "conf/httpd.conf"
         path.write_text(path.read_text().replace("WebSocketChannelMemory 1M", "WebSocketChannelMemory 8M"))
-        httpd.expect_log("WS0604: WebSocketChannelMemory takes effect when httpd is stopped and started: .* 1048576 bytes")
+        httpd.expect_log("WS0704: WebSocketChannelMemory takes effect when httpd is stopped and started: .* 1048576 bytes")
         httpd.graceful()
         with Publisher(httpd.port) as publisher:
             assert publisher.ask("POST", "size", bytes(200_000)).status == 413

@@ -85,11 +85,12 @@ def test_who_left_does_not_count(httpd, ws, channel):
     texts(clients[1], "still here")
 
 
-def test_clients_do_not_publish(ws, channel):
+def test_clients_do_not_publish(httpd, ws, channel):
     client, other = ws(f"/live/{channel}"), ws(f"/live/{channel}")
     client.send(frame(TEXT, "hello"))
     got = client.read_frame()
     assert (got.opcode, got.code) == (CLOSE, 1008) and b"no messages" in got.payload
+    httpd.expect_log("WS0708: closing with 1008")
     texts(other)
 
 
@@ -142,6 +143,12 @@ def test_who_comes_back_misses_nothing(httpd, ws, channel, how):
     assert [meta(client).body for _ in range(3)] == [b"2", b"3", b"4"]
     publish(httpd, channel, "live")
     assert meta(client).body == b"live"
+
+
+def test_an_empty_id_is_none(httpd, ws, channel):
+    publish(httpd, channel, "0")
+    client = ws(f"/all/{channel}?last_event_id=", [("Sec-WebSocket-Protocol", META), ("Last-Event-ID", "")])
+    assert meta(client).body == b"0"
 
 
 @pytest.mark.parametrize("what", ["nothing", "forged", "of another channel", "cut"])
