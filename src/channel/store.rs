@@ -21,12 +21,9 @@ use crate::{os, sync::AtomicU64};
 /// How long a publisher waits for others.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What lies before the ring. A change of it needs another name of the memory: [`LAYOUT`].
+/// What lies before the ring. A change of it needs another name of the memory: [`layout`].
 #[repr(C)]
 struct Fixed {
-    /// How many words the ring has.
-    words: u64,
-    seed: [u64; 2],
     bell: Bell,
     lock: RobustLock,
     positions: Positions,
@@ -34,8 +31,21 @@ struct Fixed {
     entries: [census::Entry; census::ENTRIES],
 }
 
-/// What tells this layout from those of other versions.
-pub const LAYOUT: &str = "1";
+/// What tells this layout from those of other versions: a number for what the sizes do not show.
+pub fn layout() -> String {
+    format!("1 {} {}", size_of::<Fixed>(), size_of::<Mapping>())
+}
+
+/// Where the memory is, for this process and those that it forks. What any of them could have written there is not asked
+/// for its size.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Mapping {
+    address: *mut c_void,
+    /// How many words the ring has.
+    words: usize,
+    seed: [u64; 2],
+}
 
 /// The smallest and the largest ring, in bytes.
 pub const SIZES: (usize, usize) = (1 << 20, 1 << 32);
@@ -63,31 +73,38 @@ pub fn rounded(size: usize) -> usize {
 }
 
 /// Maps new memory with a ring of `size` bytes at least. It stays until the process ends.
-pub fn map(size: usize, seed: [u64; 2]) -> io::Result<*mut c_void> {
+pub fn map(size: usize, seed: [u64; 2]) -> io::Result<Mapping> {
     let words = rounded(size) / 8;
     let address = os::map_shared(size_of::<Fixed>() + 8 * words)?;
-    let fixed = address.cast::<Fixed>();
     // SAFETY: the mapping is new, nobody else's, large enough and all zero, which is a value of every field.
-    let fixed = unsafe { &mut *fixed };
-    (fixed.words, fixed.seed, fixed.positions) = (words as u64, seed, Positions::default());
+    let fixed = unsafe { &mut *address.cast::<Fixed>() };
+    fixed.positions = Positions::default();
     // SAFETY: nobody else knows of it yet.
     unsafe { fixed.lock.begin()? };
-    Ok(address)
+    Ok(Mapping { address, words, seed })
+}
+
+impl Mapping {
+    /// How many bytes the ring has.
+    pub fn size(&self) -> usize {
+        8 * self.words
+    }
 }
 
 impl Store {
     /// Memory that was mapped, as this process sees it; `is_alive` says whether another one is still there.
     ///
     /// # Safety
-    /// - `address` is what [`map`] has given, in this process or in one that it was forked from.
-    pub unsafe fn at(address: *mut c_void, process: u32, is_alive: fn(u32) -> bool) -> Self {
+    /// - `mapping` is what [`map`] has given, in this process or in one that it was forked from.
+    pub unsafe fn at(mapping: &Mapping, process: u32, is_alive: fn(u32) -> bool) -> Self {
+        let &Mapping { address, words, seed } = mapping;
         // SAFETY: `map` made it of this type, and it is never unmapped.
         let fixed: &'static Fixed = unsafe { &*address.cast() };
         // SAFETY: `map` made room for the ring behind it.
         let first = unsafe { address.cast::<Fixed>().add(1) }.cast::<AtomicU64>();
         // SAFETY: it has as many words; zero, as all else, is a value of an atomic.
-        let words = unsafe { core::slice::from_raw_parts(first, fixed.words as usize) };
-        let ring = Ring::new(&fixed.positions, &fixed.buckets, words, fixed.seed);
+        let words = unsafe { core::slice::from_raw_parts(first, words) };
+        let ring = Ring::new(&fixed.positions, &fixed.buckets, words, seed);
         Self { fixed, ring, census: Census::new(&fixed.entries, process, is_alive) }
     }
 
@@ -143,9 +160,9 @@ impl Store {
 
 #[cfg(test)]
 pub(super) fn for_test() -> Store {
-    let address = map(SIZES.0, [1, 2]).unwrap();
+    let mapping = map(SIZES.0, [1, 2]).unwrap();
     // SAFETY: it was just mapped.
-    unsafe { Store::at(address, std::process::id(), |_| true) }
+    unsafe { Store::at(&mapping, std::process::id(), |_| true) }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::{
         hub::{Feed, Hub},
         name,
         settings::{ChannelSettings, MEMORY},
-        store::{self, Store},
+        store::{self, Mapping, Store},
         subscriber::{Format, META, Manner, Subscriber},
     },
     conn::{log::Level, outbox::Outbox},
@@ -173,8 +173,8 @@ pub(super) fn missing(r: Request<'_>) -> c_int {
 
 // --- the memory, and the hub of this child --------------------------------------------------------
 
-/// The shared memory, once it is mapped: stored by one thread, and only read by others.
-static STORE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+/// Where the shared memory is, once it is mapped: stored by one thread, and only read by others.
+static MAPPING: AtomicPtr<Mapping> = AtomicPtr::new(ptr::null_mut());
 
 /// The child's hub; it lives as long as the process.
 static HUB: AtomicPtr<Hub> = AtomicPtr::new(ptr::null_mut());
@@ -209,27 +209,32 @@ pub(super) unsafe fn map(server: *const sys::server_rec) {
 /// # Safety
 /// - As for [`map`].
 unsafe fn find_or_map(server: *const sys::server_rec, size: usize) -> io::Result<usize> {
-    let key = CString::new(format!("mod_websocket channels {}", store::LAYOUT))?;
-    let mut address: *mut c_void = ptr::null_mut();
+    let key = CString::new(format!("mod_websocket channels {}", store::layout()))?;
+    let mut kept: *mut c_void = ptr::null_mut();
     // SAFETY: the server is live, as this function demands: the process record and its pool live as long as the process.
     let pool = unsafe { (*(*server).process).pool };
     // SAFETY: the key lives for the call; the result is a live pointer.
-    unsafe { sys::apr_pool_userdata_get(&raw mut address, key.as_ptr(), pool) };
-    if address.is_null() {
+    unsafe { sys::apr_pool_userdata_get(&raw mut kept, key.as_ptr(), pool) };
+    if kept.is_null() {
         let seed = [0, 1].map(|part: u8| RandomState::new().hash_one(part));
-        address = store::map(size, seed)?;
-        // SAFETY: the key is copied; there is nothing to clean up, since the mapping stays until the process ends.
-        unsafe { sys::apr_pool_userdata_set(address, key.as_ptr(), None, pool) };
+        // As the mapping, it stays until the process ends, whichever build of this module finds it.
+        kept = Box::into_raw(Box::new(store::map(size, seed)?)).cast();
+        // SAFETY: the key is copied; there is nothing to clean up.
+        unsafe { sys::apr_pool_userdata_set(kept, key.as_ptr(), None, pool) };
     }
-    STORE.store(address, Ordering::Release);
-    Ok(store().map_or(0, |store| store.ring().size()))
+    MAPPING.store(kept.cast(), Ordering::Release);
+    Ok(mapping().map_or(0, Mapping::size))
+}
+
+fn mapping() -> Option<&'static Mapping> {
+    // SAFETY: `find_or_map` stores what is never dropped; its layout is part of the key under which it was found.
+    unsafe { MAPPING.load(Ordering::Acquire).as_ref() }
 }
 
 /// The shared memory, as this process sees it.
 pub(super) fn store() -> Option<Store> {
-    let address = STORE.load(Ordering::Acquire);
     // SAFETY: `find_or_map` has stored what `store::map` gave in this process or its parent.
-    (!address.is_null()).then(|| unsafe { Store::at(address, process::id(), shared::is_alive) })
+    mapping().map(|mapping| unsafe { Store::at(mapping, process::id(), shared::is_alive) })
 }
 
 /// A child begins.

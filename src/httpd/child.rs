@@ -124,11 +124,6 @@ pub(super) unsafe fn begin(
     match Service::start(Setup { threads, drain, memory: &MEMORY, report, log, elsewhere }) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
-            // SAFETY: `pool` is the child's, as this function demands; the cleanup's data is the server, which outlives
-            // the pool.
-            unsafe {
-                sys::apr_pool_pre_cleanup_register(pool, server.cast(), Some(cleanup_child));
-            }
         }
         Err(error) => {
             SERVICE.store(ptr::null_mut(), Ordering::Release);
@@ -137,6 +132,8 @@ pub(super) unsafe fn begin(
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
     }
+    // SAFETY: `pool` is the child's, as this function demands; the cleanup's data is the server, which outlives the pool.
+    unsafe { sys::apr_pool_pre_cleanup_register(pool, server.cast(), Some(cleanup_child)) };
 }
 
 /// Raises the soft limit of open files to the hard one, since each connection takes a descriptor, and returns it.

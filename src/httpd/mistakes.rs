@@ -127,10 +127,14 @@ fn missing_handlers() -> Vec<String> {
             return;
         }
         let what = format!("WS0420: {} on {}", directive.name(), directive.place());
+        let handler = if directive.is("WebSocketChannel") {
+            "'SetHandler websocket-handler' (for those who listen) or 'SetHandler websocket-publish'"
+        } else {
+            "'SetHandler websocket-handler'"
+        };
         lines.push(match others.get(&id) {
             Some(other) => format!(
-                "{what} gets no request: '{} {}' on line {} names another handler: write 'SetHandler \
-                 websocket-handler'",
+                "{what} gets no request: '{} {}' on line {} names another handler: write {handler}",
                 other.0, other.1, other.2
             ),
             None => {
@@ -138,7 +142,7 @@ fn missing_handlers() -> Vec<String> {
                 let section = section
                     .map_or_else(whole, |section| format!("{} {}", section.name(), section.args()));
                 format!(
-                    "{what} gets no request: there is no 'SetHandler websocket-handler' in {section}, nor in \
+                    "{what} gets no request: there is no {handler} in {section}, nor in \
                      another section for the same requests: add that line beside it"
                 )
             }
