@@ -8,13 +8,22 @@ use std::sync::Arc;
 
 use super::{
     Kind, Message, Replay,
-    hub::{Feed, Hub},
+    feed::Feed,
     id::Id,
-    ring::{Header, Ring},
+    ring::{Header, Missed, Ring},
 };
 
 /// How many records one looks at before others have their turn.
 const LOOKS: usize = 1024;
+
+/// Where a subscriber reads.
+pub trait Messages {
+    /// The messages.
+    fn ring(&self) -> Ring;
+
+    /// The whole of one; an error if it is not there any more.
+    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed>;
+}
 
 /// One of a subscriber's channels.
 #[derive(Debug)]
@@ -88,8 +97,8 @@ impl Cursor {
     }
 
     /// What comes next. `feed` is what the hub tells this subscriber by.
-    pub fn next(&mut self, hub: &Hub, feed: &Feed) -> Next {
-        let ring = hub.store().ring();
+    pub fn next(&mut self, messages: &impl Messages, feed: &Feed) -> Next {
+        let ring = messages.ring();
         // Before the head is looked at: who tells us after that has something behind it.
         let told = feed.take();
         if self.idle {
@@ -110,7 +119,7 @@ impl Cursor {
             }
             let Ok(header) = ring.header(self.at) else { return self.overtaken(ring) };
             if self.wants(&header) {
-                match hub.message(&header) {
+                match messages.message(&header) {
                     Err(_) => return self.overtaken(ring),
                     Ok(message) if self.has(&message) => {
                         self.behind = header.next;
@@ -144,5 +153,135 @@ impl Cursor {
         // What is there and is no record is of no use to anybody.
         self.at = if tail > self.at { tail } else { head };
         Next::Gap
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use core::fmt;
+    use std::{
+        sync::Weak,
+        time::{Duration, Instant},
+    };
+
+    use loom::thread;
+
+    use super::*;
+    use crate::{
+        channel::ring::{Draft, loom_tests::ring},
+        conn::{
+            log::{Level, Log},
+            outbox::{Bounds, DriverHandle, Outbox, WriteSocket},
+        },
+        limits::memory::UNLIMITED,
+        sync::{Condvar, Mutex, check},
+    };
+
+    struct Silence;
+
+    impl Log for Silence {
+        fn enabled(&self, _: Level) -> bool {
+            false
+        }
+        fn write(&self, _: Level, _: fmt::Arguments<'_>) {}
+    }
+
+    /// A connection that sleeps until it has a turn.
+    #[derive(Default)]
+    struct Turns {
+        told: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Turns {
+        fn sleep(&self) {
+            let mut told = self.told.lock().unwrap();
+            while !*told {
+                told = self.changed.wait(told).unwrap();
+            }
+            *told = false;
+        }
+    }
+
+    impl DriverHandle for Turns {
+        fn wake(&self) {
+            *self.told.lock().unwrap() = true;
+            self.changed.notify_all();
+        }
+        fn pump(&self, _: Instant) {}
+        fn socket(&self) -> Option<&dyn WriteSocket> {
+            None
+        }
+    }
+
+    impl Messages for Ring {
+        fn ring(&self) -> Ring {
+            *self
+        }
+        fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
+            Ring::message(self, header).map(Arc::new)
+        }
+    }
+
+    fn publish(ring: Ring, channel: &str, n: u8) -> u64 {
+        ring.write(&Draft { kind: Kind::Binary, channel, media: "", body: &[n], time: 1 }).at
+    }
+
+    /// One thread publishes and tells; the other one reads until it has got `messages`, and sleeps whenever there is nothing.
+    /// `before` are there already, of which so many are got that are asked for.
+    fn got(replay: Option<Replay>, before: u8, expected: &'static [u8]) {
+        check(2, move || {
+            let ring = ring(64);
+            let bounds = Bounds {
+                queue: 1000,
+                timeout: Duration::from_secs(3600),
+                compress_from: 0,
+                memory: &UNLIMITED,
+            };
+            let outbox = Arc::new(Outbox::new(bounds, None, Box::new(Silence)));
+            let turns = Arc::new(Turns::default());
+            let handle: Weak<dyn DriverHandle> = Arc::<Turns>::downgrade(&turns);
+            outbox.open(handle);
+            for n in 0..before {
+                publish(ring, "a", n);
+            }
+            let feed = Feed::new(outbox);
+            let (mut cursor, gap) = Cursor::new(ring, &["a".to_owned()], None, replay);
+            assert!(!gap);
+            let hub = thread::spawn({
+                let feed = feed.clone();
+                move || {
+                    for n in 0..2 {
+                        feed.tell(publish(ring, "a", before + n));
+                    }
+                }
+            });
+            let mut got = Vec::new();
+            loop {
+                match cursor.next(&ring, &feed) {
+                    Next::Message(message) => {
+                        got.push(message.body[0]);
+                        cursor.pass();
+                    }
+                    Next::Nothing if got.len() < expected.len() => turns.sleep(),
+                    Next::Nothing => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+            hub.join().unwrap();
+            assert!(!matches!(cursor.next(&ring, &feed), Next::Message(_)));
+            assert_eq!(got, expected);
+        });
+    }
+
+    #[test]
+    fn every_message_is_got_once() {
+        got(None, 0, &[0, 1]);
+    }
+
+    #[test]
+    fn history_goes_over_into_what_is_live() {
+        got(Some(Replay::Last(1)), 2, &[1, 2, 3]);
+        got(Some(Replay::All), 1, &[0, 1, 2]);
     }
 }

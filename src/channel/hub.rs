@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -17,53 +17,24 @@ use std::{
 use slotmap::{DefaultKey, DenseSlotMap};
 
 use super::{
-    Message, bell,
+    Message,
+    bell::{self, Wanted},
     census::Counted,
-    ring::{Header, Missed},
+    cursor::Messages,
+    feed::Feed,
+    ring::{Header, Missed, Ring},
     store::Store,
 };
-use crate::{conn::outbox::Outbox, os::AllSignals, sync::Lock as _};
+use crate::{os::AllSignals, sync::Lock as _};
 
 /// How long the thread sleeps at most: somebody may have died between publishing and waking.
 const SLEEP: Duration = Duration::from_secs(1);
-/// How many records are told of under one lock.
+/// How many records are told of under one lock, and after how many subscribers it is given back.
 const BATCH: usize = 256;
+const FEEDS: usize = 4096;
 /// How many messages are kept as they were read last, each for all who read it next, and how large one may be.
 const KEPT: usize = 16;
 const KEPT_SIZE: usize = 64 * 1024;
-
-/// What a subscriber that was not told is told.
-const NOTHING: u64 = u64::MAX;
-
-/// How a subscriber is told.
-pub struct Feed {
-    /// The first message since it read all that was there; [`NOTHING`] if it was not told since it looked last.
-    told: AtomicU64,
-    outbox: Arc<Outbox>,
-}
-
-impl Feed {
-    /// For the subscriber that writes to this outbox.
-    pub fn new(outbox: Arc<Outbox>) -> Arc<Self> {
-        Arc::new(Self { told: AtomicU64::new(NOTHING), outbox })
-    }
-
-    /// What it was told since it was asked last.
-    pub(super) fn take(&self) -> Option<u64> {
-        Some(self.told.swap(NOTHING, Ordering::SeqCst)).filter(|&told| told != NOTHING)
-    }
-
-    /// Tells it of a message; it has a turn soon, in which it hears of all that came since.
-    fn tell(&self, at: u64) -> bool {
-        // Who was told before, and has not looked, will read on to this one.
-        let first =
-            self.told.compare_exchange(NOTHING, at, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        if first {
-            self.outbox.have_a_turn();
-        }
-        first
-    }
-}
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
@@ -107,8 +78,8 @@ pub struct Subscription(Vec<(u64, DefaultKey)>);
 pub struct Hub {
     store: Store,
     subscribed: Mutex<Subscribed>,
-    /// The bell's bits of all channels that somebody was subscribed to since nobody was.
-    bits: AtomicU32,
+    /// All channels that somebody was subscribed to since nobody was.
+    wanted: Wanted,
     ending: AtomicBool,
     kept: [Mutex<Option<Arc<Message>>>; KEPT],
     /// Has those run that were told.
@@ -121,7 +92,7 @@ impl Hub {
         Box::leak(Box::new(Self {
             store,
             subscribed: Mutex::default(),
-            bits: AtomicU32::new(0),
+            wanted: Wanted::default(),
             ending: AtomicBool::new(false),
             kept: Default::default(),
             run,
@@ -157,10 +128,7 @@ impl Hub {
         };
         let subscription = Subscription(hashes.iter().map(subscribe).collect());
         drop(subscribed);
-        if self.bits.fetch_or(bits, Ordering::SeqCst) & bits != bits {
-            // The thread may sleep with fewer.
-            self.store.bell().ring(NonZeroU32::MAX);
-        }
+        self.wanted.add(bits, self.store.bell());
         Ok(subscription)
     }
 
@@ -176,22 +144,9 @@ impl Hub {
             }
         }
         if subscribed.channels.is_empty() {
-            self.bits.store(0, Ordering::SeqCst);
+            self.wanted.clear();
             subscribed.channels.shrink_to_fit();
         }
-    }
-
-    /// A message that was published; an error if it is not there any more.
-    pub(super) fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-        let mut kept = self.kept[header.at as usize % KEPT].acquire();
-        if let Some(message) = kept.as_ref().filter(|message| message.at == header.at) {
-            return Ok(message.clone());
-        }
-        let message = Arc::new(self.store.ring().message(header)?);
-        if message.body.len() <= KEPT_SIZE {
-            *kept = Some(message.clone());
-        }
-        Ok(message)
     }
 
     /// The child goes: ends the thread.
@@ -208,63 +163,93 @@ impl Hub {
     fn work(&self, begin: u64) {
         let mut at = begin;
         while !self.ending.load(Ordering::SeqCst) {
-            let seen = self.store.bell().value();
-            let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
-            at = look.unwrap_or_else(|_| {
-                self.tell_all();
-                self.store.ring().head()
+            self.wanted.look_and_sleep(self.store.bell(), SLEEP, || {
+                let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
+                at = look.unwrap_or_else(|_| self.tell_all(at));
+                // Who ends it may have rung before we looked at the bell.
+                !self.ending.load(Ordering::SeqCst)
             });
-            let bits = NonZeroU32::new(self.bits.load(Ordering::SeqCst));
-            self.store.bell().wait(seen, bits.unwrap_or(NonZeroU32::MIN), SLEEP);
         }
     }
 
     /// Tells of what has come since `at`, and returns what comes behind it.
     fn look(&self, mut at: u64) -> u64 {
-        let ring = self.store.ring();
-        let mut told = false;
         loop {
-            let (head, tail) = ring.bounds();
-            if at == head {
+            let (head, tail) = self.store.ring().bounds();
+            if at == head || self.ending.load(Ordering::SeqCst) {
+                return at;
+            }
+            // It may lie ahead, too, if the ring has begun anew.
+            if !(tail..head).contains(&at) {
+                return self.tell_all(at);
+            }
+            let (next, missed) = self.tell_some(at, head);
+            if missed {
+                return self.tell_all(next);
+            }
+            at = next;
+        }
+    }
+
+    /// Tells of some of what is there from `at` on, before `head`. Returns how far it came, and whether what comes next is
+    /// not there.
+    fn tell_some(&self, mut at: u64, head: u64) -> (u64, bool) {
+        let (mut missed, mut asked, mut told) = (false, 0, false);
+        let subscribed = self.subscribed.acquire();
+        for _ in 0..BATCH {
+            if at >= head || asked >= FEEDS {
                 break;
             }
-            let subscribed = self.subscribed.acquire();
-            for _ in 0..BATCH {
-                if at >= head {
-                    break;
+            let Ok(header) = self.store.ring().header(at) else {
+                missed = true;
+                break;
+            };
+            if let Some(channel) = subscribed.channels.get(&header.hash) {
+                asked += channel.feeds.len();
+                for feed in channel.feeds.values() {
+                    told |= feed.tell(at);
                 }
-                let Some(header) = ring.header(at).ok().filter(|_| at >= tail) else {
-                    drop(subscribed);
-                    self.tell_all();
-                    return ring.head();
-                };
-                if let Some(channel) = subscribed.channels.get(&header.hash) {
-                    for feed in channel.feeds.values() {
-                        told |= feed.tell(at);
-                    }
-                }
-                at = header.next;
             }
-            if at > head {
-                // The ring has begun anew.
-                drop(subscribed);
-                self.tell_all();
-                return head;
-            }
+            at = header.next;
         }
+        drop(subscribed);
         if told {
             (self.run)();
         }
-        at
+        (at, missed)
     }
 
-    /// Something was missed: everybody looks for himself.
-    fn tell_all(&self) {
+    /// What came next at `at` was missed: everybody looks for himself from there on. Returns where the hub goes on.
+    fn tell_all(&self, at: u64) -> u64 {
+        // Before anybody looks: what comes then is told, too.
+        let head = self.store.ring().head();
         let subscribed = self.subscribed.acquire();
         for feed in subscribed.channels.values().flat_map(|channel| channel.feeds.values()) {
-            feed.tell(0);
+            feed.tell(at);
         }
         drop(subscribed);
         (self.run)();
+        head
+    }
+}
+
+impl Messages for Hub {
+    fn ring(&self) -> Ring {
+        self.store.ring()
+    }
+
+    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
+        let mut kept = self.kept[header.at as usize % KEPT].acquire();
+        let is_it = |message: &&Arc<Message>| {
+            (message.at, message.hash, message.time) == (header.at, header.hash, header.time)
+        };
+        if let Some(message) = kept.as_ref().filter(is_it) {
+            return Ok(message.clone());
+        }
+        let message = Arc::new(self.store.ring().message(header)?);
+        if message.body.len() <= KEPT_SIZE {
+            *kept = Some(message.clone());
+        }
+        Ok(message)
     }
 }

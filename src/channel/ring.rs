@@ -380,13 +380,13 @@ impl<const N: usize> Iterator for Chunks<'_, N> {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests {
+pub(super) mod loom_tests {
     use loom::thread;
 
     use super::*;
     use crate::sync::check;
 
-    fn ring(words: usize) -> Ring {
+    pub(in crate::channel) fn ring(words: usize) -> Ring {
         let memory = |n: usize| Box::leak((0..n).map(|_| AtomicU64::new(0)).collect::<Box<_>>());
         Ring::new(Box::leak(Box::default()), memory(BUCKETS), memory(words), [1, 2])
     }
@@ -436,6 +436,22 @@ mod loom_tests {
                 at = header.next;
             }
             assert_eq!(writer.join().unwrap().at, 15);
+        });
+    }
+
+    /// What is known of a record is of one record, also where the next one lies in the very same place.
+    #[test]
+    fn no_header_is_torn() {
+        check(2, || {
+            let ring = ring(16);
+            for n in [1, 2] {
+                write_long(ring, n);
+            }
+            let writer = thread::spawn(move || write_long(ring, 3));
+            if let Ok(header) = ring.header(1) {
+                assert_eq!((header.time, header.before, header.next), (1, 0, 9));
+            }
+            assert_eq!(writer.join().unwrap().at, 17);
         });
     }
 
@@ -616,6 +632,18 @@ mod tests {
         let third = write(ring, "b", b"3");
         assert_eq!(third.at, second.at);
         assert_eq!((ring.history("a").count(), ring.history("b").count()), (1, 1));
+    }
+
+    #[test]
+    fn bounds_that_others_move_meanwhile_are_in_order() {
+        let ring = ring(64);
+        // The head that was read first, a tail that has passed it; one that is another ring's.
+        for (head, tail, bounds) in [(10, 20, (10, 10)), (200, 20, (200, 200)), (20, 10, (20, 10))]
+        {
+            ring.positions.head.store(head, Ordering::Relaxed);
+            ring.positions.tail.store(tail, Ordering::Relaxed);
+            assert_eq!(ring.bounds(), bounds);
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use super::{
     Kind, Message, SlowClient,
     cursor::{Cursor, Next},
-    hub::{Feed, Hub, Subscription},
+    feed::Feed,
+    hub::{Hub, Subscription},
     id::Id,
 };
 use crate::{

@@ -23,7 +23,8 @@ use crate::{
     channel::{
         self,
         cursor::Cursor,
-        hub::{Feed, Hub},
+        feed::Feed,
+        hub::Hub,
         name,
         settings::{ChannelSettings, MEMORY},
         store::{self, Store},
