@@ -158,7 +158,9 @@ mod tests {
         let [one, two] = [100, 200].map(|pid| Census::new(entries, pid, |_| true));
         let (a, b) = (one.count(7 << 16).unwrap(), two.count(7 << 16).unwrap());
         let other = one.count(8 << 16).unwrap();
-        (a.set(3), b.set(4), other.set(5));
+        a.set(3);
+        b.set(4);
+        other.set(5);
         assert_eq!((one.subscribers(7 << 16), two.subscribers(8 << 16)), (7, 5));
         drop(a);
         assert_eq!(one.subscribers(7 << 16), 4);

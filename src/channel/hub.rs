@@ -253,3 +253,190 @@ impl Messages for Hub {
         Ok(message)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::{OnceLock, atomic::AtomicUsize};
+
+    use super::*;
+    use crate::{
+        channel::{Kind, store},
+        conn::outbox::{DriverHandle, WriteSocket},
+        fakes::{Driver, LONG, outbox, wait_until},
+    };
+
+    /// A hub whose thread is the test's, from here on.
+    pub(in crate::channel) fn hub(
+        store: Store,
+        run: impl Fn() + Send + Sync + 'static,
+    ) -> &'static Hub {
+        let hub = Hub::new(store, Box::new(run));
+        hub.subscribed.acquire().thread = Some(thread::spawn(|| ()));
+        hub
+    }
+
+    impl Hub {
+        /// What its thread does when something was published.
+        pub(in crate::channel) fn look_on(&self, at: &mut u64) {
+            *at = self.look(*at);
+        }
+    }
+
+    pub(in crate::channel) fn publish(store: Store, channel: &str, body: &[u8]) -> u64 {
+        store.publish(Kind::Binary, channel, "", body).unwrap().at
+    }
+
+    /// Publishes as much as the ring has room for, in another channel.
+    pub(in crate::channel) fn fill(store: Store) {
+        for _ in 0..10 {
+            publish(store, "much", &vec![0; store.most()]);
+        }
+    }
+
+    struct Told {
+        feed: Arc<Feed>,
+        driver: Arc<Driver>,
+        subscription: Subscription,
+    }
+
+    fn subscribe(hub: &'static Hub, channels: &[&str]) -> Told {
+        let (outbox, _) = outbox(1000);
+        let driver = Driver::new(None, || ());
+        driver.rest(&outbox);
+        let feed = Feed::new(outbox);
+        let hashes: Vec<_> = channels.iter().map(|name| hub.store.ring().hash(name)).collect();
+        let subscription = hub.subscribe(&hashes, &feed).unwrap();
+        Told { feed, driver, subscription }
+    }
+
+    #[test]
+    fn who_is_told_is_told_once_until_it_asks() {
+        let store = store::for_test();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let hub = hub(store, move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let mut at = store.ring().head();
+        let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
+        let first = publish(store, "a", b"1");
+        publish(store, "b", b"2");
+        publish(store, "c", b"3");
+        hub.look_on(&mut at);
+        hub.look_on(&mut at);
+        assert_eq!((at, runs.load(Ordering::SeqCst)), (store.ring().head(), 1));
+        assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 1));
+        assert_eq!((one.feed.take(), two.feed.take()), (Some(first), Some(first)));
+        assert_eq!((one.feed.take(), two.feed.take()), (None, None));
+        let next = publish(store, "b", b"4");
+        hub.look_on(&mut at);
+        assert_eq!((one.feed.take(), two.feed.take()), (None, Some(next)));
+        publish(store, "c", b"5");
+        hub.look_on(&mut at);
+        assert_eq!((runs.load(Ordering::SeqCst), two.feed.take()), (2, None));
+    }
+
+    #[test]
+    fn subscribers_are_counted_and_nobody_is_told_after_the_end() {
+        let store = store::for_test();
+        let hub = hub(store, || ());
+        let mut at = store.ring().head();
+        let count = |name| store.census().subscribers(store.ring().hash(name));
+        let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
+        assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
+        hub.unsubscribe(&two.subscription);
+        assert_eq!((count("a"), count("b")), (1, 0));
+        publish(store, "a", b"1");
+        hub.look_on(&mut at);
+        assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 0));
+        hub.unsubscribe(&one.subscription);
+        assert_eq!((count("a"), hub.subscribed.acquire().channels.len()), (0, 0));
+    }
+
+    /// A connection that does something when it is to have a turn.
+    struct Meanwhile(Box<dyn Fn() + Send + Sync>);
+
+    impl DriverHandle for Meanwhile {
+        fn wake(&self) {
+            (self.0)();
+        }
+        fn pump(&self, _: std::time::Instant) {}
+        fn socket(&self) -> Option<&dyn WriteSocket> {
+            None
+        }
+    }
+
+    #[test]
+    fn what_comes_while_all_are_told_is_told_too() {
+        let store = store::for_test();
+        let hub = hub(store, || ());
+        let mut at = store.ring().head();
+        let (outbox, _) = outbox(1000);
+        let feed = Feed::new(outbox.clone());
+        let asks: Arc<OnceLock<Arc<Feed>>> = Arc::default();
+        let (asked, last) = (asks.clone(), Arc::new(Mutex::new(None)));
+        let told = last.clone();
+        // It has its turn at once, and reads all; then something is published.
+        let driver: Arc<dyn DriverHandle> = Arc::new(Meanwhile(Box::new(move || {
+            let first = told.acquire().is_none();
+            if first {
+                asked.get().unwrap().take();
+                *told.acquire() = Some(publish(store, "a", b"late"));
+            }
+        })));
+        outbox.open(Arc::downgrade(&driver));
+        let _ = asks.set(feed.clone());
+        hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
+        fill(store);
+        hub.look_on(&mut at);
+        hub.look_on(&mut at);
+        assert!(last.acquire().is_some());
+        assert_eq!(feed.take(), *last.acquire());
+    }
+
+    #[test]
+    fn who_is_told_runs_though_there_is_always_more() {
+        let store = store::for_test();
+        let told: Arc<OnceLock<Told>> = Arc::default();
+        let (subscriber, runs) = (told.clone(), AtomicUsize::new(0));
+        let hub = hub(store, move || {
+            subscriber.get().unwrap().feed.take();
+            if runs.fetch_add(1, Ordering::SeqCst) < 10 {
+                publish(store, "a", b"more");
+            }
+        });
+        let mut at = store.ring().head();
+        assert!(told.set(subscribe(hub, &["a"])).is_ok());
+        publish(store, "a", b"1");
+        hub.look_on(&mut at);
+        assert_eq!((at, told.get().unwrap().driver.take_wakes()), (store.ring().head(), 11));
+    }
+
+    #[test]
+    fn the_thread_sleeps_wakes_and_ends() {
+        let store = store::for_test();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let run = Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let hub = Hub::new(store, run);
+        let one = subscribe(hub, &["a"]);
+        for n in 0..20 {
+            let begun = std::time::Instant::now();
+            publish(store, "a", b"1");
+            wait_until(|| runs.load(Ordering::SeqCst) > n);
+            assert!(one.feed.take().is_some() && begun.elapsed() < LONG / 2);
+            // Sometimes it sleeps then, with the bits of its channels.
+            if n % 4 == 0 {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        hub.end();
+        publish(store, "a", b"2");
+        assert_eq!((runs.load(Ordering::SeqCst), one.feed.take()), (20, None));
+        // For those who come too late.
+        subscribe(hub, &["b"]);
+        hub.end();
+    }
+}

@@ -158,6 +158,14 @@ impl Ring {
         8 * self.words.len()
     }
 
+    /// Has the memory say anything.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn scramble(&self, mut random: impl FnMut() -> u64) {
+        for word in self.words {
+            word.store(random(), Ordering::Relaxed);
+        }
+    }
+
     fn word(&self, at: u64) -> &'static AtomicU64 {
         &self.words[(at & (self.len() - 1)) as usize]
     }
