@@ -496,6 +496,26 @@ mod tests {
     }
 
     #[test]
+    fn history_of_which_some_was_got_has_gaps() {
+        let store = store::for_test();
+        let hub = hub(store, || ());
+        let much = || publish(store, "much", &vec![0; store.most()]);
+        let first = publish(store, "a", b"1");
+        for _ in 0..6 {
+            much();
+        }
+        let [mut new, mut old] = [(); 2].map(|()| Reader::new(hub, &["a"], Some(Replay::All)));
+        old.step();
+        for _ in 0..3 {
+            much();
+        }
+        assert!(
+            old.cursor.at < store.ring().bounds().1 && store.ring().bounds().1 < old.cursor.born
+        );
+        assert_eq!((new.run(), old.run()), (vec![], vec![first, 0]));
+    }
+
+    #[test]
     fn who_has_all_is_not_overtaken_by_what_others_publish() {
         let store = store::for_test();
         let (hub, mut at) = (hub(store, || ()), store.ring().head());

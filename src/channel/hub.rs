@@ -72,7 +72,7 @@ struct Subscribed {
 
 /// A subscription, to be ended with [`Hub::unsubscribe`].
 #[derive(Debug)]
-pub struct Subscription(Vec<(u64, DefaultKey)>);
+pub struct Subscription(Box<[(u64, DefaultKey)]>);
 
 /// What all subscribers of a child share. It lives as long as the process.
 pub struct Hub {
@@ -438,5 +438,42 @@ pub(super) mod tests {
         // For those who come too late.
         subscribe(hub, &["b"]);
         hub.end();
+    }
+
+    #[test]
+    fn a_panic_costs_nobody_a_message() {
+        let store = store::for_test();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let run = Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let hub = Hub::new(store, run);
+        let one = subscribe(hub, &["a"]);
+        let (outbox, _) = outbox(1000);
+        let feed = Feed::new(outbox.clone());
+        let driver: Arc<dyn DriverHandle> = Arc::new(Meanwhile(Box::new(|| panic!("a bug"))));
+        outbox.open(Arc::downgrade(&driver));
+        hub.subscribe(&[store.ring().hash("b")], &feed).unwrap();
+        let broken = publish(store, "b", b"1");
+        wait_until(|| runs.load(Ordering::SeqCst) > 0);
+        // It looks for itself, from there on and not from where it was when it was told last.
+        assert_eq!((one.driver.take_wakes(), one.feed.take()), (1, Some(broken)));
+        let next = publish(store, "a", b"2");
+        wait_until(|| runs.load(Ordering::SeqCst) > 1);
+        assert_eq!(one.feed.take(), Some(next));
+        hub.end();
+    }
+
+    /// There may be very many: what lies beside the connection's own memory.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_subscription_is_small() {
+        use crate::channel::{cursor::Cursor, subscriber::Subscriber};
+
+        assert!(size_of::<Cursor>() <= 48);
+        assert!(size_of::<Subscriber>() <= 120);
+        // With its counts.
+        assert!(size_of::<Feed>() + 16 <= 32);
     }
 }
