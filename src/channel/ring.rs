@@ -19,7 +19,7 @@ use super::{Kind, Message};
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// How many buckets history has.
-pub const BUCKETS: usize = if cfg!(loom) { 2 } else { 1 << 16 };
+pub const BUCKETS: usize = if cfg!(any(loom, fuzzing)) { 2 } else { 1 << 16 };
 /// The words before a record's strings.
 const HEADER: u64 = 5;
 /// The part of the ring that a record may take at most.
@@ -42,6 +42,14 @@ pub struct Positions {
 impl Default for Positions {
     fn default() -> Self {
         Self { head: AtomicU64::new(1), tail: AtomicU64::new(1), last: AtomicU64::new(0) }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Positions {
+    /// Its words, for who tests what becomes of any values: head, tail, last.
+    pub fn words(&self) -> [&AtomicU64; 3] {
+        [&self.head, &self.tail, &self.last]
     }
 }
 
@@ -510,6 +518,7 @@ pub(super) mod loom_tests {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::oracles::channel::fuzz_ring;
 
     fn ring(words: usize) -> Ring {
         let memory = |n: usize| Box::leak((0..n).map(|_| AtomicU64::new(0)).collect::<Box<_>>());
@@ -651,6 +660,19 @@ mod tests {
             ring.positions.head.store(head, Ordering::Relaxed);
             ring.positions.tail.store(tail, Ordering::Relaxed);
             assert_eq!(ring.bounds(), bounds);
+        }
+    }
+
+    #[test]
+    fn whatever_others_do_to_the_memory_who_reads_comes_to_an_end() {
+        let mut state = 3_u64;
+        let mut random = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 40) as u8
+        };
+        for _ in 0..300 {
+            let script: Vec<u8> = (0..100).map(|_| random()).collect();
+            fuzz_ring(&script);
         }
     }
 
