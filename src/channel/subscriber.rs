@@ -188,7 +188,8 @@ mod tests {
             hub::tests::{fill, hub, publish},
             store::{self, Store},
         },
-        fakes::{Driver, Wire, from_us, outbox},
+        conn::outbox::Bounds,
+        fakes::{Driver, Wire, bounds, budget, from_us, outbox_of},
         proto::frame::Opcode,
     };
 
@@ -210,7 +211,8 @@ mod tests {
 
         fn of(store: Store, queue: usize, manner: Manner, last: Option<&str>) -> Self {
             let (hub, at) = (hub(store, || ()), store.ring().head());
-            let (outbox, _) = outbox(queue);
+            // Of its own memory: what waits here is nothing to other tests.
+            let (outbox, _) = outbox_of(Bounds { memory: budget(1 << 30), ..bounds(queue) });
             let driver = Driver::new(None, || panic!("a turn does not wait"));
             driver.rest(&outbox);
             outbox.own();
