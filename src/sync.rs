@@ -146,7 +146,7 @@ mod atomics {
 
     atomic!(AtomicBool, bool,);
     atomic!(AtomicU8, u8, fetch_max fetch_or);
-    atomic!(AtomicU32, u32, fetch_or);
+    atomic!(AtomicU32, u32, fetch_add fetch_or);
     atomic!(AtomicU64, u64,);
     atomic!(AtomicUsize, usize, fetch_add fetch_sub);
 }

@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -17,59 +17,24 @@ use std::{
 use slotmap::{DefaultKey, DenseSlotMap};
 
 use super::{
-    Message, bell,
+    Message,
+    bell::{self, Wanted},
     census::Counted,
-    ring::{Header, Missed},
+    cursor::Messages,
+    feed::Feed,
+    ring::{Header, Missed, Ring},
     store::Store,
 };
-use crate::{conn::outbox::Outbox, os::AllSignals, sync::Lock as _};
+use crate::{os::AllSignals, sync::Lock as _};
 
 /// How long the thread sleeps at most: somebody may have died between publishing and waking.
 const SLEEP: Duration = Duration::from_secs(1);
-/// How many records are told of under one lock.
+/// How many records are told of under one lock, and after how many subscribers it is given back.
 const BATCH: usize = 256;
+const FEEDS: usize = 4096;
 /// How many messages are kept as they were read last, each for all who read it next, and how large one may be.
 const KEPT: usize = 16;
 const KEPT_SIZE: usize = 64 * 1024;
-
-/// What a subscriber that was not told is told.
-const NOTHING: u64 = u64::MAX;
-
-/// How a subscriber is told.
-pub struct Feed {
-    /// The first message since it read all that was there; [`NOTHING`] if it was not told since it looked last.
-    told: AtomicU64,
-    /// `None` for one that is never told.
-    outbox: Option<Arc<Outbox>>,
-}
-
-impl Feed {
-    /// For the subscriber that writes to this outbox.
-    pub fn new(outbox: Arc<Outbox>) -> Arc<Self> {
-        Arc::new(Self { told: AtomicU64::new(NOTHING), outbox: Some(outbox) })
-    }
-
-    /// For one that takes what is there, and is never told of more.
-    pub fn silent() -> Self {
-        Self { told: AtomicU64::new(NOTHING), outbox: None }
-    }
-
-    /// What it was told since it was asked last.
-    pub(super) fn take(&self) -> Option<u64> {
-        Some(self.told.swap(NOTHING, Ordering::SeqCst)).filter(|&told| told != NOTHING)
-    }
-
-    /// Tells it of a message; it has a turn soon, in which it hears of all that came since.
-    fn tell(&self, at: u64) -> bool {
-        // Who was told before, and has not looked, will read on to this one.
-        let first =
-            self.told.compare_exchange(NOTHING, at, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        if let (true, Some(outbox)) = (first, &self.outbox) {
-            outbox.have_a_turn();
-        }
-        first
-    }
-}
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
@@ -107,14 +72,14 @@ struct Subscribed {
 
 /// A subscription, to be ended with [`Hub::unsubscribe`].
 #[derive(Debug)]
-pub struct Subscription(Vec<(u64, DefaultKey)>);
+pub struct Subscription(Box<[(u64, DefaultKey)]>);
 
 /// What all subscribers of a child share. It lives as long as the process.
 pub struct Hub {
     store: Store,
     subscribed: Mutex<Subscribed>,
-    /// The bell's bits of all channels that somebody was subscribed to since nobody was.
-    bits: AtomicU32,
+    /// All channels that somebody was subscribed to since nobody was.
+    wanted: Wanted,
     ending: AtomicBool,
     kept: [Mutex<Option<Arc<Message>>>; KEPT],
     /// Has those run that were told.
@@ -127,7 +92,7 @@ impl Hub {
         Box::leak(Box::new(Self {
             store,
             subscribed: Mutex::default(),
-            bits: AtomicU32::new(0),
+            wanted: Wanted::default(),
             ending: AtomicBool::new(false),
             kept: Default::default(),
             run,
@@ -163,10 +128,7 @@ impl Hub {
         };
         let subscription = Subscription(hashes.iter().map(subscribe).collect());
         drop(subscribed);
-        if self.bits.fetch_or(bits, Ordering::SeqCst) & bits != bits {
-            // The thread may sleep with fewer.
-            self.store.bell().ring(NonZeroU32::MAX);
-        }
+        self.wanted.add(bits, self.store.bell());
         Ok(subscription)
     }
 
@@ -182,22 +144,9 @@ impl Hub {
             }
         }
         if subscribed.channels.is_empty() {
-            self.bits.store(0, Ordering::SeqCst);
+            self.wanted.clear();
             subscribed.channels.shrink_to_fit();
         }
-    }
-
-    /// A message that was published; an error if it is not there any more.
-    pub(super) fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-        let mut kept = self.kept[header.at as usize % KEPT].acquire();
-        if let Some(message) = kept.as_ref().filter(|message| message.at == header.at) {
-            return Ok(message.clone());
-        }
-        let message = Arc::new(self.store.ring().message(header)?);
-        if message.body.len() <= KEPT_SIZE {
-            *kept = Some(message.clone());
-        }
-        Ok(message)
     }
 
     /// The child goes: ends the thread.
@@ -214,63 +163,317 @@ impl Hub {
     fn work(&self, begin: u64) {
         let mut at = begin;
         while !self.ending.load(Ordering::SeqCst) {
-            let seen = self.store.bell().value();
-            let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
-            at = look.unwrap_or_else(|_| {
-                self.tell_all();
-                self.store.ring().head()
+            self.wanted.look_and_sleep(self.store.bell(), SLEEP, || {
+                let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
+                at = look.unwrap_or_else(|_| self.tell_all(at));
+                // Who ends it may have rung before we looked at the bell.
+                !self.ending.load(Ordering::SeqCst)
             });
-            let bits = NonZeroU32::new(self.bits.load(Ordering::SeqCst));
-            self.store.bell().wait(seen, bits.unwrap_or(NonZeroU32::MIN), SLEEP);
         }
     }
 
     /// Tells of what has come since `at`, and returns what comes behind it.
     fn look(&self, mut at: u64) -> u64 {
-        let ring = self.store.ring();
-        let mut told = false;
         loop {
-            let (head, tail) = ring.bounds();
-            if at == head {
+            let (head, tail) = self.store.ring().bounds();
+            if at == head || self.ending.load(Ordering::SeqCst) {
+                return at;
+            }
+            // It may lie ahead, too, if the ring has begun anew.
+            if !(tail..head).contains(&at) {
+                return self.tell_all(at);
+            }
+            let (next, missed) = self.tell_some(at, head);
+            if missed {
+                return self.tell_all(next);
+            }
+            at = next;
+        }
+    }
+
+    /// Tells of some of what is there from `at` on, before `head`. Returns how far it came, and whether what comes next is
+    /// not there.
+    fn tell_some(&self, mut at: u64, head: u64) -> (u64, bool) {
+        let (mut missed, mut asked, mut told) = (false, 0, false);
+        let subscribed = self.subscribed.acquire();
+        for _ in 0..BATCH {
+            if at >= head || asked >= FEEDS {
                 break;
             }
-            let subscribed = self.subscribed.acquire();
-            for _ in 0..BATCH {
-                if at >= head {
-                    break;
+            let Ok(header) = self.store.ring().header(at) else {
+                missed = true;
+                break;
+            };
+            if let Some(channel) = subscribed.channels.get(&header.hash) {
+                asked += channel.feeds.len();
+                for feed in channel.feeds.values() {
+                    told |= feed.tell(at);
                 }
-                let Some(header) = ring.header(at).ok().filter(|_| at >= tail) else {
-                    drop(subscribed);
-                    self.tell_all();
-                    return ring.head();
-                };
-                if let Some(channel) = subscribed.channels.get(&header.hash) {
-                    for feed in channel.feeds.values() {
-                        told |= feed.tell(at);
-                    }
-                }
-                at = header.next;
             }
-            if at > head {
-                // The ring has begun anew.
-                drop(subscribed);
-                self.tell_all();
-                return head;
-            }
+            at = header.next;
         }
+        drop(subscribed);
         if told {
             (self.run)();
         }
-        at
+        (at, missed)
     }
 
-    /// Something was missed: everybody looks for himself.
-    fn tell_all(&self) {
+    /// What came next at `at` was missed: everybody looks for himself from there on. Returns where the hub goes on.
+    fn tell_all(&self, at: u64) -> u64 {
+        // Before anybody looks: what comes then is told, too.
+        let head = self.store.ring().head();
         let subscribed = self.subscribed.acquire();
         for feed in subscribed.channels.values().flat_map(|channel| channel.feeds.values()) {
-            feed.tell(0);
+            feed.tell(at);
         }
         drop(subscribed);
         (self.run)();
+        head
+    }
+}
+
+impl Messages for Hub {
+    fn ring(&self) -> Ring {
+        self.store.ring()
+    }
+
+    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
+        let mut kept = self.kept[header.at as usize % KEPT].acquire();
+        let is_it = |message: &&Arc<Message>| {
+            (message.at, message.hash, message.time) == (header.at, header.hash, header.time)
+        };
+        if let Some(message) = kept.as_ref().filter(is_it) {
+            return Ok(message.clone());
+        }
+        let message = Arc::new(self.store.ring().message(header)?);
+        if message.body.len() <= KEPT_SIZE {
+            *kept = Some(message.clone());
+        }
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::{OnceLock, atomic::AtomicUsize};
+
+    use super::*;
+    use crate::{
+        channel::{Kind, store},
+        conn::outbox::{DriverHandle, WriteSocket},
+        fakes::{Driver, LONG, outbox, wait_until},
+    };
+
+    /// A hub whose thread is the test's, from here on.
+    pub(in crate::channel) fn hub(
+        store: Store,
+        run: impl Fn() + Send + Sync + 'static,
+    ) -> &'static Hub {
+        let hub = Hub::new(store, Box::new(run));
+        hub.subscribed.acquire().thread = Some(thread::spawn(|| ()));
+        hub
+    }
+
+    impl Hub {
+        /// What its thread does when something was published.
+        pub(in crate::channel) fn look_on(&self, at: &mut u64) {
+            *at = self.look(*at);
+        }
+    }
+
+    pub(in crate::channel) fn publish(store: Store, channel: &str, body: &[u8]) -> u64 {
+        store.publish(Kind::Binary, channel, "", body).unwrap().at
+    }
+
+    /// Publishes as much as the ring has room for, in another channel.
+    pub(in crate::channel) fn fill(store: Store) {
+        for _ in 0..10 {
+            publish(store, "much", &vec![0; store.most()]);
+        }
+    }
+
+    struct Told {
+        feed: Arc<Feed>,
+        driver: Arc<Driver>,
+        subscription: Subscription,
+    }
+
+    fn subscribe(hub: &'static Hub, channels: &[&str]) -> Told {
+        let (outbox, _) = outbox(1000);
+        let driver = Driver::new(None, || ());
+        driver.rest(&outbox);
+        let feed = Feed::new(outbox);
+        let hashes: Vec<_> = channels.iter().map(|name| hub.store.ring().hash(name)).collect();
+        let subscription = hub.subscribe(&hashes, &feed).unwrap();
+        Told { feed, driver, subscription }
+    }
+
+    #[test]
+    fn who_is_told_is_told_once_until_it_asks() {
+        let store = store::for_test();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let hub = hub(store, move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let mut at = store.ring().head();
+        let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
+        let first = publish(store, "a", b"1");
+        publish(store, "b", b"2");
+        publish(store, "c", b"3");
+        hub.look_on(&mut at);
+        hub.look_on(&mut at);
+        assert_eq!((at, runs.load(Ordering::SeqCst)), (store.ring().head(), 1));
+        assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 1));
+        assert_eq!((one.feed.take(), two.feed.take()), (Some(first), Some(first)));
+        assert_eq!((one.feed.take(), two.feed.take()), (None, None));
+        let next = publish(store, "b", b"4");
+        hub.look_on(&mut at);
+        assert_eq!((one.feed.take(), two.feed.take()), (None, Some(next)));
+        publish(store, "c", b"5");
+        hub.look_on(&mut at);
+        assert_eq!((runs.load(Ordering::SeqCst), two.feed.take()), (2, None));
+    }
+
+    #[test]
+    fn subscribers_are_counted_and_nobody_is_told_after_the_end() {
+        let store = store::for_test();
+        let hub = hub(store, || ());
+        let mut at = store.ring().head();
+        let count = |name| store.census().subscribers(store.ring().hash(name));
+        let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
+        assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
+        hub.unsubscribe(&two.subscription);
+        assert_eq!((count("a"), count("b")), (1, 0));
+        publish(store, "a", b"1");
+        hub.look_on(&mut at);
+        assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 0));
+        hub.unsubscribe(&one.subscription);
+        assert_eq!((count("a"), hub.subscribed.acquire().channels.len()), (0, 0));
+    }
+
+    /// A connection that does something when it is to have a turn.
+    struct Meanwhile(Box<dyn Fn() + Send + Sync>);
+
+    impl DriverHandle for Meanwhile {
+        fn wake(&self) {
+            (self.0)();
+        }
+        fn pump(&self, _: std::time::Instant) {}
+        fn socket(&self) -> Option<&dyn WriteSocket> {
+            None
+        }
+    }
+
+    #[test]
+    fn what_comes_while_all_are_told_is_told_too() {
+        let store = store::for_test();
+        let hub = hub(store, || ());
+        let mut at = store.ring().head();
+        let (outbox, _) = outbox(1000);
+        let feed = Feed::new(outbox.clone());
+        let asks: Arc<OnceLock<Arc<Feed>>> = Arc::default();
+        let (asked, last) = (asks.clone(), Arc::new(Mutex::new(None)));
+        let told = last.clone();
+        // It has its turn at once, and reads all; then something is published.
+        let driver: Arc<dyn DriverHandle> = Arc::new(Meanwhile(Box::new(move || {
+            let first = told.acquire().is_none();
+            if first {
+                asked.get().unwrap().take();
+                *told.acquire() = Some(publish(store, "a", b"late"));
+            }
+        })));
+        outbox.open(Arc::downgrade(&driver));
+        let _ = asks.set(feed.clone());
+        hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
+        fill(store);
+        hub.look_on(&mut at);
+        hub.look_on(&mut at);
+        assert!(last.acquire().is_some());
+        assert_eq!(feed.take(), *last.acquire());
+    }
+
+    #[test]
+    fn who_is_told_runs_though_there_is_always_more() {
+        let store = store::for_test();
+        let told: Arc<OnceLock<Told>> = Arc::default();
+        let (subscriber, runs) = (told.clone(), AtomicUsize::new(0));
+        let hub = hub(store, move || {
+            subscriber.get().unwrap().feed.take();
+            if runs.fetch_add(1, Ordering::SeqCst) < 10 {
+                publish(store, "a", b"more");
+            }
+        });
+        let mut at = store.ring().head();
+        assert!(told.set(subscribe(hub, &["a"])).is_ok());
+        publish(store, "a", b"1");
+        hub.look_on(&mut at);
+        assert_eq!((at, told.get().unwrap().driver.take_wakes()), (store.ring().head(), 11));
+    }
+
+    #[test]
+    fn the_thread_sleeps_wakes_and_ends() {
+        let store = store::for_test();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let run = Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let hub = Hub::new(store, run);
+        let one = subscribe(hub, &["a"]);
+        for n in 0..20 {
+            let begun = std::time::Instant::now();
+            publish(store, "a", b"1");
+            wait_until(|| runs.load(Ordering::SeqCst) > n);
+            assert!(one.feed.take().is_some() && begun.elapsed() < LONG / 2);
+            // Sometimes it sleeps then, with the bits of its channels.
+            if n % 4 == 0 {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        hub.end();
+        publish(store, "a", b"2");
+        assert_eq!((runs.load(Ordering::SeqCst), one.feed.take()), (20, None));
+        // For those who come too late.
+        subscribe(hub, &["b"]);
+        hub.end();
+    }
+
+    #[test]
+    fn a_panic_costs_nobody_a_message() {
+        let store = store::for_test();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let run = Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let hub = Hub::new(store, run);
+        let one = subscribe(hub, &["a"]);
+        let (outbox, _) = outbox(1000);
+        let feed = Feed::new(outbox.clone());
+        let driver: Arc<dyn DriverHandle> = Arc::new(Meanwhile(Box::new(|| panic!("a bug"))));
+        outbox.open(Arc::downgrade(&driver));
+        hub.subscribe(&[store.ring().hash("b")], &feed).unwrap();
+        let broken = publish(store, "b", b"1");
+        wait_until(|| runs.load(Ordering::SeqCst) > 0);
+        // It looks for itself, from there on and not from where it was when it was told last.
+        assert_eq!((one.driver.take_wakes(), one.feed.take()), (1, Some(broken)));
+        let next = publish(store, "a", b"2");
+        wait_until(|| runs.load(Ordering::SeqCst) > 1);
+        assert_eq!(one.feed.take(), Some(next));
+        hub.end();
+    }
+
+    /// There may be very many: what lies beside the connection's own memory.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_subscription_is_small() {
+        use crate::channel::{cursor::Cursor, subscriber::Subscriber};
+
+        assert!(size_of::<Cursor>() <= 48);
+        assert!(size_of::<Subscriber>() <= 120);
+        // With its counts.
+        assert!(size_of::<Feed>() + 16 <= 32);
     }
 }

@@ -20,14 +20,15 @@
 //! | [`bell`] | sleeping until something is published |
 //! | [`census`] | how many subscribers a channel has, over all children |
 //! | [`id`] | the ids of messages, which nobody can guess |
+//! | [`feed`] | how a subscriber is told that there is something to read |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
 //! | [`cursor`] | a subscriber's place |
 //! | [`subscriber`] | the endpoint of a WebSocket that is subscribed |
 
 pub mod bell;
 pub mod census;
-#[cfg(not(loom))]
 pub mod cursor;
+pub mod feed;
 #[cfg(not(loom))]
 pub mod hub;
 pub mod id;

@@ -19,11 +19,13 @@ use super::{Kind, Message};
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// How many buckets history has.
-pub const BUCKETS: usize = if cfg!(loom) { 2 } else { 1 << 16 };
+pub const BUCKETS: usize = if cfg!(any(loom, fuzzing)) { 2 } else { 1 << 16 };
 /// The words before a record's strings.
 const HEADER: u64 = 5;
-/// The part of the ring that a record may take at most, and at which everybody is woken.
+/// The part of the ring that a record may take at most.
 const PART: u64 = if cfg!(loom) { 2 } else { 8 };
+/// How many bytes are kept for a record's media type and its channel's name.
+const STRINGS: u64 = if cfg!(loom) { 8 } else { 2 * 256 };
 
 /// Where records are. Those of a new ring begin at 1: at 0 there is none.
 #[derive(Debug)]
@@ -40,6 +42,14 @@ pub struct Positions {
 impl Default for Positions {
     fn default() -> Self {
         Self { head: AtomicU64::new(1), tail: AtomicU64::new(1), last: AtomicU64::new(0) }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Positions {
+    /// Its words, for who tests what becomes of any values: head, tail, last.
+    pub fn words(&self) -> [&AtomicU64; 3] {
+        [&self.head, &self.tail, &self.last]
     }
 }
 
@@ -148,13 +158,20 @@ impl Ring {
 
     /// The most bytes that a message may have.
     pub fn most(&self) -> usize {
-        let strings = 2 * 256;
-        (8 * (self.len() / PART - HEADER)).saturating_sub(strings) as usize
+        (8 * (self.len() / PART).saturating_sub(HEADER)).saturating_sub(STRINGS) as usize
     }
 
     /// How many bytes there are.
     pub fn size(&self) -> usize {
         8 * self.words.len()
+    }
+
+    /// Has the memory say anything.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn scramble(&self, mut random: impl FnMut() -> u64) {
+        for word in self.words {
+            word.store(random(), Ordering::Relaxed);
+        }
     }
 
     fn word(&self, at: u64) -> &'static AtomicU64 {
@@ -216,16 +233,7 @@ impl Ring {
     /// The whole of a record.
     pub fn message(&self, header: &Header) -> Result<Message, Missed> {
         let (media, name) = (header.media as usize, header.name as usize);
-        let bytes = header.media + header.name + header.body;
-        let mut copied = Vec::with_capacity(8 * words(bytes) as usize);
-        for n in 0..words(bytes) {
-            let word = self.word(header.at + HEADER + n).load(Ordering::Relaxed);
-            copied.extend_from_slice(&word.to_ne_bytes());
-        }
-        if !self.is_there(header.at) {
-            return Err(Missed);
-        }
-        copied.truncate(bytes as usize);
+        let copied = self.strings(header, header.media + header.name + header.body)?;
         let text = |bytes: &[u8]| core::str::from_utf8(bytes).map(Into::into).map_err(|_| Missed);
         let (media, rest) = copied.split_at(media);
         let (channel, body) = rest.split_at(name);
@@ -243,12 +251,27 @@ impl Ring {
         })
     }
 
-    /// Whether the record at `header` is of this channel.
+    /// The first so many bytes of a record's strings.
+    fn strings(&self, header: &Header, bytes: u64) -> Result<Vec<u8>, Missed> {
+        let mut copied = Vec::with_capacity(8 * words(bytes) as usize);
+        for n in 0..words(bytes) {
+            let word = self.word(header.at + HEADER + n).load(Ordering::Relaxed);
+            copied.extend_from_slice(&word.to_ne_bytes());
+        }
+        if !self.is_there(header.at) {
+            return Err(Missed);
+        }
+        copied.truncate(bytes as usize);
+        Ok(copied)
+    }
+
+    /// Whether the record at `header` is of this channel. Its body, which may be long, is not read.
     fn is_of(&self, header: &Header, hash: u64, channel: &str) -> bool {
         if header.hash != hash || header.name as usize != channel.len() {
             return false;
         }
-        self.message(header).is_ok_and(|message| &*message.channel == channel)
+        let strings = self.strings(header, header.media + header.name);
+        strings.is_ok_and(|strings| strings.ends_with(channel.as_bytes()))
     }
 
     /// The places of a channel's messages, the newest first, as far as they are there.
@@ -373,13 +396,13 @@ impl<const N: usize> Iterator for Chunks<'_, N> {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests {
+pub(super) mod loom_tests {
     use loom::thread;
 
     use super::*;
     use crate::sync::check;
 
-    fn ring(words: usize) -> Ring {
+    pub(in crate::channel) fn ring(words: usize) -> Ring {
         let memory = |n: usize| Box::leak((0..n).map(|_| AtomicU64::new(0)).collect::<Box<_>>());
         Ring::new(Box::leak(Box::default()), memory(BUCKETS), memory(words), [1, 2])
     }
@@ -388,47 +411,104 @@ mod loom_tests {
         ring.write(&Draft { kind: Kind::Binary, channel, media: "", body, time: 1 })
     }
 
+    /// Eight words, of which the last three are strings: all of it is of one byte.
+    fn write_long(ring: Ring, n: u8) -> Written {
+        let (media, body) = ([b'0' + n; 7], [n; 16]);
+        let media = core::str::from_utf8(&media).unwrap();
+        let time = u64::from(n);
+        ring.write(&Draft { kind: Kind::Binary, channel: "a", media, body: &body, time })
+    }
+
+    /// What is read at a place, if it is there, is what was written there, `n`, and all of it.
+    fn is_whole(ring: Ring, header: &Header, n: u8) {
+        assert_eq!((header.hash, header.time), (ring.hash("a"), u64::from(n)));
+        if let Ok(message) = ring.message(header) {
+            assert_eq!((&*message.channel, message.media.as_bytes()), ("a", &[b'0' + n; 7][..]));
+            assert!(message.body.iter().all(|&byte| byte == n));
+        }
+    }
+
     /// What is read while others write is a whole message, in the place where it was written, or nothing.
     #[test]
     fn no_record_is_torn() {
         check(2, || {
             let ring = ring(16);
-            write(ring, "a", b"1111111");
-            let writer = thread::spawn(move || {
-                write(ring, "a", b"2222222");
-                write(ring, "a", b"3333333");
+            // The third one lies where the first one was, and its last words where the first one's last words were.
+            let places = [1, 7, 15, 23];
+            ring.write(&Draft {
+                kind: Kind::Binary,
+                channel: "a",
+                media: "1111111",
+                body: &[],
+                time: 1,
             });
+            write_long(ring, 2);
+            let writer = thread::spawn(move || write_long(ring, 3));
             let (head, mut at) = ring.bounds();
             while at < head {
                 let Ok(header) = ring.header(at) else { break };
-                let Ok(message) = ring.message(&header) else { break };
-                let n = message.body[0];
-                assert_eq!((&*message.body, &*message.channel), (&[n; 7][..], "a"));
-                assert_eq!(u64::from(n - b'1'), (at - 1) / 6);
+                let n = places.iter().position(|&place| place == at).expect("a place");
+                is_whole(ring, &header, 1 + n as u8);
                 at = header.next;
             }
-            for header in ring.history("a") {
-                if let Ok(message) = ring.message(&header) {
-                    assert_eq!(&*message.body, &[message.body[0]; 7]);
-                }
+            assert_eq!(writer.join().unwrap().at, 15);
+        });
+    }
+
+    /// What is known of a record is of one record, also where the next one lies in the very same place.
+    #[test]
+    fn no_header_is_torn() {
+        check(2, || {
+            let ring = ring(16);
+            for n in [1, 2] {
+                write_long(ring, n);
             }
+            let writer = thread::spawn(move || write_long(ring, 3));
+            if let Ok(header) = ring.header(1) {
+                assert_eq!((header.time, header.before, header.next), (1, 0, 9));
+            }
+            assert_eq!(writer.join().unwrap().at, 17);
+        });
+    }
+
+    /// History that is looked through meanwhile is a channel's newest messages, without a hole.
+    #[test]
+    fn history_has_no_holes() {
+        check(2, || {
+            let ring = ring(16);
+            for n in [1, 2] {
+                write_long(ring, n);
+            }
+            let writer = thread::spawn(move || write_long(ring, 3));
+            let mut next = None;
+            for header in ring.history("a") {
+                let n = 1 + ((header.at - 1) / 8) as u8;
+                is_whole(ring, &header, n);
+                assert!(next.is_none_or(|next| next == n + 1));
+                next = Some(n);
+            }
+            assert!(next.is_none_or(|oldest| oldest <= 3));
             writer.join().unwrap();
         });
     }
 
-    /// Who finds the head behind a message can read it.
+    /// Who finds the head behind a message, or a bucket that names it, can read it.
     #[test]
     fn what_counts_is_there() {
         check(2, || {
             let ring = ring(32);
             let writer = thread::spawn(move || write(ring, "a", b"1"));
+            // Its words are there before the head says so, and the head is behind it before the bucket names it.
+            let named = ring.bucket(ring.hash("a")).load(Ordering::Acquire);
             let (head, at) = ring.bounds();
+            assert!(named == 0 || named == 1 && head > 1);
             if head > at {
                 let header = ring.header(at).unwrap();
                 assert_eq!(&*ring.message(&header).unwrap().body, b"1");
             }
             if let Some(header) = ring.history("a").next() {
                 assert_eq!(header.at, 1);
+                assert_eq!(&*ring.message(&header).unwrap().body, b"1");
             }
             writer.join().unwrap();
         });
@@ -438,6 +518,7 @@ mod loom_tests {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::oracles::channel::fuzz_ring;
 
     fn ring(words: usize) -> Ring {
         let memory = |n: usize| Box::leak((0..n).map(|_| AtomicU64::new(0)).collect::<Box<_>>());
@@ -568,6 +649,31 @@ mod tests {
         let third = write(ring, "b", b"3");
         assert_eq!(third.at, second.at);
         assert_eq!((ring.history("a").count(), ring.history("b").count()), (1, 1));
+    }
+
+    #[test]
+    fn bounds_that_others_move_meanwhile_are_in_order() {
+        let ring = ring(64);
+        // The head that was read first, a tail that has passed it; one that is another ring's.
+        for (head, tail, bounds) in [(10, 20, (10, 10)), (200, 20, (200, 200)), (20, 10, (20, 10))]
+        {
+            ring.positions.head.store(head, Ordering::Relaxed);
+            ring.positions.tail.store(tail, Ordering::Relaxed);
+            assert_eq!(ring.bounds(), bounds);
+        }
+    }
+
+    #[test]
+    fn whatever_others_do_to_the_memory_who_reads_comes_to_an_end() {
+        let mut state = 3_u64;
+        let mut random = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 40) as u8
+        };
+        for _ in 0..300 {
+            let script: Vec<u8> = (0..100).map(|_| random()).collect();
+            fuzz_ring(&script);
+        }
     }
 
     #[test]

@@ -10,12 +10,13 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use super::{
     Kind, Message, SlowClient,
     cursor::{Cursor, Next},
-    hub::{Feed, Hub, Subscription},
+    feed::Feed,
+    hub::{Hub, Subscription},
     id::Id,
 };
 use crate::{
     conn::{
-        endpoint::{Endpoint, Relayed},
+        endpoint::{Endpoint, NOTHING, Relayed},
         log::Level,
         outbox::{Outbox, State},
     },
@@ -65,12 +66,13 @@ impl Format {
         }
     }
 
-    /// What tells that something is missing before what follows, to clients that know ids.
-    pub fn gap(self, seed: [u64; 2]) -> Option<String> {
+    /// What tells that something is missing before what follows, to clients that know ids. That of a gap leads to what
+    /// follows.
+    pub fn gap(self, id: Id) -> Option<String> {
         match self {
             Self::Plain => None,
-            Self::Meta => Some(preamble(Id::new(seed, 0, 0, 0), GAP)),
-            Self::Event => Some(events::event(None, Some("gap"), "")),
+            Self::Meta => Some(preamble(id, GAP)),
+            Self::Event => Some(events::event(Some(&id.to_string()), Some("gap"), "")),
         }
     }
 
@@ -89,13 +91,6 @@ pub struct Manner {
     pub slow: SlowClient,
 }
 
-/// How far a subscriber is.
-struct Place {
-    cursor: Cursor,
-    /// It has to be told first that something is missing.
-    gap: bool,
-}
-
 /// The endpoint.
 pub struct Subscriber {
     hub: &'static Hub,
@@ -106,6 +101,15 @@ pub struct Subscriber {
     place: Mutex<Place>,
     /// Until the end.
     subscription: Mutex<Option<Subscription>>,
+}
+
+/// How far it has come.
+struct Place {
+    cursor: Cursor,
+    /// Before what comes next its client is to be told that something is missing.
+    gap: bool,
+    /// It was told, and has got nothing since.
+    told: bool,
 }
 
 /// How one or another message of a channel begins in [`META`].
@@ -126,27 +130,22 @@ impl Subscriber {
     ) -> Self {
         let greeting = manner.format.greeting(cursor.id(hub.store().ring()));
         if let Some(greeting) = greeting {
-            let _ = outbox.send_message(proto::Kind::Text, greeting.as_bytes());
+            outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
         }
-        let (place, subscription) = (Place { cursor, gap }, Some(subscription));
-        let (place, subscription) = (Mutex::new(place), Mutex::new(subscription));
-        Self { hub, feed, outbox, manner, place, subscription }
+        let place = Mutex::new(Place { cursor, gap, told: false });
+        Self { hub, feed, outbox, manner, place, subscription: Mutex::new(Some(subscription)) }
     }
 
-    /// Tells a client that knows ids that something is missing; `false` if it has to take something first.
-    fn tell_gap(&self) -> bool {
-        let Some(gap) = self.manner.format.gap(self.hub.store().ring().seed()) else { return true };
+    /// Tells a client that knows ids that something is missing before what follows; `false` if the client has to take
+    /// something first.
+    fn send_gap(&self, id: Id) -> bool {
+        let Some(gap) = self.manner.format.gap(id) else { return true };
         self.offer(proto::Kind::Text, gap.as_bytes())
     }
 
     /// Sends something if there is room.
     fn offer(&self, kind: proto::Kind, body: &[u8]) -> bool {
-        let has_room = self.outbox.has_room(body.len(), QUEUED);
-        if has_room {
-            // A conversation that is over needs nothing more.
-            let _ = self.outbox.send_message(kind, body);
-        }
-        has_room
+        self.outbox.offer(kind, body, QUEUED)
     }
 
     /// Sends a message; `false` if the client has to take something first.
@@ -180,51 +179,260 @@ impl Endpoint for Subscriber {
     }
 
     fn pull(&self, _: &mut [u8]) -> Relayed {
-        let (mut again, mut paused) = (false, false);
         let mut place = self.place.acquire();
-        let Place { cursor, gap } = &mut *place;
-        for n in 0.. {
+        let Place { cursor, gap, told } = &mut *place;
+        for _ in 0..MESSAGES {
             if self.outbox.state() > State::Open {
-                break;
+                return NOTHING;
             }
-            if *gap && !self.tell_gap() {
-                paused = true;
-                break;
+            // However often it is overtaken until it gets a message, it is told once.
+            if *gap && !*told && !self.send_gap(cursor.id(self.hub.store().ring())) {
+                return Relayed { paused: true, ..NOTHING };
             }
-            *gap = false;
+            (*gap, *told) = (false, *gap || *told);
             match cursor.next(self.hub, &self.feed) {
-                Next::Nothing => break,
-                Next::Later => {
-                    again = true;
-                    break;
-                }
-                // However often it is overtaken before it takes something, it is told once.
-                Next::Gap => match self.manner.slow {
-                    SlowClient::Skip => *gap = true,
-                    SlowClient::Close => {
-                        let reason = "the client is too slow for its channel";
-                        self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0709", reason);
-                    }
-                },
-                Next::Message(_) if n == MESSAGES => {
-                    again = true;
-                    break;
+                Next::Nothing => return NOTHING,
+                Next::Later => break,
+                Next::Gap if self.manner.slow == SlowClient::Skip => *gap = true,
+                Next::Gap => {
+                    let reason = "the client is too slow for its channel";
+                    self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0709", reason);
                 }
                 Next::Message(message) => {
                     if !self.send(&message) {
-                        paused = true;
-                        break;
+                        return Relayed { paused: true, ..NOTHING };
                     }
                     cursor.pass();
+                    *told = false;
                 }
             }
         }
-        Relayed { again, paused, settled: true }
+        Relayed { again: true, ..NOTHING }
     }
 
     fn closed(&self) {
         if let Some(subscription) = self.subscription.acquire().take() {
             self.hub.unsubscribe(&subscription);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        channel::{
+            Replay,
+            hub::tests::{fill, hub, publish},
+            store::{self, Store},
+        },
+        conn::outbox::Bounds,
+        fakes::{Driver, Wire, bounds, budget, from_us, outbox_of},
+        proto::frame::Opcode,
+    };
+
+    struct Client {
+        store: Store,
+        hub: &'static Hub,
+        at: u64,
+        outbox: Arc<Outbox>,
+        wire: Wire,
+        _driver: Arc<Driver>,
+        subscriber: Subscriber,
+    }
+
+    impl Client {
+        /// One that is subscribed to the channel "a", with a queue of `queue` bytes.
+        fn new(queue: usize, manner: Manner, last: Option<&str>) -> Self {
+            Self::of(store::for_test(), queue, manner, last)
+        }
+
+        fn of(store: Store, queue: usize, manner: Manner, last: Option<&str>) -> Self {
+            let (hub, at) = (hub(store, || ()), store.ring().head());
+            // Of its own memory: what waits here is nothing to other tests.
+            let (outbox, _) = outbox_of(Bounds { memory: budget(1 << 30), ..bounds(queue) });
+            let driver = Driver::new(None, || panic!("a turn does not wait"));
+            driver.rest(&outbox);
+            outbox.own();
+            let feed = Feed::new(outbox.clone());
+            let subscription = hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
+            let begin = Cursor::new(store.ring(), &["a".to_owned()], last, None::<Replay>);
+            let subscriber =
+                Subscriber::new(hub, feed, outbox.clone(), manner, begin, subscription);
+            Self { store, hub, at, outbox, wire: Wire::new(), _driver: driver, subscriber }
+        }
+
+        fn publish(&mut self, body: &[u8]) {
+            publish(self.store, "a", body);
+            self.hub.look_on(&mut self.at);
+        }
+
+        fn pull(&self) -> Relayed {
+            self.subscriber.pull(&mut [])
+        }
+
+        /// What goes to the client.
+        fn flush(&self) -> Vec<u8> {
+            self.outbox.flush(&self.wire).unwrap();
+            self.wire.sent()
+        }
+
+        /// The payloads of what goes to the client, of short frames.
+        fn texts(&self) -> Vec<String> {
+            let (bytes, mut texts, mut at) = (self.flush(), Vec::new(), 0);
+            while at < bytes.len() {
+                let (len, begin) = match bytes[at + 1] {
+                    126 => (usize::from(bytes[at + 2]) << 8 | usize::from(bytes[at + 3]), at + 4),
+                    len => (usize::from(len), at + 2),
+                };
+                at = begin + len;
+                texts.push(String::from_utf8_lossy(&bytes[begin..at]).into_owned());
+            }
+            texts
+        }
+    }
+
+    const PLAIN: Manner = Manner { format: Format::Plain, slow: SlowClient::Close };
+    const META_SKIP: Manner = Manner { format: Format::Meta, slow: SlowClient::Skip };
+    const AGAIN: Relayed = Relayed { again: true, ..NOTHING };
+    const PAUSED: Relayed = Relayed { paused: true, ..NOTHING };
+
+    #[test]
+    fn a_message_is_a_frame() {
+        let mut client = Client::new(1 << 20, PLAIN, None);
+        client.publish(b"one");
+        publish(client.store, "b", b"another's");
+        client.publish(b"two");
+        assert_eq!(client.pull(), NOTHING);
+        let frames = [b"one", b"two"].map(|body| from_us(Opcode::Binary, body)).concat();
+        assert_eq!(client.flush(), frames);
+        client.store.publish(Kind::Text, "a", "", b"three").unwrap();
+        client.hub.look_on(&mut client.at);
+        client.pull();
+        assert_eq!(client.flush(), from_us(Opcode::Text, b"three"));
+    }
+
+    #[test]
+    fn with_ids_a_client_reads_on_where_it_was() {
+        let mut client = Client::new(1 << 20, META_SKIP, None);
+        client.store.publish(Kind::Text, "a", "text/plain", b"one").unwrap();
+        client.publish(b"two");
+        client.pull();
+        let texts = client.texts();
+        let id = texts[0].strip_prefix("id: ").unwrap().split_once('\n').unwrap().0;
+        assert_eq!(texts[0], format!("id: {id}\ncontent-type: text/plain\n\none"));
+        let again = Client::of(client.store, 1 << 20, META_SKIP, Some(id));
+        again.pull();
+        assert_eq!(again.texts(), texts[1..]);
+        // What is no id of ours, it is told.
+        let again = Client::of(client.store, 1 << 20, META_SKIP, Some("1-2-3"));
+        again.pull();
+        let texts = again.texts();
+        assert!(texts.len() == 1 && texts[0].contains(GAP) && texts[0].ends_with("\n\n"));
+    }
+
+    #[test]
+    fn no_more_is_queued_than_a_client_takes_soon() {
+        let mut client = Client::new(1 << 20, PLAIN, None);
+        for _ in 0..20 {
+            client.publish(&[7; 10_000]);
+        }
+        // Six of ten thousand bytes each fit, and their headers.
+        for messages in [6, 6, 6, 2] {
+            let expected = if messages == 6 { PAUSED } else { NOTHING };
+            assert_eq!(client.pull(), expected);
+            // It does not come further until something is taken.
+            assert_eq!((client.pull(), client.flush().len()), (expected, messages * 10_004));
+        }
+        // A larger one goes alone.
+        client.publish(&[7; 100_000]);
+        client.publish(&[7; 10]);
+        assert_eq!((client.pull(), client.flush().len()), (PAUSED, 100_010));
+        assert_eq!((client.pull(), client.flush().len()), (NOTHING, 12));
+    }
+
+    #[test]
+    fn others_have_their_turn_between() {
+        let mut client = Client::new(1 << 20, PLAIN, None);
+        for _ in 0..MESSAGES + 1 {
+            client.publish(b"1");
+        }
+        assert_eq!((client.pull(), client.flush().len()), (AGAIN, 3 * MESSAGES));
+        assert_eq!((client.pull(), client.flush().len()), (NOTHING, 3));
+    }
+
+    #[test]
+    fn who_is_overtaken_is_closed() {
+        let mut client = Client::new(1 << 20, PLAIN, None);
+        client.publish(&[7; 60_000]);
+        client.publish(&[7; 60_000]);
+        assert_eq!(client.pull(), PAUSED);
+        fill(client.store);
+        client.pull();
+        assert_eq!(client.outbox.state(), State::Closing);
+        assert_eq!(client.outbox.summary().code, CloseCode::TRY_AGAIN_LATER);
+        assert_eq!(client.pull(), NOTHING);
+    }
+
+    #[test]
+    fn or_goes_on_with_what_is_there() {
+        let mut client = Client::new(1 << 20, Manner { slow: SlowClient::Skip, ..PLAIN }, None);
+        client.publish(&[7; 60_000]);
+        client.publish(&[7; 60_000]);
+        client.pull();
+        fill(client.store);
+        client.publish(b"new");
+        client.pull();
+        assert!(client.flush().ends_with(&from_us(Opcode::Binary, b"new")));
+    }
+
+    #[test]
+    fn and_is_told_of_the_gap_once_it_has_room() {
+        // What waits fills the queue.
+        for queue in [1 << 20, 60_100] {
+            let mut client = Client::new(queue, META_SKIP, None);
+            client.publish(&[7; 60_000]);
+            client.publish(&[7; 60_000]);
+            client.publish(&[7; 60_000]);
+            client.pull();
+            for _ in 0..100 {
+                fill(client.store);
+                client.publish(&[7; 60_000]);
+                client.pull();
+            }
+            let mut texts = Vec::new();
+            for _ in 0..4 {
+                texts.extend(client.texts());
+                client.pull();
+            }
+            let gaps: Vec<_> = texts.iter().map(|text| text.contains(GAP)).collect();
+            assert_eq!(gaps, [false, true, false]);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_channel_and_a_message_of_the_client_close() {
+        for (publishes, code) in [(false, CloseCode::NORMAL), (true, CloseCode::POLICY)] {
+            let client = Client::new(1 << 20, PLAIN, None);
+            if publishes {
+                client.subscriber.message(proto::Kind::Text, &mut []);
+            } else {
+                client.store.publish(Kind::End, "a", "", b"").unwrap();
+                client.hub.look_on(&mut client.at.clone());
+                client.pull();
+            }
+            let state = (client.outbox.state(), client.outbox.summary().code);
+            assert_eq!(state, (State::Closing, code));
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_subscriber_is_that_of_its_subscription() {
+        let client = Client::new(1 << 20, PLAIN, None);
+        let count = || client.store.census().subscribers(client.store.ring().hash("a"));
+        assert_eq!(count(), 1);
+        client.subscriber.closed();
+        assert_eq!(count(), 0);
+        client.subscriber.closed();
     }
 }

@@ -23,7 +23,8 @@ use crate::{
     channel::{
         self, Kind, Replay,
         cursor::{Cursor, Next},
-        hub::{Feed, Hub},
+        feed::Feed,
+        hub::Hub,
         name,
         settings::{ChannelSettings, MEMORY},
         store::{self, Mapping, Store},
@@ -129,13 +130,13 @@ impl Subscribing {
         let (ring, feed) = (self.hub.store().ring(), Feed::silent());
         let (mut cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
         let (format, seed) = (self.manner.format, ring.seed());
-        let told = |gap| format.gap(seed).filter(|_| gap).unwrap_or_default().into_bytes();
-        let mut events = told(gap);
+        let told = |cursor: &Cursor| format.gap(cursor.id(ring)).unwrap_or_default().into_bytes();
+        let mut events = if gap { told(&cursor) } else { Vec::new() };
         while events.len() < most {
             match cursor.next(self.hub, &feed) {
                 Next::Nothing => break,
                 Next::Later => {}
-                Next::Gap => events.extend(told(true)),
+                Next::Gap => events.extend(told(&cursor)),
                 Next::Message(message) => {
                     if message.kind == Kind::End {
                         events.extend(proto::events::event(None, Some("close"), "").bytes());

@@ -163,8 +163,9 @@ def test_what_is_no_id_of_the_channel_is_a_gap(httpd, ws, channel, what):
     gap = meta(client)
     assert (gap.media, gap.body) == (GAP, b"")
     assert [meta(client).body for _ in range(3)] == [b"2", b"3", b"4"]
-    # The gap's own id is none to go on from.
-    assert meta(come_back(ws, f"/last/{channel}", gap.id)).media == GAP
+    # The gap's own id leads to what followed it.
+    client = come_back(ws, f"/last/{channel}", gap.id)
+    assert [meta(client).body for _ in range(3)] == [b"2", b"3", b"4"]
 
 
 def test_what_was_overwritten_is_a_gap(httpd, ws, channel):

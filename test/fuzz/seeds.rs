@@ -183,4 +183,11 @@ fn main() {
     ];
     let heads: [&[u8]; 4] = [&[1, 0, 5], &[0, 6, 0], &[1, 6, 8], &[1, 3, 3]];
     write("deflater_vs_miniz_oxide", &behind(&heads, &messages));
+    let rings: [&[u8]; 4] = [
+        b"\0\0\0\x05\x03\x01\x01\0\0\x40\x07\x05",
+        b"\0\0\0\x05\xff\x01\x01\0\0\xff\x02\x02\x02\xff\xff\x06\x07\xff",
+        b"\0\0\0\x05\x03\x03\x85\x7f\x04\x01\xff\x04\0\x05\x06\0\0\0\x05\x03",
+        b"\0\0\0\x05\x03\x05\x01\x85\x04\x02\x81\x06\x07\0\xff\xff\xff\xff\xff\xff\xff\xff",
+    ];
+    write("channel_ring", &rings.map(<[u8]>::to_vec));
 }

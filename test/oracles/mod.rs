@@ -2,6 +2,7 @@
 //! bytes and panics if the two disagree. Unit tests call them with bytes of their own, the fuzz targets of test/fuzz with
 //! whatever comes.
 
+pub mod channel;
 pub mod close;
 pub mod deflate;
 pub mod draft;

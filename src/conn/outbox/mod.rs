@@ -221,7 +221,13 @@ impl Outbox {
     /// Whether a message of `len` bytes can be sent without waiting, and with at most `bound` bytes waiting then. A
     /// larger one fits an empty queue.
     pub fn has_room(&self, len: usize, bound: usize) -> bool {
-        self.lock().fits(len, bound.min(self.bounds.queue))
+        self.fits(&self.lock(), len, bound)
+    }
+
+    fn fits(&self, queue: &Queue, len: usize, bound: usize) -> bool {
+        // What waits to be delivered comes first, as for who sends.
+        queue.fits(len, bound.min(self.bounds.queue))
+            && queue.fits(len + queue.reserved(), self.bounds.queue)
     }
 
     /// Where the memory of what the connection makes us keep is taken from.

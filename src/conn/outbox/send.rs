@@ -63,6 +63,23 @@ impl Outbox {
         Ok(())
     }
 
+    /// Sends a data message, uncompressed, if there is [room](Self::has_room) for it; `false` if there is none. Nothing is
+    /// waited for, and a conversation that is over needs nothing more.
+    pub fn offer(&self, kind: Kind, payload: &[u8], bound: usize) -> bool {
+        let queue = self.lock();
+        if queue.state > State::Open {
+            return true;
+        }
+        if !self.fits(&queue, payload.len(), bound) {
+            return false;
+        }
+        let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
+        if let Ok(queue) = self.admit(queue, payload.len()) {
+            self.queue_frame(queue, opcode, false, payload);
+        }
+        true
+    }
+
     /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped. In a stream
     /// of events a Ping is a comment.
     pub fn send_control(&self, opcode: Opcode, payload: &[u8]) -> Result<(), Refused> {

@@ -224,6 +224,22 @@ fn a_queue_takes_as_much_as_its_limit_and_then_the_driver_writes() {
 }
 
 #[test]
+fn there_is_room_for_who_must_not_wait_only_behind_a_message_that_waits() {
+    let (outbox, _) = outbox(100);
+    let driver = Driver::new(None, || panic!("nobody waits"));
+    driver.rest(&outbox);
+    outbox.own();
+    binary(&outbox, &[0; 48]).unwrap();
+    assert_eq!(outbox.receive_message(Some(60)), Reception::Later);
+    // To send it would mean to wait.
+    assert!(!outbox.has_room(10, usize::MAX));
+    take(&outbox);
+    outbox.wrote(50, 0);
+    assert!(outbox.has_room(10, usize::MAX));
+    binary(&outbox, &[0; 10]).unwrap();
+}
+
+#[test]
 fn without_a_driver_a_full_queue_is_no_reason_to_wait() {
     let (outbox, _) = outbox(20);
     binary(&outbox, &[0; 20]).unwrap();
