@@ -18,12 +18,12 @@ use slotmap::{DefaultKey, DenseSlotMap};
 
 use super::{
     Message,
-    bell::{self, Wanted},
-    census::Counted,
+    counts::Counted,
     cursor::Messages,
     feed::Feed,
     ring::{Header, Missed, Ring},
     store::Store,
+    wakeup::{self, Wanted},
 };
 use crate::{os::AllSignals, sync::Lock as _};
 
@@ -119,16 +119,16 @@ impl Hub {
         let subscribe = |&hash: &u64| {
             let channel = subscribed.channels.entry(hash).or_insert_with(|| Channel {
                 feeds: DenseSlotMap::new(),
-                counted: self.store.census().count(hash),
+                counted: self.store.counts().count(hash),
             });
             let key = channel.feeds.insert(feed.clone());
             channel.count();
-            bits |= bell::bit(hash).get();
+            bits |= wakeup::bit(hash).get();
             (hash, key)
         };
         let subscription = Subscription(hashes.iter().map(subscribe).collect());
         drop(subscribed);
-        self.wanted.add(bits, self.store.bell());
+        self.wanted.add(bits, self.store.wakeup());
         Ok(subscription)
     }
 
@@ -154,7 +154,7 @@ impl Hub {
         self.ending.store(true, Ordering::SeqCst);
         let thread = self.subscribed.acquire().thread.take();
         if let Some(thread) = thread {
-            self.store.bell().ring(NonZeroU32::MAX);
+            self.store.wakeup().wake(NonZeroU32::MAX);
             let _ = thread.join();
         }
     }
@@ -163,10 +163,10 @@ impl Hub {
     fn work(&self, begin: u64) {
         let mut at = begin;
         while !self.ending.load(Ordering::SeqCst) {
-            self.wanted.look_and_sleep(self.store.bell(), SLEEP, || {
+            self.wanted.look_and_sleep(self.store.wakeup(), SLEEP, || {
                 let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
                 at = look.unwrap_or_else(|_| self.tell_all(at));
-                // Who ends it may have rung before we looked at the bell.
+                // Who ends it may have woken us before we looked at the word.
                 !self.ending.load(Ordering::SeqCst)
             });
         }
@@ -341,7 +341,7 @@ pub(super) mod tests {
         let store = store::for_test();
         let hub = hub(store, || ());
         let mut at = store.ring().head();
-        let count = |name| store.census().subscribers(store.ring().hash(name));
+        let count = |name| store.counts().subscribers(store.ring().hash(name));
         let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
         assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
         hub.unsubscribe(&two.subscription);

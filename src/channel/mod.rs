@@ -17,16 +17,15 @@
 //! | [`store`] | the shared memory: one for all children, and for both generations of a restart |
 //! | [`lock`] | the lock of those who publish, which survives them |
 //! | [`ring`] | the messages: written under that lock, read without |
-//! | [`bell`] | sleeping until something is published |
-//! | [`census`] | how many subscribers a channel has, over all children |
+//! | [`wakeup`] | sleeping until something is published |
+//! | [`counts`] | how many subscribers a channel has, over all children |
 //! | [`id`] | the ids of messages, which nobody can guess |
 //! | [`feed`] | how a subscriber is told that there is something to read |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
 //! | [`cursor`] | a subscriber's place |
 //! | [`subscriber`] | the endpoint of a WebSocket that is subscribed |
 
-pub mod bell;
-pub mod census;
+pub mod counts;
 pub mod cursor;
 pub mod feed;
 #[cfg(not(loom))]
@@ -42,6 +41,7 @@ pub mod settings;
 pub mod store;
 #[cfg(not(loom))]
 pub mod subscriber;
+pub mod wakeup;
 
 /// How many channels a section may name.
 pub const MOST: usize = 64;

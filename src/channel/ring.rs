@@ -66,7 +66,7 @@ pub struct Ring {
 
 /// What is to be written.
 #[derive(Clone, Copy, Debug)]
-pub struct Draft<'d> {
+pub struct NewRecord<'d> {
     /// What it is.
     pub kind: Kind,
     /// The name of its channel, at most 255 bytes.
@@ -87,7 +87,7 @@ pub struct Written {
     /// The hash of its channel.
     pub hash: u64,
     /// Everybody should look, whatever they wait for: who sleeps on would be overtaken.
-    pub for_all: bool,
+    pub wake_all: bool,
 }
 
 /// What is known of a record without its strings.
@@ -294,9 +294,9 @@ impl Ring {
     // --- writers: the callers hold the lock ----------------------------------------------------------
 
     /// Writes a message. Its body has at most [`most`](Self::most) bytes. For who holds the lock of the ring.
-    pub fn write(&self, draft: &Draft<'_>) -> Written {
+    pub fn write(&self, record: &NewRecord<'_>) -> Written {
         let Positions { head: head_word, tail: tail_word, last } = self.positions;
-        let (media, name, body) = (cut(draft.media), cut(draft.channel), draft.body);
+        let (media, name, body) = (cut(record.media), cut(record.channel), record.body);
         assert!(body.len() <= self.most());
         let bytes = (media.len() + name.len() + body.len()) as u64;
         let len = HEADER + words(bytes);
@@ -310,14 +310,14 @@ impl Ring {
         fence(Ordering::Release);
         let hash = self.hash(name);
         let bucket = self.bucket(hash);
-        let kind = match draft.kind {
+        let kind = match record.kind {
             Kind::Text => 1,
             Kind::Binary => 2,
             Kind::End => 3,
         };
         let shape = len | kind << 32 | (media.len() as u64) << 40 | (name.len() as u64) << 48;
         let before = bucket.load(Ordering::Relaxed);
-        let header = [shape, before, hash, draft.time, body.len() as u64];
+        let header = [shape, before, hash, record.time, body.len() as u64];
         let strings = Chunks::new([media.as_bytes(), name.as_bytes(), body]);
         for (word, n) in header.into_iter().chain(strings).zip(at..) {
             self.word(n).store(word, Ordering::Relaxed);
@@ -327,7 +327,7 @@ impl Ring {
         head_word.store(at + len, Ordering::Release);
         bucket.store(at, Ordering::Release);
         let part = self.len() / 4;
-        Written { at, hash, for_all: part == 0 || at / part != (at + len) / part }
+        Written { at, hash, wake_all: part == 0 || at / part != (at + len) / part }
     }
 
     /// Where the next record goes, and the oldest one. What cannot be becomes an empty ring.
@@ -408,7 +408,7 @@ pub(super) mod loom_tests {
     }
 
     fn write(ring: Ring, channel: &str, body: &[u8]) -> Written {
-        ring.write(&Draft { kind: Kind::Binary, channel, media: "", body, time: 1 })
+        ring.write(&NewRecord { kind: Kind::Binary, channel, media: "", body, time: 1 })
     }
 
     /// Eight words, of which the last three are strings: all of it is of one byte.
@@ -416,7 +416,7 @@ pub(super) mod loom_tests {
         let (media, body) = ([b'0' + n; 7], [n; 16]);
         let media = core::str::from_utf8(&media).unwrap();
         let time = u64::from(n);
-        ring.write(&Draft { kind: Kind::Binary, channel: "a", media, body: &body, time })
+        ring.write(&NewRecord { kind: Kind::Binary, channel: "a", media, body: &body, time })
     }
 
     /// What is read at a place, if it is there, is what was written there, `n`, and all of it.
@@ -435,7 +435,7 @@ pub(super) mod loom_tests {
             let ring = ring(16);
             // The third one lies where the first one was, and its last words where the first one's last words were.
             let places = [1, 7, 15, 23];
-            ring.write(&Draft {
+            ring.write(&NewRecord {
                 kind: Kind::Binary,
                 channel: "a",
                 media: "1111111",
@@ -526,7 +526,7 @@ mod tests {
     }
 
     fn write(ring: Ring, channel: &str, body: &[u8]) -> Written {
-        ring.write(&Draft { kind: Kind::Binary, channel, media: "", body, time: 1 })
+        ring.write(&NewRecord { kind: Kind::Binary, channel, media: "", body, time: 1 })
     }
 
     /// All that is there, the oldest first.
@@ -546,22 +546,28 @@ mod tests {
         let ring = ring(1 << 10);
         assert_eq!((all(ring).len(), ring.bounds()), (0, (1, 1)));
         let media = "x".repeat(300);
-        let drafts = [
-            Draft { kind: Kind::Text, channel: "a", media: "text/plain", body: b"hello", time: 5 },
-            Draft {
+        let records = [
+            NewRecord {
+                kind: Kind::Text,
+                channel: "a",
+                media: "text/plain",
+                body: b"hello",
+                time: 5,
+            },
+            NewRecord {
                 kind: Kind::Binary,
                 channel: "room/\u{e9}",
                 media: "",
                 body: &[0xff; 17],
                 time: 6,
             },
-            Draft { kind: Kind::End, channel: "a", media: &media, body: b"", time: 7 },
+            NewRecord { kind: Kind::End, channel: "a", media: &media, body: b"", time: 7 },
         ];
-        let written = drafts.map(|draft| ring.write(&draft));
-        for ((message, draft), written) in all(ring).iter().zip(&drafts).zip(&written) {
-            assert_eq!((message.kind, &*message.channel), (draft.kind, draft.channel));
-            assert_eq!((&*message.body, message.time), (draft.body, draft.time));
-            assert_eq!((message.at, message.hash), (written.at, ring.hash(draft.channel)));
+        let written = records.map(|record| ring.write(&record));
+        for ((message, record), written) in all(ring).iter().zip(&records).zip(&written) {
+            assert_eq!((message.kind, &*message.channel), (record.kind, record.channel));
+            assert_eq!((&*message.body, message.time), (record.body, record.time));
+            assert_eq!((message.at, message.hash), (written.at, ring.hash(record.channel)));
         }
         assert_eq!(&*all(ring)[0].media, "text/plain");
         assert_eq!(all(ring)[2].media.len(), 255);
@@ -575,7 +581,7 @@ mod tests {
         let mut woken = 0;
         for n in 0..10_000_u32 {
             let body = n.to_ne_bytes().repeat(1 + n as usize % 50);
-            woken += u32::from(write(ring, "a", &body).for_all);
+            woken += u32::from(write(ring, "a", &body).wake_all);
             let there = all(ring);
             let newest: u32 = n - (there.len() as u32 - 1);
             for (message, n) in there.iter().zip(newest..) {
@@ -595,7 +601,7 @@ mod tests {
         let ring = ring(1 << 12);
         let body = vec![7; ring.most()];
         let channel = "n".repeat(255);
-        let written = ring.write(&Draft {
+        let written = ring.write(&NewRecord {
             kind: Kind::Binary,
             channel: &channel,
             media: &channel,
@@ -619,7 +625,7 @@ mod tests {
             write(ring, &other, &[9]);
             write(ring, "b", &[9]);
         }
-        ring.write(&Draft { kind: Kind::End, channel: "a", media: "", body: b"", time: 1 });
+        ring.write(&NewRecord { kind: Kind::End, channel: "a", media: "", body: b"", time: 1 });
         let bodies = |channel: &str| {
             let body = |header| ring.message(&header).unwrap().body[0];
             ring.history(channel).map(body).collect::<Vec<_>>()

@@ -9,12 +9,12 @@ use std::{
 
 use super::{
     Kind,
-    bell::{self, Bell},
-    census::{self, Census},
+    counts::{self, SubscriberCounts},
     id::Id,
     lock::RobustLock,
     name::{self},
-    ring::{BUCKETS, Draft, Positions, Ring, Written},
+    ring::{BUCKETS, NewRecord, Positions, Ring, Written},
+    wakeup::{self, Wakeup},
 };
 use crate::{os, sync::AtomicU64};
 
@@ -24,11 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What lies before the ring. A change of it needs another name of the memory: [`layout`].
 #[repr(C)]
 struct Fixed {
-    bell: Bell,
+    wakeup: Wakeup,
     lock: RobustLock,
     positions: Positions,
     buckets: [AtomicU64; BUCKETS],
-    entries: [census::Entry; census::ENTRIES],
+    entries: [counts::Entry; counts::ENTRIES],
 }
 
 /// What tells this layout from those of other versions: a number for what the sizes do not show.
@@ -55,7 +55,7 @@ pub const SIZES: (usize, usize) = (1 << 20, 1 << 32);
 pub struct Store {
     fixed: &'static Fixed,
     ring: Ring,
-    census: Census,
+    counts: SubscriberCounts,
 }
 
 /// Why nothing was published.
@@ -105,7 +105,7 @@ impl Store {
         // SAFETY: it has as many words; zero, as all else, is a value of an atomic.
         let words = unsafe { core::slice::from_raw_parts(first, words) };
         let ring = Ring::new(&fixed.positions, &fixed.buckets, words, seed);
-        Self { fixed, ring, census: Census::new(&fixed.entries, process, is_alive) }
+        Self { fixed, ring, counts: SubscriberCounts::new(&fixed.entries, process, is_alive) }
     }
 
     /// The messages.
@@ -114,13 +114,13 @@ impl Store {
     }
 
     /// Who is subscribed to what.
-    pub fn census(&self) -> Census {
-        self.census
+    pub fn counts(&self) -> SubscriberCounts {
+        self.counts
     }
 
     /// Where those who wait for messages sleep.
-    pub(super) fn bell(&self) -> &'static Bell {
-        &self.fixed.bell
+    pub(super) fn wakeup(&self) -> &'static Wakeup {
+        &self.fixed.wakeup
     }
 
     /// The most bytes that a message may have.
@@ -148,12 +148,12 @@ impl Store {
         }
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = time.as_millis() as u64;
-        let Written { at, hash, for_all } =
-            self.ring.write(&Draft { kind, channel, media, body, time });
+        let Written { at, hash, wake_all } =
+            self.ring.write(&NewRecord { kind, channel, media, body, time });
         // Who died may have written, and woken nobody.
-        let for_all = for_all || held.died;
+        let wake_all = wake_all || held.died;
         drop(held);
-        self.fixed.bell.ring(if for_all { NonZeroU32::MAX } else { bell::bit(hash) });
+        self.fixed.wakeup.wake(if wake_all { NonZeroU32::MAX } else { wakeup::bit(hash) });
         Ok(Id::new(self.ring.seed(), time, at, hash))
     }
 }

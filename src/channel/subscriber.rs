@@ -84,7 +84,7 @@ impl Format {
 
 /// How a subscriber is served.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct Options {
     /// What its messages are on the wire.
     pub format: Format,
     /// What becomes of it when it is overtaken.
@@ -96,7 +96,7 @@ pub struct Subscriber {
     hub: &'static Hub,
     feed: Arc<Feed>,
     outbox: Arc<Outbox>,
-    manner: Manner,
+    options: Options,
     /// Used by the thread at work on the connection.
     place: Mutex<Place>,
     /// Until the end.
@@ -124,22 +124,22 @@ impl Subscriber {
         hub: &'static Hub,
         feed: Arc<Feed>,
         outbox: Arc<Outbox>,
-        manner: Manner,
+        options: Options,
         (cursor, gap): (Cursor, bool),
         subscription: Subscription,
     ) -> Self {
-        let greeting = manner.format.greeting(cursor.id(hub.store().ring()));
+        let greeting = options.format.greeting(cursor.id(hub.store().ring()));
         if let Some(greeting) = greeting {
             outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
         }
         let place = Mutex::new(Place { cursor, gap, told: false });
-        Self { hub, feed, outbox, manner, place, subscription: Mutex::new(Some(subscription)) }
+        Self { hub, feed, outbox, options, place, subscription: Mutex::new(Some(subscription)) }
     }
 
     /// Tells a client that knows ids that something is missing before what follows; `false` if the client has to take
     /// something first.
     fn send_gap(&self, id: Id) -> bool {
-        let Some(gap) = self.manner.format.gap(id) else { return true };
+        let Some(gap) = self.options.format.gap(id) else { return true };
         self.offer(proto::Kind::Text, gap.as_bytes())
     }
 
@@ -158,7 +158,7 @@ impl Subscriber {
                 return true;
             }
         };
-        let wrapped = self.manner.format.wrap(message, self.hub.store().ring().seed());
+        let wrapped = self.options.format.wrap(message, self.hub.store().ring().seed());
         self.offer(kind, wrapped.as_deref().unwrap_or(&message.body))
     }
 
@@ -193,7 +193,7 @@ impl Endpoint for Subscriber {
             match cursor.next(self.hub, &self.feed) {
                 Next::Nothing => return NOTHING,
                 Next::Later => break,
-                Next::Gap if self.manner.slow == SlowClient::Skip => *gap = true,
+                Next::Gap if self.options.slow == SlowClient::Skip => *gap = true,
                 Next::Gap => {
                     let reason = "the client is too slow for its channel";
                     self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0709", reason);
@@ -243,11 +243,11 @@ mod tests {
 
     impl Client {
         /// One that is subscribed to the channel "a", with a queue of `queue` bytes.
-        fn new(queue: usize, manner: Manner, last: Option<&str>) -> Self {
-            Self::of(store::for_test(), queue, manner, last)
+        fn new(queue: usize, options: Options, last: Option<&str>) -> Self {
+            Self::of(store::for_test(), queue, options, last)
         }
 
-        fn of(store: Store, queue: usize, manner: Manner, last: Option<&str>) -> Self {
+        fn of(store: Store, queue: usize, options: Options, last: Option<&str>) -> Self {
             let (hub, at) = (hub(store, || ()), store.ring().head());
             // Of its own memory: what waits here is nothing to other tests.
             let (outbox, _) = outbox_of(Bounds { memory: budget(1 << 30), ..bounds(queue) });
@@ -258,7 +258,7 @@ mod tests {
             let subscription = hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
             let begin = Cursor::new(store.ring(), &["a".to_owned()], last, None::<Replay>);
             let subscriber =
-                Subscriber::new(hub, feed, outbox.clone(), manner, begin, subscription);
+                Subscriber::new(hub, feed, outbox.clone(), options, begin, subscription);
             Self { store, hub, at, outbox, wire: Wire::new(), _driver: driver, subscriber }
         }
 
@@ -292,8 +292,8 @@ mod tests {
         }
     }
 
-    const PLAIN: Manner = Manner { format: Format::Plain, slow: SlowClient::Close };
-    const META_SKIP: Manner = Manner { format: Format::Meta, slow: SlowClient::Skip };
+    const PLAIN: Options = Options { format: Format::Plain, slow: SlowClient::Close };
+    const META_SKIP: Options = Options { format: Format::Meta, slow: SlowClient::Skip };
     const AGAIN: Relayed = Relayed { again: true, ..NOTHING };
     const PAUSED: Relayed = Relayed { paused: true, ..NOTHING };
 
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn or_goes_on_with_what_is_there() {
-        let mut client = Client::new(1 << 20, Manner { slow: SlowClient::Skip, ..PLAIN }, None);
+        let mut client = Client::new(1 << 20, Options { slow: SlowClient::Skip, ..PLAIN }, None);
         client.publish(&[7; 60_000]);
         client.publish(&[7; 60_000]);
         client.pull();
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn the_end_of_a_subscriber_is_that_of_its_subscription() {
         let client = Client::new(1 << 20, PLAIN, None);
-        let count = || client.store.census().subscribers(client.store.ring().hash("a"));
+        let count = || client.store.counts().subscribers(client.store.ring().hash("a"));
         assert_eq!(count(), 1);
         client.subscriber.closed();
         assert_eq!(count(), 0);

@@ -28,7 +28,7 @@ use crate::{
         name,
         settings::{ChannelSettings, MEMORY},
         store::{self, Mapping, Store},
-        subscriber::{Format, META, Manner, Subscriber},
+        subscriber::{Format, META, Options, Subscriber},
     },
     conn::{log::Level, outbox::Outbox},
     proto::{self, handshake::Offered},
@@ -86,7 +86,7 @@ pub(super) struct Subscribing {
     names: Vec<String>,
     last: Option<String>,
     replay: Option<Replay>,
-    manner: Manner,
+    options: Options,
 }
 
 impl Subscribing {
@@ -100,8 +100,8 @@ impl Subscribing {
         let names = channels.names(r)?;
         let hub = hub().ok_or_else(|| missing(r))?;
         let last = (format != Format::Plain).then(|| last_id(r)).flatten();
-        let manner = Manner { format, slow: settings.slow_client() };
-        Ok(Self { hub, names, last, replay: settings.replay(), manner })
+        let options = Options { format, slow: settings.slow_client() };
+        Ok(Self { hub, names, last, replay: settings.replay(), options })
     }
 
     /// How a client that opens a WebSocket gets messages.
@@ -111,7 +111,7 @@ impl Subscribing {
 
     /// The subprotocol to announce.
     pub(super) fn protocol(&self) -> Option<CString> {
-        (self.manner.format == Format::Meta).then(|| CString::new(META).ok()).flatten()
+        (self.options.format == Format::Meta).then(|| CString::new(META).ok()).flatten()
     }
 
     /// Subscribes a client, whose messages go through `outbox`.
@@ -121,7 +121,7 @@ impl Subscribing {
         let feed = Feed::new(outbox.clone());
         let subscription = hub.subscribe(&hashes, &feed)?;
         let begin = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
-        Ok(Subscriber::new(hub, feed, outbox, self.manner, begin, subscription))
+        Ok(Subscriber::new(hub, feed, outbox, self.options, begin, subscription))
     }
 
     /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
@@ -129,7 +129,7 @@ impl Subscribing {
     pub(super) fn events(&self, most: usize) -> Vec<u8> {
         let (ring, feed) = (self.hub.store().ring(), Feed::silent());
         let (mut cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
-        let (format, seed) = (self.manner.format, ring.seed());
+        let (format, seed) = (self.options.format, ring.seed());
         let told = |cursor: &Cursor| format.gap(cursor.id(ring)).unwrap_or_default().into_bytes();
         let mut events = if gap { told(&cursor) } else { Vec::new() };
         while events.len() < most {
@@ -241,10 +241,10 @@ pub(super) fn store() -> Option<Store> {
 /// A child begins.
 pub(super) fn begin() {
     let Some(store) = store() else { return };
-    store.census().begin();
+    store.counts().begin();
     let run = Box::new(|| {
         if let Some(service) = child::service() {
-            service.run_told();
+            service.run_ready();
         }
     });
     HUB.store(ptr::from_ref(Hub::new(store, run)).cast_mut(), Ordering::Release);

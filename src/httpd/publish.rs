@@ -199,7 +199,7 @@ fn body(r: Request<'_>, most: usize) -> Result<Vec<u8>, Refusal> {
 }
 
 fn subscribers(store: Store, name: &str) -> u64 {
-    store.census().subscribers(store.ring().hash(name))
+    store.counts().subscribers(store.ring().hash(name))
 }
 
 /// What was published, for the answer.

@@ -52,7 +52,7 @@ pub trait DriverHandle: Send + Sync {
     fn socket(&self) -> Option<&dyn WriteSocket>;
 
     /// Has the connection have a turn soon, as one of many: who asks that of them all has them run afterwards
-    /// ([`Service::run_told`](crate::driver::service::Service::run_told)). Called from any thread.
+    /// ([`Service::run_ready`](crate::driver::service::Service::run_ready)). Called from any thread.
     fn have_a_turn(&self) {
         self.wake();
     }

@@ -101,7 +101,7 @@ pub(super) enum Phase {
 impl DriverHandle for Entry {
     fn wake(&self) {
         self.have_a_turn();
-        self.service.run_told();
+        self.service.run_ready();
     }
 
     fn have_a_turn(&self) {

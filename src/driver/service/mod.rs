@@ -409,7 +409,7 @@ impl Service {
     }
 
     /// Has connections run that are to have a turn.
-    pub fn run_told(&self) {
+    pub fn run_ready(&self) {
         self.note_traffic();
         self.waker.wake();
     }

@@ -16,7 +16,7 @@ use self::model::{wait, wake};
 
 /// The word, in memory that all children share.
 #[derive(Debug, Default)]
-pub struct Bell(Word);
+pub struct Wakeup(Word);
 
 #[cfg(not(loom))]
 type Word = AtomicU32;
@@ -28,19 +28,19 @@ pub fn bit(hash: u64) -> NonZeroU32 {
     NonZeroU32::new(1 << (hash >> 59)).unwrap_or(NonZeroU32::MIN)
 }
 
-impl Bell {
+impl Wakeup {
     /// What the word is now.
     pub fn value(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
     }
 
     /// Wakes those who wait for one of these bits.
-    pub fn ring(&self, bits: NonZeroU32) {
+    pub fn wake(&self, bits: NonZeroU32) {
         self.0.fetch_add(1, Ordering::SeqCst);
         wake(&self.0, bits);
     }
 
-    /// Waits until somebody rings one of these bits, for `most` at most; not at all if the word is not `seen` any more.
+    /// Waits until somebody wakes one of these bits, for `most` at most; not at all if the word is not `seen` any more.
     pub fn wait(&self, seen: u32, bits: NonZeroU32, most: Duration) {
         wait(&self.0, seen, bits, most);
     }
@@ -52,10 +52,10 @@ pub struct Wanted(AtomicU32);
 
 impl Wanted {
     /// Adds bits, for who is to be told of what is published from now on, and is known to the thread's `look` already.
-    pub fn add(&self, bits: u32, bell: &Bell) {
+    pub fn add(&self, bits: u32, wakeup: &Wakeup) {
         if self.0.fetch_or(bits, Ordering::SeqCst) & bits != bits {
             // The thread may sleep with fewer.
-            bell.ring(NonZeroU32::MAX);
+            wakeup.wake(NonZeroU32::MAX);
         }
     }
 
@@ -65,12 +65,12 @@ impl Wanted {
     }
 
     /// Has the calling thread look, and sleep if `look` says so, until there may be something new; for `most` at most.
-    pub fn look_and_sleep(&self, bell: &Bell, most: Duration, look: impl FnOnce() -> bool) {
+    pub fn look_and_sleep(&self, wakeup: &Wakeup, most: Duration, look: impl FnOnce() -> bool) {
         // Before it looks: what it does not find then changes the word.
-        let seen = bell.value();
+        let seen = wakeup.value();
         if look() {
             let bits = NonZeroU32::new(self.0.load(Ordering::SeqCst));
-            bell.wait(seen, bits.unwrap_or(NonZeroU32::MIN), most);
+            wakeup.wait(seen, bits.unwrap_or(NonZeroU32::MIN), most);
         }
     }
 }
@@ -156,7 +156,7 @@ mod loom_tests {
     /// A ring of which only the head is there, and a hub of which only the channels' bits are.
     #[derive(Default)]
     struct Child {
-        bell: Bell,
+        wakeup: Wakeup,
         head: AtomicU64,
         subscribed: Mutex<Vec<NonZeroU32>>,
         wanted: Wanted,
@@ -165,12 +165,12 @@ mod loom_tests {
     impl Child {
         fn publish(&self, bit: NonZeroU32) {
             self.head.store(1, Ordering::Release);
-            self.bell.ring(bit);
+            self.wakeup.wake(bit);
         }
 
         fn subscribe(&self, bit: NonZeroU32) {
             self.subscribed.lock().unwrap().push(bit);
-            self.wanted.add(bit.get(), &self.bell);
+            self.wanted.add(bit.get(), &self.wakeup);
         }
 
         fn unsubscribe(&self, bit: NonZeroU32) {
@@ -185,7 +185,7 @@ mod loom_tests {
         fn wait_for(&self, bit: NonZeroU32) {
             let mut told = false;
             while !told {
-                self.wanted.look_and_sleep(&self.bell, Duration::ZERO, || {
+                self.wanted.look_and_sleep(&self.wakeup, Duration::ZERO, || {
                     let subscribed = self.subscribed.lock().unwrap();
                     told = self.head.load(Ordering::Acquire) == 1 && subscribed.contains(&bit);
                     !told
@@ -243,26 +243,26 @@ mod tests {
 
     #[test]
     fn who_sleeps_is_woken_by_its_bits_only() {
-        let bell = Arc::new(Bell::default());
+        let wakeup = Arc::new(Wakeup::default());
         let (mine, other) = (bit(0), bit(u64::MAX));
         assert_ne!(mine, other);
-        let seen = bell.value();
-        let sleeper = bell.clone();
+        let seen = wakeup.value();
+        let sleeper = wakeup.clone();
         let sleeper = thread::spawn(move || sleeper.wait(seen, mine, LONG));
         thread::sleep(Duration::from_millis(50));
-        bell.ring(other);
+        wakeup.wake(other);
         thread::sleep(Duration::from_millis(50));
         assert!(!sleeper.is_finished());
-        bell.ring(mine);
+        wakeup.wake(mine);
         sleeper.join().unwrap();
         // It has changed since.
-        bell.wait(seen, mine, LONG);
+        wakeup.wait(seen, mine, LONG);
     }
 
     #[test]
     fn a_sleep_has_an_end() {
-        let (bell, begun) = (Bell::default(), Instant::now());
-        bell.wait(bell.value(), NonZeroU32::MAX, Duration::from_millis(20));
+        let (wakeup, begun) = (Wakeup::default(), Instant::now());
+        wakeup.wait(wakeup.value(), NonZeroU32::MAX, Duration::from_millis(20));
         assert!(begun.elapsed() >= Duration::from_millis(20));
     }
 }

@@ -23,7 +23,7 @@ pub struct Entry {
 
 /// The table, as one process sees it.
 #[derive(Clone, Copy)]
-pub struct Census {
+pub struct SubscriberCounts {
     entries: &'static [Entry],
     process: u32,
     /// Whether a process is still there.
@@ -40,7 +40,7 @@ fn owner(count: u64) -> u32 {
     (count >> 32) as u32
 }
 
-impl Census {
+impl SubscriberCounts {
     /// The table of a process over [`ENTRIES`] entries.
     pub fn new(entries: &'static [Entry], process: u32, is_alive: fn(u32) -> bool) -> Self {
         debug_assert!(entries.len() == ENTRIES);
@@ -121,14 +121,14 @@ mod loom_tests {
         loom::model(|| {
             let entries = Box::leak((0..ENTRIES).map(|_| Entry::default()).collect::<Box<_>>());
             let [one, two, dead] =
-                [100, 200, 300].map(|pid| Census::new(entries, pid, |pid| pid != 300));
+                [100, 200, 300].map(|pid| SubscriberCounts::new(entries, pid, |pid| pid != 300));
             for hash in [1, 2, 3] {
                 let counted = dead.count(hash).unwrap();
                 counted.set(9);
                 std::mem::forget(counted);
             }
-            let count = |census: Census| {
-                let counted = census.count(1).unwrap();
+            let count = |counts: SubscriberCounts| {
+                let counted = counts.count(1).unwrap();
                 counted.set(1);
                 counted
             };
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn channels_are_counted_over_processes() {
         let entries = entries();
-        let [one, two] = [100, 200].map(|pid| Census::new(entries, pid, |_| true));
+        let [one, two] = [100, 200].map(|pid| SubscriberCounts::new(entries, pid, |_| true));
         let (a, b) = (one.count(7 << 16).unwrap(), two.count(7 << 16).unwrap());
         let other = one.count(8 << 16).unwrap();
         a.set(3);
@@ -171,20 +171,20 @@ mod tests {
     #[test]
     fn the_dead_do_not_count_and_leave_room() {
         let entries = entries();
-        let dead = Census::new(entries, 100, |_| true);
+        let dead = SubscriberCounts::new(entries, 100, |_| true);
         for hash in 1..=PROBES as u64 {
             let counted = dead.count(hash).unwrap();
             counted.set(9);
             core::mem::forget(counted);
         }
-        assert!(Census::new(entries, 200, |_| true).count(1).is_none());
-        let living = Census::new(entries, 200, |pid| pid == 200);
+        assert!(SubscriberCounts::new(entries, 200, |_| true).count(1).is_none());
+        let living = SubscriberCounts::new(entries, 200, |pid| pid == 200);
         assert_eq!(living.subscribers(1), 0);
         let counted = living.count(1).unwrap();
         counted.set(1);
         assert_eq!(living.subscribers(1), 1);
         // Another process of its number.
-        Census::new(entries, 100, |_| true).begin();
+        SubscriberCounts::new(entries, 100, |_| true).begin();
         assert_eq!(dead.subscribers(2), 0);
     }
 }
