@@ -5,11 +5,12 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from channels import Publisher
-from httpd import TOP, free_port, wait_until
+from httpd import PREFORK, TLS, TOP, free_port, wait_until
 
 pytestmark = pytest.mark.once
 DEMO = (TOP / "examples/channels.conf").read_text()
@@ -240,6 +241,25 @@ class TestNews:
             finally:
                 os.killpg(script.pid, 15)
         assert news.run(r"/^(It is \d\d:\d\d:\d\d\.\n){2}$/.test(document.getElementById('log').textContent)")
+
+
+@pytest.mark.skipif(PREFORK, reason="mod_http2 does not support it")
+class TestNewsOverHttp2:
+    """Each request gets what is there, and the browser comes back."""
+
+    CONF = DEMO + TLS + "H2WebSockets On\nProtocols h2 http/1.1\n"
+
+    def test_nothing_is_missed_between(self, httpd, page):
+        page.call("Security.setIgnoreCertificateErrors", ignore=True)
+        page.open(f"https://localhost:{httpd.tls_port}/news.html")
+        assert page.run("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
+        page.wait_text("status", "connecting")
+        expected = []
+        for n in range(12):
+            expected.append(f"news {n}")
+            curl(httpd, "news", expected[-1])
+            time.sleep(0.3)
+        shows(page, *expected)
 
 
 @pytest.fixture
