@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""ask_demo.py PORT TLS_PORT SERVER_ROOT: asks a running demo for its page and for WebSockets: ws, wss, wss over HTTP/2.
+"""ask_demo.py PORT TLS_PORT SERVER_ROOT: asks a running demo for its page, for WebSockets: ws, wss, wss over HTTP/2, and
+for channels, over WebSockets and Server-Sent Events.
 
 It needs nothing but Python, so that it runs on a system on which nothing else is installed. The demo has to log what the
 module says at level debug: whether a connection over TLS is detached is found in its log.
@@ -8,6 +9,7 @@ module says at level debug: whether a connection over TLS is detached is found i
 import base64
 import contextlib
 import hashlib
+import http.client
 import os
 import socket
 import ssl
@@ -78,7 +80,7 @@ def page(port, tls=None):
     assert b"</html>" in body.lower() or b"<title>" in body.lower(), body
 
 
-def websocket(path, port, tls=None):
+def opened(path, port, tls=None):
     """A WebSocket over HTTP/1.1 (RFC 6455 §4.1)."""
     client = Client(port, tls)
     key = base64.b64encode(os.urandom(16)).decode()
@@ -86,7 +88,45 @@ def websocket(path, port, tls=None):
     head = client.ask(path, *fields)
     digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
     assert head.startswith("HTTP/1.1 101 ") and base64.b64encode(digest).decode() in head, head
+    return client
+
+
+def websocket(path, port, tls=None):
+    """A WebSocket whose messages come back."""
+    client = opened(path, port, tls)
     converse(client.sock.sendall, client.read)
+
+
+def publish(port, path, text):
+    """A POST, as curl's."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", path, text, {"Content-Type": "text/plain"})
+        answer = connection.getresponse()
+        body = answer.read()
+    assert answer.status == 201, f"{answer.status}: {body!r}"
+
+
+def chat(port, tls_port, tls=None):
+    """A WebSocket that is subscribed gets what is published."""
+    room = f"ask{os.urandom(8).hex()}"
+    client = opened(f"/chat/{room}", tls_port if tls else port, tls)
+    publish(port, f"/publish/chat/{room}", HELLO)
+    wanted = bytes([0x81, len(HELLO)]) + HELLO
+    got = client.read(len(wanted))
+    assert got == wanted, f"{got!r} instead of {wanted!r}"
+
+
+def news(port, tls_port, tls=None):
+    """Server-Sent Events: the same."""
+    client = Client(tls_port if tls else port, tls)
+    head = client.ask("/news", "Accept: text/event-stream")
+    assert head.startswith("HTTP/1.1 200 ") and "text/event-stream" in head, head
+    text = f"asked {os.urandom(8).hex()}"
+    publish(port, "/publish/news", text)
+    got, wanted = b"", f"data: {text}\n\n".encode()
+    while not got.endswith(wanted):
+        got += client.read(1)
 
 
 def http2(path, port, tls):
@@ -166,6 +206,11 @@ def main():
                 time.sleep(0.1)
         with step(f"wss over HTTP/2 {path}"):
             http2(path, tls_port, h2)
+    for name, tls in ("", None), (" over TLS", h1):
+        with step(f"a channel, WebSocket{name}"):
+            chat(port, tls_port, tls)
+        with step(f"a channel, events{name}"):
+            news(port, tls_port, tls)
     return 1 if failed else 0
 
 

@@ -128,6 +128,7 @@ WebSocketOriginCheck Off
     WebSocketHandler "$top/build/examples/mod_websocket_greeting.so" greeting_init
     RequestHeader set X-Greeting "expr=%{SERVER_PROTOCOL}"
 </Location>
+Include "$top/examples/channels.conf"
 CONF
         if [ -s "$SERVER_ROOT/lines.port" ]; then
             cat <<CONF

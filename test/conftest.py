@@ -10,7 +10,7 @@ import json
 import os
 
 import pytest
-from browser import devtools, page  # noqa: F401 (fixtures)
+from browser import devtools, other_page, page  # noqa: F401 (fixtures)
 from httpd import DETACH, DETACHED, PREFORK, TLS, BadEnd, Httpd, MissingLog, StaleModule, UnexpectedLog, raise_open_files
 from peers import Listener
 from ws_frame import Client

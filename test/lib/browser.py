@@ -121,16 +121,29 @@ def devtools(tmp_path_factory):
 
 @pytest.fixture
 def page(devtools, httpd):
-    for name in ("client.html", "increment.html"):
-        shutil.copy(TOP / "examples" / name, httpd.root / "htdocs")
-        (httpd.root / "htdocs" / name).chmod(0o644)
+    with tab(devtools, httpd) as page:
+        yield page
+
+
+@pytest.fixture
+def other_page(devtools, httpd):
+    with tab(devtools, httpd) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def tab(devtools, httpd):
+    """A new tab; the example pages are there for it."""
+    for file in (TOP / "examples").glob("*.html"):
+        shutil.copy(file, httpd.root / "htdocs")
+        (httpd.root / "htdocs" / file.name).chmod(0o644)
     request = urllib.request.Request(f"http://127.0.0.1:{devtools}/json/new?about:blank", method="PUT")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(request, timeout=20) as answer:
-        tab = json.load(answer)
-    with dial(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as connection:
+        opened = json.load(answer)
+    with dial(opened["webSocketDebuggerUrl"], max_size=None, proxy=None) as connection:
         page = Page(connection)
         yield page
         page.run("0")  # collects what is still to be told
         assert not page.faults, page.faults
-        direct.open(f"http://127.0.0.1:{devtools}/json/close/{tab['id']}", timeout=20).close()
+        direct.open(f"http://127.0.0.1:{devtools}/json/close/{opened['id']}", timeout=20).close()

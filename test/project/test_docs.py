@@ -632,8 +632,10 @@ class TestChannels:
     """What docs/channels.md configures, publishes and has in its pages."""
 
     @staticmethod
-    def blocks(language, text=""):
-        return [block.text for block in read("docs/channels.md").blocks if block.language == language and text in block.text]
+    def blocks(language, text="", comment=None):
+        """Those with a comment of this kind, or without regard to it those that the demo does not run."""
+        blocks = [block for block in read("docs/channels.md").blocks if block.language == language and text in block.text]
+        return [block.text for block in blocks if (block.comment == comment if comment else block.comment != "demo")]
 
     @pytest.fixture
     def port(self, httpd):
@@ -658,7 +660,7 @@ class TestChannels:
             yield client
 
     def test_shell(self, listening, port):
-        publishing, other = self.blocks("sh")
+        publishing, other, _ = self.blocks("sh")
         answers = [json.loads(line) for line in self.run(["sh", "-eu"], publishing, port).splitlines()]
         assert [(about["channel"], about["subscribers"]) for about in answers] == [("room/kitchen", 1)] * 3
         listening.expect(TEXT, "hello")
@@ -709,7 +711,7 @@ class TestChannels:
         page.open(f"http://localhost:{httpd.port}/channel.html")
 
     def test_page(self, httpd, port, page):
-        plain, _ = self.blocks("js")
+        plain, _, _ = self.blocks("js")
         self.open_page(httpd, page, plain)
         self.subscribed(port)
         self.publish(port, "one")
@@ -724,7 +726,7 @@ class TestChannels:
         assert page.text("news") == "two"
 
     def test_page_with_ids(self, httpd, port, page):
-        _, with_ids = self.blocks("js")
+        _, with_ids, _ = self.blocks("js")
         self.open_page(httpd, page, with_ids)
         self.subscribed(port)
         expected = ""
@@ -740,6 +742,81 @@ class TestChannels:
         httpd.graceful()
         # The gap has the page loaded again.
         page.wait("typeof loaded === 'undefined' && last === null", 30)
+
+
+    def test_page_with_events(self, httpd, port, page):
+        _, _, with_events = self.blocks("js")
+        self.open_page(httpd, page, with_events)
+        expected = ""
+        for turn in range(2):
+            self.subscribed(port)
+            httpd.graceful()
+            for n in range(20):
+                self.publish(port, f"{turn}.{n}")
+                expected += f"{turn}.{n}\n"
+            page.wait(f"document.getElementById('news').textContent === {json.dumps(expected)}", 30)
+        self.subscribed(port)
+        self.publish(port, "", "DELETE")
+        page.wait("source.readyState === EventSource.CLOSED")
+
+    def test_events_in_a_terminal(self, httpd, port):
+        self.publish(port, "hello")
+        with Client(httpd.port) as client:
+            path = f"/live/kitchen?last_event_id={self.publish(port, '', 'GET')['oldest']}"
+            client.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+            self.publish(port, "hello")
+            got = b""
+            while b"hello" not in got:
+                got += client.sock.recv(4096)
+        body = got.split(b"\r\n\r\n", 1)[1].decode()
+        [shown] = self.blocks("text", "data: hello")
+        fields = [re.sub(r"[0-9a-f]+-[0-9a-f]+-[0-9a-f]+", "…", text).split("\n")[:4] for text in (shown, body)]
+        assert fields[0] == fields[1]
+
+    def test_events_for_other_sites(self, httpd):
+        [cors] = self.blocks("apache", "Access-Control-Allow-Origin")
+        with httpd.serve("".join(self.blocks("apache")[:1]) + cors):
+            answers = {}
+            for origin in "https://example.org", "https://evil.example":
+                with Client(httpd.port) as client:
+                    fields = f"Host: localhost\r\nOrigin: {origin}\r\nAccept: text/event-stream"
+                    client.sock.sendall(f"GET /live/kitchen HTTP/1.1\r\n{fields}\r\n\r\n".encode())
+                    got = b""
+                    while b"\r\n\r\n" not in got:
+                        got += client.sock.recv(4096)
+                    answers[origin] = got.decode()
+        allowed, refused = answers.values()
+        assert allowed.startswith("HTTP/1.1 200 ") and refused.startswith("HTTP/1.1 403 ")
+        assert "\r\nAccess-Control-Allow-Origin: https://example.org\r\n" in allowed
+        assert re.search(r"\r\nVary: Accept, *Origin\r\n|\r\nVary: Origin, *Accept\r\n", allowed)
+
+    def test_demo(self, httpd, page, other_page):
+        """Two pages of the demo see what a newcomer publishes, with a graceful restart in between."""
+        commands, news = self.blocks("sh", comment="demo")
+        port = str(free_port())
+        # The commands have build/server in their folder; the module's build is not written to.
+        folder = httpd.root / "demo"
+        (folder / "build").mkdir(parents=True)
+        (folder / "examples").symlink_to(TOP / "examples")
+        env = {**os.environ, "PORT": port, "TLS_PORT": "", "SERVER_ROOT": str(folder / "build/server")}
+        env |= {"TEST_MPM": httpd.mpm, "HTTPD": httpd.binary, "MODULE": str(httpd.module), "TMPDIR": str(httpd.root)}
+        server = [str(TOP / "scripts/server.sh")]
+        subprocess.run([*server, "start"], env=env, check=True, capture_output=True, timeout=30)
+        try:
+            for one in page, other_page:
+                one.open(f"http://localhost:{port}/chat.html")
+                one.wait_text("status", "open")
+            subprocess.run(["sh", "-euc", commands.replace("8765", port)], cwd=folder, env=env, check=True, timeout=20)
+            for one in page, other_page:
+                one.wait("document.getElementById('log').textContent === 'before\\nafter\\n'", 20)
+            page.open(f"http://localhost:{port}/news.html")
+            page.wait_text("status", "open")
+            subprocess.run(["sh", "-euc", news], cwd=folder, env=env, check=True, timeout=20)
+            page.wait_text("log", "The oven is hot.")
+        finally:
+            page.open("about:blank")
+            other_page.open("about:blank")
+            subprocess.run([*server, "stop"], env=env, check=True, timeout=30)
 
 
 class TestMistakes:
