@@ -72,6 +72,9 @@ if [ "$what" = check ]; then
     # Debian's needs it where the kernel gives no namespaces to users.
     need "! [ -d /usr/lib/chromium ] || [ -e /usr/lib/chromium/chrome-sandbox ]" chromium-sandbox
     need "command -v curl" curl
+    # What notifies browsers in the documentation and the examples.
+    need "command -v php" php-cli
+    need "ls /usr/sbin/php-fpm*" php-fpm
     need "perl -MProtocol::WebSocket -e 1" libprotocol-websocket-perl
     # Peers of the bridge, and what is compared with it.
     need "command -v redis-server" redis-server
