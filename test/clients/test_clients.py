@@ -112,7 +112,7 @@ class TestHttp:
         clients = [ws("/echo") for _ in range(5)]
         for _ in range(3):
             status, body = self.curl(httpd, "/index.html")
-            assert status == 200 and "plain file" in body
+            assert status == 200 and "<!doctype html" in body.lower()
         for client in clients:
             client.send(frame(TEXT, "open"))
             client.expect(TEXT, "open")
