@@ -98,7 +98,7 @@ impl SubscriberCounts {
 impl Counted {
     /// There are so many now.
     pub fn set(&self, subscribers: u32) {
-        let count = u64::from(self.process) << 32 | u64::from(subscribers);
+        let count = (u64::from(self.process) << 32) | u64::from(subscribers);
         self.entry.count.store(count, Ordering::SeqCst);
     }
 }

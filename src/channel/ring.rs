@@ -214,8 +214,8 @@ impl Ring {
         if at >= head || !self.is_there(at) {
             return Err(Missed);
         }
-        let (len, media, name) = (shape & 0xffff_ffff, shape >> 40 & 0xff, shape >> 48 & 0xff);
-        let kind = match shape >> 32 & 0xff {
+        let (len, media, name) = (shape & 0xffff_ffff, (shape >> 40) & 0xff, (shape >> 48) & 0xff);
+        let kind = match (shape >> 32) & 0xff {
             1 => Kind::Text,
             2 => Kind::Binary,
             3 => Kind::End,
@@ -315,7 +315,7 @@ impl Ring {
             Kind::Binary => 2,
             Kind::End => 3,
         };
-        let shape = len | kind << 32 | (media.len() as u64) << 40 | (name.len() as u64) << 48;
+        let shape = len | (kind << 32) | ((media.len() as u64) << 40) | ((name.len() as u64) << 48);
         let before = bucket.load(Ordering::Relaxed);
         let header = [shape, before, hash, record.time, body.len() as u64];
         let strings = Chunks::new([media.as_bytes(), name.as_bytes(), body]);
@@ -695,7 +695,7 @@ mod tests {
             let ring = ring(64);
             for word in ring.words {
                 let bits = random() % 64;
-                word.store((random() << 24 ^ random()) >> bits, Ordering::Relaxed);
+                word.store(((random() << 24) ^ random()) >> bits, Ordering::Relaxed);
             }
             let Positions { head, tail, last } = ring.positions;
             let base = if round % 4 == 0 { u64::MAX - 70 } else { random() % 200 };

@@ -166,8 +166,8 @@ impl Subscriber {
     fn send_away(&self, code: CloseCode, tag: &str, reason: &str) {
         let payload = [&close::payload(code)[..], reason.as_bytes()].concat();
         if self.outbox.close(&payload, reason) {
-            let line = format_args!("{tag}: closing with {}: {reason}", code.0);
-            self.outbox.log().write(Level::Info, line);
+            let log = self.outbox.log();
+            log.write(Level::Info, format_args!("{tag}: closing with {}: {reason}", code.0));
         }
     }
 }
@@ -282,7 +282,7 @@ mod tests {
             let (bytes, mut texts, mut at) = (self.flush(), Vec::new(), 0);
             while at < bytes.len() {
                 let (len, begin) = match bytes[at + 1] {
-                    126 => (usize::from(bytes[at + 2]) << 8 | usize::from(bytes[at + 3]), at + 4),
+                    126 => ((usize::from(bytes[at + 2]) << 8) | usize::from(bytes[at + 3]), at + 4),
                     len => (usize::from(len), at + 2),
                 };
                 at = begin + len;

@@ -57,8 +57,11 @@ impl Channels {
         let mut names = Vec::with_capacity(self.0.len());
         for expression in &self.0 {
             let name = expression.bytes(r).map_err(|e| {
-                let line = format_args!("WS0702: WebSocketChannel cannot be evaluated: {e}");
-                log::request(r, Level::Error, line);
+                log::request(
+                    r,
+                    Level::Error,
+                    format_args!("WS0702: WebSocketChannel cannot be evaluated: {e}"),
+                );
                 sys::HTTP_INTERNAL_SERVER_ERROR as c_int
             })?;
             let name =
@@ -75,8 +78,11 @@ impl Channels {
 /// Refuses a request that gives no channel.
 fn refuse(r: Request<'_>, name: &[u8], why: &str) -> c_int {
     let (uri, shown) = (r.uri().to_string_lossy(), name[..name.len().min(100)].escape_ascii());
-    let line = format_args!("WS0701: refused: {uri} gives no channel: '{shown}': {why}");
-    log::request(r, Level::Info, line);
+    log::request(
+        r,
+        Level::Info,
+        format_args!("WS0701: refused: {uri} gives no channel: '{shown}': {why}"),
+    );
     sys::HTTP_FORBIDDEN as c_int
 }
 
