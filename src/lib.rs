@@ -1,10 +1,10 @@
 //! mod_websocket: WebSockets (RFC 6455) for the Apache HTTP Server.
 //!
 //! httpd takes the request; this module takes the connection and drives an endpoint: a plugin, a shared library written
-//! against `include/websocket_plugin.h`, or the bridge, which relays to another server.
+//! against `include/websocket_plugin.h`; the bridge, which relays to another server; or a subscriber of channels.
 //!
 //! ```text
-//! bytes in ─▶ driver ─▶ session (frames → messages) ─▶ endpoint (plugin, bridge)
+//! bytes in ─▶ driver ─▶ session (frames → messages) ─▶ endpoint (plugin, bridge, subscriber)
 //! bytes out ◀─ driver ◀─ outbox (messages → frames) ◀─── send, close
 //! ```
 //!
@@ -21,6 +21,7 @@
 //! | [`library`] | loading the libraries that the configuration names | nothing here |
 //! | [`plugin`] | the plugin ABI: loading, calling, being called | all above but `driver` |
 //! | [`bridge`] | relaying to a TCP, UDP or Unix-socket peer | all above but `plugin` and `driver` |
+//! | [`channel`] | publishing and subscribing, over all children | all above but `driver`, `plugin` and `bridge` |
 //! | `httpd` | everything that names a type of httpd | everything |
 //!
 //! The feature `httpd` (on by default) guards the last one. A build without it proves that nothing else needs httpd.
