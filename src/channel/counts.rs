@@ -68,14 +68,16 @@ impl SubscriberCounts {
     /// Begins to count a channel, from 0; a process does so once for each. `None` if there is no room.
     pub fn count(&self, hash: u64) -> Option<Counted> {
         let own = u64::from(self.process) << 32;
-        let entry = self.of(hash).find(|entry| {
+        let take = |entry: &&'static Entry, may_take: &dyn Fn(u64) -> bool| {
             let count = entry.count.load(Ordering::SeqCst);
-            let is_free =
-                count == 0 || owner(count) != self.process && !(self.is_alive)(owner(count));
             let take =
                 || entry.count.compare_exchange(count, own, Ordering::SeqCst, Ordering::SeqCst);
-            is_free && take().is_ok()
-        })?;
+            may_take(count) && take().is_ok()
+        };
+        let dead = |count| owner(count) != self.process && !(self.is_alive)(owner(count));
+        // To ask for a process takes longer than to look further.
+        let entry = self.of(hash).find(|entry| take(entry, &|count| count == 0));
+        let entry = entry.or_else(|| self.of(hash).find(|entry| take(entry, &dead)))?;
         entry.hash.store(hash, Ordering::SeqCst);
         Some(Counted { entry, process: self.process })
     }
@@ -83,11 +85,12 @@ impl SubscriberCounts {
     /// How many subscribers a channel has.
     pub fn subscribers(&self, hash: u64) -> u64 {
         let count = |entry: &Entry| {
-            // The count first: an entry that is taken over has none until it has its new hash.
             let count = entry.count.load(Ordering::SeqCst);
             let number = count & 0xffff_ffff;
+            // Another one may take it over meanwhile; it has no count until it has its new hash.
             let counts = number > 0
                 && entry.hash.load(Ordering::SeqCst) == hash
+                && entry.count.load(Ordering::SeqCst) == count
                 && (owner(count) == self.process || (self.is_alive)(owner(count)));
             if counts { number } else { 0 }
         };

@@ -108,6 +108,9 @@ impl Hub {
     /// the thread cannot be started.
     pub fn subscribe(&'static self, hashes: &[u64], feed: &Arc<Feed>) -> io::Result<Subscription> {
         let mut subscribed = self.subscribed.acquire();
+        if self.ending.load(Ordering::SeqCst) {
+            return Err(io::Error::other("this child ends"));
+        }
         if subscribed.thread.is_none() {
             // Who is subscribed from now on is told what comes behind this.
             let begin = self.store.ring().head();
@@ -151,8 +154,11 @@ impl Hub {
 
     /// The child goes: ends the thread.
     pub fn end(&self) {
+        let mut subscribed = self.subscribed.acquire();
+        // Under the lock: nobody begins a thread afterwards.
         self.ending.store(true, Ordering::SeqCst);
-        let thread = self.subscribed.acquire().thread.take();
+        let thread = subscribed.thread.take();
+        drop(subscribed);
         if let Some(thread) = thread {
             self.store.wakeup().wake(NonZeroU32::MAX);
             let _ = thread.join();
@@ -435,9 +441,8 @@ pub(super) mod tests {
         hub.end();
         publish(store, "a", b"2");
         assert_eq!((runs.load(Ordering::SeqCst), one.feed.take()), (20, None));
-        // For those who come too late.
-        subscribe(hub, &["b"]);
-        hub.end();
+        // Who comes too late.
+        assert!(hub.subscribe(&[7], &one.feed).is_err());
     }
 
     #[test]

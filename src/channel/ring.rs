@@ -27,6 +27,9 @@ const PART: u64 = if cfg!(loom) { 2 } else { 8 };
 /// How many bytes are kept for a record's media type and its channel's name.
 const STRINGS: u64 = if cfg!(loom) { 8 } else { 2 * 256 };
 
+/// How many messages are looked at for history.
+pub const LOOKS: usize = 1 << 16;
+
 /// Where records are. Those of a new ring begin at 1: at 0 there is none.
 #[derive(Debug)]
 #[repr(C)]
@@ -274,13 +277,16 @@ impl Ring {
         strings.is_ok_and(|strings| strings.ends_with(channel.as_bytes()))
     }
 
-    /// The places of a channel's messages, the newest first, as far as they are there.
+    /// The places of a channel's messages, the newest first, as far as they are there; and no further than [`LOOKS`]
+    /// messages of the channels in its bucket, so that it does not take long.
     pub fn history<'r>(&'r self, channel: &'r str) -> impl Iterator<Item = Header> + 'r {
         let hash = self.hash(channel);
         // Acquire: the record was written before.
         let mut at = self.bucket(hash).load(Ordering::Acquire);
+        let mut looks = LOOKS;
         core::iter::from_fn(move || {
             loop {
+                looks = looks.checked_sub(1)?;
                 let header = self.header(at).ok().filter(|_| at != 0)?;
                 // It goes back only, whatever the memory says.
                 at = if header.before < at { header.before } else { 0 };

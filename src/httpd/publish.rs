@@ -114,7 +114,10 @@ fn post(
     names: &[String],
     max_message: usize,
 ) -> Result<c_int, Refusal> {
-    let most = store.most().min(max_message);
+    // SAFETY: R1 in request.rs.
+    let limit = unsafe { sys::ap_get_limit_req_body(r.as_ptr()) };
+    let limit = usize::try_from(limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
+    let most = store.most().min(max_message).min(limit);
     let media_type = text(r.get(Table::HeadersIn, c"Content-Type"));
     let body = body(r, most)?;
     let kind = if media::is_text(&media_type) { Kind::Text } else { Kind::Binary };
@@ -152,7 +155,7 @@ fn too_large(r: Request<'_>) -> Refusal {
     r.close_afterwards();
     (
         sys::HTTP_REQUEST_ENTITY_TOO_LARGE,
-        "the message is larger than WebSocketMaxMessageSize, or an eighth of WebSocketChannelMemory",
+        "the message is larger than WebSocketMaxMessageSize, LimitRequestBody or an eighth of WebSocketChannelMemory",
     )
 }
 
@@ -166,13 +169,8 @@ fn body(r: Request<'_>, most: usize) -> Result<Vec<u8>, Refusal> {
     let broken = (sys::HTTP_BAD_REQUEST, "the body could not be read");
     let policy = sys::REQUEST_CHUNKED_DECHUNK as c_int;
     // SAFETY: R1 in request.rs.
-    match unsafe { sys::ap_setup_client_block(r.as_ptr(), policy) } {
-        sys::HOOK_OK => {}
-        // LimitRequestBody.
-        status if status == sys::HTTP_REQUEST_ENTITY_TOO_LARGE as c_int => {
-            return Err(too_large(r));
-        }
-        _ => return Err(broken),
+    if unsafe { sys::ap_setup_client_block(r.as_ptr(), policy) } != sys::HOOK_OK {
+        return Err(broken);
     }
     let mut body = Vec::with_capacity(announced as usize);
     // SAFETY: as above.

@@ -14,7 +14,7 @@ class TestAnswers:
     CONF = (
         DETACH + publishing() + LIVE
         + section("^/both$", "SetHandler websocket-publish", "WebSocketChannel one two one")
-        + publishing("WebSocketMaxMessageSize 1000", path="short")
+        + publishing("WebSocketMaxMessageSize 1000", path="short") + publishing("LimitRequestBody 1000", path="limited")
         + section("^/user$", "SetHandler websocket-publish", 'WebSocketChannel "user:%{REMOTE_USER}"')
     )
 
@@ -75,7 +75,7 @@ class TestAnswers:
         assert answer.status in (405, 501) and "POST" in answer.headers["Allow"]
 
     @pytest.mark.parametrize("chunked", [False, True])
-    @pytest.mark.parametrize("path,size", [("short", 1001), ("publish", 1 << 21), ("publish", 100 << 20)])
+    @pytest.mark.parametrize("path,size", [("short", 1001), ("limited", 1001), ("publish", 1 << 21), ("publish", 100 << 20)])
     def test_too_large(self, httpd, path, size, chunked):
         with Publisher(httpd.port, path) as publisher:
             connection = publisher.connection
@@ -93,7 +93,10 @@ class TestAnswers:
                 assert size > 1 << 20
                 return
             answer = Answer(connection.getresponse())
-        assert answer.status == 413 and "WebSocketMaxMessageSize" in answer.json["error"]
+        assert answer.status == 413
+        if path == "limited" and chunked:
+            return  # httpd's own answer
+        assert "WebSocketMaxMessageSize" in answer.json["error"]
         assert answer.headers["Connection"] == "close"
 
     @pytest.mark.parametrize("name", [
