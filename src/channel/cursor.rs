@@ -53,6 +53,8 @@ pub struct Cursor {
 pub enum Next {
     /// A message, which stays the next one until [`Cursor::pass`].
     Message(Arc<Message>),
+    /// One for which there is no room yet.
+    Full,
     /// It was overtaken: something is missing. What follows is there.
     Gap,
     /// Nothing, until the subscriber is told.
@@ -107,8 +109,27 @@ impl Cursor {
         Id::from_here(ring.seed(), self.at, self.wanted.first().map_or(0, |wanted| wanted.hash))
     }
 
-    /// What comes next. `feed` is what the hub tells this subscriber by.
+    /// The place of one that asks again and again: it was there all the time since it got its id.
+    pub fn of_one_that_polls(mut self) -> Self {
+        if !self.is_new {
+            self.born = self.at;
+        }
+        self
+    }
+
+    /// What comes next, whatever room there is.
     pub fn next(&mut self, messages: &impl Messages, feed: &Feed) -> Next {
+        self.next_if(messages, feed, &|_| true)
+    }
+
+    /// What comes next. `feed` is what the hub tells this subscriber by. `has_room` says whether there is room for a body of
+    /// so many bytes: a message is not even read before.
+    pub fn next_if(
+        &mut self,
+        messages: &impl Messages,
+        feed: &Feed,
+        has_room: &dyn Fn(usize) -> bool,
+    ) -> Next {
         let ring = messages.ring();
         // Before the head is looked at: who tells us after that has something behind it.
         let told = feed.take();
@@ -130,6 +151,9 @@ impl Cursor {
             }
             let Ok(header) = ring.header(self.at) else { return self.overtaken(ring) };
             if self.wants(&header) {
+                if header.kind != Kind::End && !has_room(header.len()) {
+                    return Next::Full;
+                }
                 match messages.message(&header) {
                     Err(_) => return self.overtaken(ring),
                     Ok(message) if self.has(&message) => {
@@ -364,7 +388,7 @@ mod tests {
                         self.cursor.pass();
                     }
                     Next::Nothing => self.at_work = false,
-                    Next::Later => {}
+                    Next::Later | Next::Full => {}
                     Next::Gap => self.got.push(0),
                 }
             }
@@ -471,6 +495,61 @@ mod tests {
             });
             assert_eq!(n, 9240);
         }
+    }
+
+    /// The messages of a ring, of which none may be read.
+    struct Closed(Ring);
+
+    impl Messages for Closed {
+        fn ring(&self) -> Ring {
+            self.0
+        }
+        fn message(&self, _: &Header) -> Result<Arc<Message>, Missed> {
+            panic!("there is no room for it")
+        }
+    }
+
+    #[test]
+    fn a_message_for_which_there_is_no_room_is_not_read() {
+        let store = store::for_test();
+        let ring = store.ring();
+        publish(store, "a", b"12345");
+        let (mut cursor, _) = Cursor::new(ring, &["a".to_owned()], None, Some(Replay::All));
+        let feed = Feed::silent();
+        for _ in 0..3 {
+            let next = cursor.next_if(&Closed(ring), &feed, &|len| len < 5);
+            assert!(matches!(next, Next::Full));
+        }
+        let next = cursor.next_if(&Known(ring), &feed, &|len| len <= 5);
+        assert!(matches!(next, Next::Message(message) if &*message.body == b"12345"));
+    }
+
+    struct Known(Ring);
+
+    impl Messages for Known {
+        fn ring(&self) -> Ring {
+            self.0
+        }
+        fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
+            self.0.message(header).map(Arc::new)
+        }
+    }
+
+    #[test]
+    fn who_polls_was_there_when_a_channel_ended() {
+        let store = store::for_test();
+        let ring = store.ring();
+        let first = store.publish(Kind::Text, "a", "", b"1").unwrap().to_string();
+        store.publish(Kind::End, "a", "", b"").unwrap();
+        let names = ["a".to_owned()];
+        let next = |polls: bool, last: Option<&str>| {
+            let (cursor, _) = Cursor::new(ring, &names, last, Some(Replay::All));
+            let mut cursor = if polls { cursor.of_one_that_polls() } else { cursor };
+            cursor.next(&Known(ring), &Feed::silent())
+        };
+        let ends = |next| matches!(next, Next::Message(message) if message.kind == Kind::End);
+        assert!(ends(next(true, Some(&first))) && !ends(next(false, Some(&first))));
+        assert!(!ends(next(true, None)));
     }
 
     #[test]

@@ -245,6 +245,9 @@ impl Messages for Hub {
     }
 
     fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
+        if header.len() > KEPT_SIZE {
+            return self.store.ring().message(header).map(Arc::new);
+        }
         let mut kept = self.kept[header.at as usize % KEPT].acquire();
         let is_it = |message: &&Arc<Message>| {
             (message.at, message.hash, message.time) == (header.at, header.hash, header.time)
@@ -253,9 +256,7 @@ impl Messages for Hub {
             return Ok(message.clone());
         }
         let message = Arc::new(self.store.ring().message(header)?);
-        if message.body.len() <= KEPT_SIZE {
-            *kept = Some(message.clone());
-        }
+        *kept = Some(message.clone());
         Ok(message)
     }
 }

@@ -113,6 +113,18 @@ pub struct Header {
     body: u64,
 }
 
+impl Header {
+    /// How many bytes its body has.
+    pub fn len(&self) -> usize {
+        self.body as usize
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.body == 0
+    }
+}
+
 /// The record is not there any more, or never was.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Missed;

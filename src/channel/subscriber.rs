@@ -128,8 +128,9 @@ impl Subscriber {
         (cursor, gap): (Cursor, bool),
         subscription: Subscription,
     ) -> Self {
+        // A gap has an id of its own.
         let greeting = options.format.greeting(cursor.id(hub.store().ring()));
-        if let Some(greeting) = greeting {
+        if let Some(greeting) = greeting.filter(|_| !gap) {
             outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
         }
         let place = Mutex::new(Place { cursor, gap, told: false });
@@ -190,9 +191,11 @@ impl Endpoint for Subscriber {
                 return Relayed { paused: true, ..NOTHING };
             }
             (*gap, *told) = (false, *gap || *told);
-            match cursor.next(self.hub, &self.feed) {
+            let has_room = |len| self.outbox.has_room(len, QUEUED);
+            match cursor.next_if(self.hub, &self.feed, &has_room) {
                 Next::Nothing => return NOTHING,
                 Next::Later => break,
+                Next::Full => return Relayed { paused: true, ..NOTHING },
                 Next::Gap if self.options.slow == SlowClient::Skip => *gap = true,
                 Next::Gap => {
                     let reason = "the client is too slow for its channel";

@@ -131,22 +131,24 @@ impl Subscribing {
     }
 
     /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
-    /// bytes.
-    pub(super) fn events(&self, most: usize) -> Vec<u8> {
+    /// bytes; and whether there is more.
+    pub(super) fn events(&self, most: usize) -> (Vec<u8>, bool) {
         let (ring, feed) = (self.hub.store().ring(), Feed::silent());
-        let (mut cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        let (cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        let mut cursor = cursor.of_one_that_polls();
         let (format, seed) = (self.options.format, ring.seed());
         let told = |cursor: &Cursor| format.gap(cursor.id(ring)).unwrap_or_default().into_bytes();
         let mut events = if gap { told(&cursor) } else { Vec::new() };
-        while events.len() < most {
+        let mut more = true;
+        while events.len() < most && more {
             match cursor.next(self.hub, &feed) {
-                Next::Nothing => break,
+                Next::Nothing | Next::Full => more = false,
                 Next::Later => {}
                 Next::Gap => events.extend(told(&cursor)),
                 Next::Message(message) => {
                     if message.kind == Kind::End {
                         events.extend(proto::events::event(None, Some("close"), "").bytes());
-                        return events;
+                        return (events, false);
                     }
                     events.extend(format.wrap(&message, seed).unwrap_or_default());
                     cursor.pass();
@@ -154,7 +156,7 @@ impl Subscribing {
             }
         }
         events.extend(format.greeting(cursor.id(ring)).unwrap_or_default().bytes());
-        events
+        (events, more)
     }
 }
 

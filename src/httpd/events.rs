@@ -25,8 +25,10 @@ use crate::{
 const NO_ROOM: u32 = 5000;
 /// When one comes back that was given what there was.
 const NEXT: u32 = 2000;
+/// The same if there is more.
+const AT_ONCE: u32 = 10;
 /// How much one is given at a time, and a message more.
-const MOST: usize = 1 << 20;
+const MOST: usize = 64 << 10;
 
 /// The channels whose events a request asks for.
 pub(super) fn wanted<'s>(r: Request<'_>, section: &'s Section) -> Option<&'s Channels> {
@@ -37,7 +39,10 @@ pub(super) fn wanted<'s>(r: Request<'_>, section: &'s Section) -> Option<&'s Cha
         let end = range.iter().position(|&b| b == b';').unwrap_or(range.len());
         range[..end].trim_ascii().eq_ignore_ascii_case(events::MEDIA_TYPE.as_bytes())
     };
-    let wanted = r.is_get() && !upgrades && accept.split(|&b| b == b',').any(media_type);
+    // What httpd shows instead of an error has an end.
+    let is_error = !r.is_initial() && r.rewritten_from().is_none();
+    let wanted =
+        r.is_get() && !is_error && !upgrades && accept.split(|&b| b == b',').any(media_type);
     wanted.then_some(channels)
 }
 
@@ -59,9 +64,9 @@ fn subscribe(r: Request<'_>, section: &Section, channels: &Channels) -> Result<c
     }
     let subscribing = Subscribing::new(r, channels, &section.channel, Format::Event)?;
     if r.connection().is_stream() {
-        let mut body = events::retry(NEXT).into_bytes();
-        body.extend(subscribing.events(MOST));
-        return Ok(answer(r, &body));
+        let (events, more) = subscribing.events(MOST);
+        let retry = events::retry(if more { AT_ONCE } else { NEXT });
+        return Ok(answer(r, &[retry.as_bytes(), &events].concat()));
     }
     if child::is_near() {
         return Ok(come_back(r));

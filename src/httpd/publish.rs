@@ -99,9 +99,12 @@ fn may_publish(r: Request<'_>, section: &Section) -> Result<(), Refusal> {
         let name = name.to_bytes();
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         ["Origin", "Forwarded", "X-Real-IP", "Via"].into_iter().any(is)
-            || name.get(..12).is_some_and(|begin| begin.eq_ignore_ascii_case(b"X-Forwarded-"))
+            || name.get(..11).is_some_and(|begin| begin.eq_ignore_ascii_case(b"X-Forwarded"))
     };
-    if r.fields(Table::HeadersIn).into_iter().any(|(name, _)| passed_on(name)) {
+    // What a browser says who its visitor has not asked for this himself.
+    let site = r.get(Table::HeadersIn, c"Sec-Fetch-Site").map(CStr::to_bytes);
+    let by_page = site.is_some_and(|site| site != b"none");
+    if by_page || r.fields(Table::HeadersIn).into_iter().any(|(name, _)| passed_on(name)) {
         let why = "the request comes from a page or through a proxy (WebSocketPublish Local)";
         return Err((sys::HTTP_FORBIDDEN, why));
     }

@@ -140,7 +140,8 @@ class TestWhoMay:
     CONF = DETACH + publishing() + OPEN
 
     @pytest.mark.parametrize("header", [
-        "Origin", "Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Real-IP", "Via", "origin",
+        "Origin", "Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Real-IP", "Via", "origin", "X-Forwarded",
+        "Sec-Fetch-Site",
     ])
     @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
     def test_local_means_without_a_proxy_and_without_a_page(self, httpd, method, header):

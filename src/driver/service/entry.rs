@@ -100,13 +100,15 @@ pub(super) enum Phase {
 
 impl DriverHandle for Entry {
     fn wake(&self) {
-        self.have_a_turn();
+        let Some(me) = self.me.upgrade() else { return };
+        self.service.ready().push_back(me);
         self.service.run_ready();
     }
 
     fn have_a_turn(&self) {
+        // Behind one look at the events of others, of whom there may be many, too.
         if let Some(me) = self.me.upgrade() {
-            self.service.ready().push_back(me);
+            self.service.again().push_back(me);
         }
     }
 
