@@ -6,9 +6,10 @@ import time
 
 import pytest
 from channels import GAP, LIVE, META, Meta, Publisher, publish, publishing, room, section, subscribers
-from httpd import DETACH, ONE_CHILD, STATUS, TLS, needs_open_files, sized, wait_until
+from httpd import DETACH, DETACHED, ONE_CHILD, STATUS, TLS, needs_open_files, sized, wait_until
 from ws_frame import CLOSE, PING, PONG, TEXT, frame
 
+pytestmark = pytest.mark.skipif(not DETACHED, reason="each connection holds a thread")
 SMALL = "WebSocketChannelMemory 1M\nSendBufferSize 16384\nTimeout 20\n"
 CONF = (
     DETACH + ONE_CHILD.replace("MaxRequestWorkers 1\n", "MaxRequestWorkers 4\n") + TLS + SMALL + STATUS + publishing() + LIVE
