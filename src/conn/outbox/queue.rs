@@ -137,14 +137,22 @@ impl Queue {
     #[inline]
     pub(super) fn push(&mut self, opcode: Opcode, compressed: bool, payload: &[u8]) {
         self.messages_out += u64::from(!opcode.is_control());
-        match self.syntax {
-            Syntax::Frames => {}
-            Syntax::Draft(draft) => return draft.encode(&mut self.bytes, opcode, payload),
-            Syntax::Events => return events::encode(&mut self.bytes, opcode, payload),
+        if !matches!(self.syntax, Syntax::Frames) {
+            return self.push_otherwise(opcode, payload);
         }
         self.bytes.reserve(payload.len() + HEADER);
         frame::encode(&mut self.bytes, opcode, compressed, payload.len());
         self.bytes.extend_from_slice(payload);
+    }
+
+    /// Queues what is no frame of RFC 6455.
+    #[cold]
+    fn push_otherwise(&mut self, opcode: Opcode, payload: &[u8]) {
+        match self.syntax {
+            Syntax::Frames => {}
+            Syntax::Draft(draft) => draft.encode(&mut self.bytes, opcode, payload),
+            Syntax::Events => events::encode(&mut self.bytes, opcode, payload),
+        }
     }
 
     /// Queues our Close; `to` is what it makes of the conversation.
