@@ -151,7 +151,7 @@ impl Cursor {
             }
             let Ok(header) = ring.header(self.at) else { return self.overtaken(ring) };
             if self.wants(&header) {
-                if header.kind != Kind::End && !has_room(header.len()) {
+                if header.kind != Kind::End && !has_room(header.body_len()) {
                     return Next::Full;
                 }
                 match messages.message(&header) {

@@ -245,7 +245,7 @@ impl Messages for Hub {
     }
 
     fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-        if header.len() > KEPT_SIZE {
+        if header.body_len() > KEPT_SIZE {
             return self.store.ring().message(header).map(Arc::new);
         }
         let mut kept = self.kept[header.at as usize % KEPT].acquire();

@@ -115,13 +115,8 @@ pub struct Header {
 
 impl Header {
     /// How many bytes its body has.
-    pub fn len(&self) -> usize {
+    pub fn body_len(&self) -> usize {
         self.body as usize
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.body == 0
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     counts::{self, SubscriberCounts},
     id::Id,
     lock::RobustLock,
-    name::{self},
+    name,
     ring::{BUCKETS, NewRecord, Positions, Ring, Written},
     wakeup::{self, Wakeup},
 };
