@@ -81,6 +81,8 @@ pub struct Hub {
     /// All channels that somebody was subscribed to since nobody was.
     wanted: Wanted,
     ending: AtomicBool,
+    /// Somebody keeps those from publishing that wait for the lock.
+    stuck: AtomicBool,
     kept: [Mutex<Option<Arc<Message>>>; KEPT],
     /// Has those run that were told.
     run: Box<dyn Fn() + Send + Sync>,
@@ -94,6 +96,7 @@ impl Hub {
             subscribed: Mutex::default(),
             wanted: Wanted::default(),
             ending: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             kept: Default::default(),
             run,
         }))
@@ -102,6 +105,11 @@ impl Hub {
     /// The shared memory.
     pub fn store(&self) -> Store {
         self.store
+    }
+
+    /// For those who publish in turns of others.
+    pub(super) fn stuck(&self) -> &AtomicBool {
+        &self.stuck
     }
 
     /// Subscribes to the channels of these hashes, each of which is there once. From now on messages are told. An error if

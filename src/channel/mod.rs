@@ -23,6 +23,7 @@
 //! | [`feed`] | how a subscriber is told that there is something to read |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
 //! | [`cursor`] | a subscriber's place |
+//! | [`publisher`] | a client's messages, which are published |
 //! | [`subscriber`] | the endpoint of a WebSocket that is subscribed |
 
 pub mod counts;
@@ -35,6 +36,8 @@ pub mod id;
 pub mod lock;
 pub mod media;
 pub mod name;
+#[cfg(not(loom))]
+pub mod publisher;
 pub mod ring;
 pub mod settings;
 #[cfg(not(loom))]

@@ -61,7 +61,7 @@ pub struct Store {
 /// Why nothing was published.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Refused {
-    /// Others publish for a second already.
+    /// Others publish for as long already as is waited for.
     Busy,
     /// It has more bytes than [`Store::most`].
     TooLarge,
@@ -137,12 +137,24 @@ impl Store {
         media: &str,
         body: &[u8],
     ) -> Result<Id, Refused> {
+        self.publish_within(PATIENCE, kind, channel, media, body)
+    }
+
+    /// The same, for who waits for `patience` at most.
+    pub(super) fn publish_within(
+        &self,
+        patience: Duration,
+        kind: Kind,
+        channel: &str,
+        media: &str,
+        body: &[u8],
+    ) -> Result<Id, Refused> {
         debug_assert!(name::check(channel).is_ok());
         if body.len() > self.most() {
             return Err(Refused::TooLarge);
         }
         let media = if media.chars().any(char::is_control) { "" } else { media };
-        let held = self.fixed.lock.acquire(PATIENCE).ok_or(Refused::Busy)?;
+        let held = self.fixed.lock.acquire(patience).ok_or(Refused::Busy)?;
         if held.died {
             self.ring.repair();
         }
@@ -155,6 +167,14 @@ impl Store {
         drop(held);
         self.fixed.wakeup.wake(if wake_all { NonZeroU32::MAX } else { wakeup::bit(hash) });
         Ok(Id::new(self.ring.seed(), time, at, hash))
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// Publishes nothing, and keeps others from it.
+    pub(super) fn hold(&self) -> super::lock::Held<'static> {
+        self.fixed.lock.acquire(PATIENCE).unwrap()
     }
 }
 

@@ -13,10 +13,12 @@ use super::{
     feed::Feed,
     hub::{Hub, Subscription},
     id::Id,
+    publisher::Publisher,
+    store::Refused,
 };
 use crate::{
     conn::{
-        endpoint::{Endpoint, NOTHING, Relayed},
+        endpoint::{Endpoint, NOTHING, Relayed, Sink},
         log::Level,
         outbox::{Outbox, State},
     },
@@ -97,10 +99,10 @@ pub struct Subscriber {
     feed: Arc<Feed>,
     outbox: Arc<Outbox>,
     options: Options,
+    /// Of a client that may publish.
+    publisher: Option<Box<Publisher>>,
     /// Used by the thread at work on the connection.
     place: Mutex<Place>,
-    /// Until the end.
-    subscription: Mutex<Option<Subscription>>,
 }
 
 /// How far it has come.
@@ -110,6 +112,8 @@ struct Place {
     gap: bool,
     /// It was told, and has got nothing since.
     told: bool,
+    /// Until the end.
+    subscription: Option<Subscription>,
 }
 
 /// How one or another message of a channel begins in [`META`].
@@ -119,22 +123,24 @@ fn preamble(id: Id, media: &str) -> String {
 }
 
 impl Subscriber {
-    /// The endpoint of one who is subscribed. It is told of a `gap` first, if it knows ids.
+    /// The endpoint of one who is subscribed. It is told of a `gap` first, if it knows ids. What it sends is published by
+    /// the `publisher`; without one it may send nothing.
     pub fn new(
         hub: &'static Hub,
-        feed: Arc<Feed>,
-        outbox: Arc<Outbox>,
+        (feed, outbox): (Arc<Feed>, Arc<Outbox>),
         options: Options,
         (cursor, gap): (Cursor, bool),
         subscription: Subscription,
+        publisher: Option<Publisher>,
     ) -> Self {
         // A gap has an id of its own.
         let greeting = options.format.greeting(cursor.id(hub.store().ring()));
         if let Some(greeting) = greeting.filter(|_| !gap) {
             outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
         }
-        let place = Mutex::new(Place { cursor, gap, told: false });
-        Self { hub, feed, outbox, options, place, subscription: Mutex::new(Some(subscription)) }
+        let place = Place { cursor, gap, told: false, subscription: Some(subscription) };
+        let publisher = publisher.map(Box::new);
+        Self { hub, feed, outbox, options, publisher, place: Mutex::new(place) }
     }
 
     /// Tells a client that knows ids that something is missing before what follows; `false` if the client has to take
@@ -174,14 +180,32 @@ impl Subscriber {
 }
 
 impl Endpoint for Subscriber {
-    fn message(&self, _: proto::Kind, _: &mut [u8]) {
-        let reason = "this channel takes no messages from clients";
-        self.send_away(CloseCode::POLICY, "WS0708", reason);
+    fn message(&self, kind: proto::Kind, data: &mut [u8]) {
+        let Some(publisher) = &self.publisher else {
+            let reason = "this channel takes no messages from clients";
+            return self.send_away(CloseCode::POLICY, "WS0708", reason);
+        };
+        let kind = if kind == proto::Kind::Text { Kind::Text } else { Kind::Binary };
+        match publisher.publish(self.hub.store(), self.hub.stuck(), kind, data) {
+            Ok(()) => {}
+            Err(Refused::TooLarge) => {
+                let reason = "too large for the channel's memory: not published";
+                self.send_away(CloseCode::TOO_BIG, "WS0712", reason);
+            }
+            Err(Refused::Busy) => {
+                let reason = "the channel is busy: not published";
+                self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0712", reason);
+            }
+        }
+    }
+
+    fn sink(&self) -> Option<&dyn Sink> {
+        self.publisher.as_deref().map(|publisher| publisher as &dyn Sink)
     }
 
     fn pull(&self, _: &mut [u8]) -> Relayed {
         let mut place = self.place.acquire();
-        let Place { cursor, gap, told } = &mut *place;
+        let Place { cursor, gap, told, .. } = &mut *place;
         for _ in 0..MESSAGES {
             if self.outbox.state() > State::Open {
                 return NOTHING;
@@ -214,7 +238,7 @@ impl Endpoint for Subscriber {
     }
 
     fn closed(&self) {
-        if let Some(subscription) = self.subscription.acquire().take() {
+        if let Some(subscription) = self.place.acquire().subscription.take() {
             self.hub.unsubscribe(&subscription);
         }
     }
@@ -261,7 +285,7 @@ mod tests {
             let subscription = hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
             let begin = Cursor::new(store.ring(), &["a".to_owned()], last, None::<Replay>);
             let subscriber =
-                Subscriber::new(hub, feed, outbox.clone(), options, begin, subscription);
+                Subscriber::new(hub, (feed, outbox.clone()), options, begin, subscription, None);
             Self { store, hub, at, outbox, wire: Wire::new(), _driver: driver, subscriber }
         }
 

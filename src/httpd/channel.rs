@@ -26,6 +26,7 @@ use crate::{
         feed::Feed,
         hub::Hub,
         name,
+        publisher::Publisher,
         settings::{ChannelSettings, MEMORY},
         store::{self, Mapping, Store},
         subscriber::{Format, META, Options, Subscriber},
@@ -49,6 +50,10 @@ impl Channels {
         }
         self.0.push(name);
         Ok(())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// The names of the channels that a request is about, each of which is there once; or a status that refuses it, whose
@@ -93,6 +98,7 @@ pub(super) struct Subscribing {
     last: Option<String>,
     replay: Option<Replay>,
     options: Options,
+    publishes: bool,
 }
 
 impl Subscribing {
@@ -107,7 +113,15 @@ impl Subscribing {
         let hub = hub().ok_or_else(|| missing(r))?;
         let last = (format != Format::Plain).then(|| last_id(r)).flatten();
         let options = Options { format, slow: settings.slow_client() };
-        Ok(Self { hub, names, last, replay: settings.replay(), options })
+        // Who gets events sends nothing.
+        let publishes = settings.client_publish() && format != Format::Event;
+        if publishes && names.len() > 1 {
+            let line = "WS0711: WebSocketChannelClientPublish On needs a single channel, and there are several: remove the \
+                        others, or write 'WebSocketChannelClientPublish Off'";
+            log::request(r, Level::Error, format_args!("{line}"));
+            return Err(sys::HTTP_INTERNAL_SERVER_ERROR as c_int);
+        }
+        Ok(Self { hub, names, last, replay: settings.replay(), options, publishes })
     }
 
     /// How a client that opens a WebSocket gets messages.
@@ -127,7 +141,8 @@ impl Subscribing {
         let feed = Feed::new(outbox.clone());
         let subscription = hub.subscribe(&hashes, &feed)?;
         let begin = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
-        Ok(Subscriber::new(hub, feed, outbox, self.options, begin, subscription))
+        let publisher = self.publishes.then(|| Publisher::new(hub.store(), &self.names[0]));
+        Ok(Subscriber::new(hub, (feed, outbox), self.options, begin, subscription, publisher))
     }
 
     /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
