@@ -10,6 +10,7 @@ use super::{
     Kind, Message, Replay,
     feed::Feed,
     id::Id,
+    kept::Kept,
     ring::{Header, Missed, Ring},
 };
 
@@ -22,7 +23,7 @@ pub trait Messages {
     fn ring(&self) -> Ring;
 
     /// The whole of one; an error if it is not there any more.
-    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed>;
+    fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed>;
 }
 
 /// One of a subscriber's channels.
@@ -52,7 +53,7 @@ pub struct Cursor {
 #[derive(Clone, Debug)]
 pub enum Next {
     /// A message, which stays the next one until [`Cursor::pass`].
-    Message(Arc<Message>),
+    Message(Arc<Kept>),
     /// One for which there is no room yet.
     Full,
     /// It was overtaken: something is missing. What follows is there.
@@ -257,8 +258,8 @@ mod loom_tests {
         fn ring(&self) -> Ring {
             *self
         }
-        fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-            Ring::message(self, header).map(Arc::new)
+        fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed> {
+            Ring::message(self, header).map(Kept::alone).map(Arc::new)
         }
     }
 
@@ -504,7 +505,7 @@ mod tests {
         fn ring(&self) -> Ring {
             self.0
         }
-        fn message(&self, _: &Header) -> Result<Arc<Message>, Missed> {
+        fn message(&self, _: &Header) -> Result<Arc<Kept>, Missed> {
             panic!("there is no room for it")
         }
     }
@@ -530,8 +531,8 @@ mod tests {
         fn ring(&self) -> Ring {
             self.0
         }
-        fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-            self.0.message(header).map(Arc::new)
+        fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed> {
+            self.0.message(header).map(Kept::alone).map(Arc::new)
         }
     }
 

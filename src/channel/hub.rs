@@ -17,10 +17,10 @@ use std::{
 use slotmap::{DefaultKey, DenseSlotMap};
 
 use super::{
-    Message,
     counts::Counted,
     cursor::Messages,
     feed::Feed,
+    kept::{Kept, KeptMessages},
     ring::{Header, Missed, Ring},
     store::Store,
     wakeup::{self, Wanted},
@@ -32,9 +32,6 @@ const SLEEP: Duration = Duration::from_secs(1);
 /// How many records are told of under one lock, and after how many subscribers it is given back.
 const BATCH: usize = 256;
 const FEEDS: usize = 4096;
-/// How many messages are kept as they were read last, each for all who read it next, and how large one may be.
-const KEPT: usize = 16;
-const KEPT_SIZE: usize = 64 * 1024;
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
@@ -83,7 +80,7 @@ pub struct Hub {
     ending: AtomicBool,
     /// Somebody keeps those from publishing that wait for the lock.
     stuck: AtomicBool,
-    kept: [Mutex<Option<Arc<Message>>>; KEPT],
+    kept: KeptMessages,
     /// Has those run that were told.
     run: Box<dyn Fn() + Send + Sync>,
 }
@@ -97,7 +94,7 @@ impl Hub {
             wanted: Wanted::default(),
             ending: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
-            kept: Default::default(),
+            kept: KeptMessages::default(),
             run,
         }))
     }
@@ -157,6 +154,7 @@ impl Hub {
         if subscribed.channels.is_empty() {
             self.wanted.clear();
             subscribed.channels.shrink_to_fit();
+            self.kept.clear();
         }
     }
 
@@ -252,20 +250,8 @@ impl Messages for Hub {
         self.store.ring()
     }
 
-    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-        if header.body_len() > KEPT_SIZE {
-            return self.store.ring().message(header).map(Arc::new);
-        }
-        let mut kept = self.kept[header.at as usize % KEPT].acquire();
-        let is_it = |message: &&Arc<Message>| {
-            (message.at, message.hash, message.time) == (header.at, header.hash, header.time)
-        };
-        if let Some(message) = kept.as_ref().filter(is_it) {
-            return Ok(message.clone());
-        }
-        let message = Arc::new(self.store.ring().message(header)?);
-        *kept = Some(message.clone());
-        Ok(message)
+    fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed> {
+        self.kept.get(self.store.ring(), header)
     }
 }
 

@@ -22,6 +22,8 @@
 //! | [`id`] | the ids of messages, which nobody can guess |
 //! | [`feed`] | how a subscriber is told that there is something to read |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
+//! | [`format`] | what a message is on the wire |
+//! | [`kept`] | what this child's subscribers read last: read, put into a form and compressed once |
 //! | [`cursor`] | a subscriber's place |
 //! | [`publisher`] | a client's messages, which are published |
 //! | [`subscriber`] | the endpoint of a WebSocket that is subscribed |
@@ -29,9 +31,11 @@
 pub mod counts;
 pub mod cursor;
 pub mod feed;
+pub mod format;
 #[cfg(not(loom))]
 pub mod hub;
 pub mod id;
+pub mod kept;
 #[cfg(not(loom))]
 pub mod lock;
 pub mod media;

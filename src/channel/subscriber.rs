@@ -1,18 +1,15 @@
 //! The endpoint of a WebSocket that is subscribed to channels: what is published goes to its client.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, Mutex},
-};
-
-use base64::prelude::{BASE64_STANDARD, Engine as _};
+use std::sync::{Arc, Mutex};
 
 use super::{
-    Kind, Message, SlowClient,
+    Kind, SlowClient,
     cursor::{Cursor, Next},
     feed::Feed,
+    format::Format,
     hub::{Hub, Subscription},
     id::Id,
+    kept::Kept,
     publisher::Publisher,
     store::Refused,
 };
@@ -25,7 +22,7 @@ use crate::{
     proto::{
         self,
         close::{self, CloseCode},
-        events,
+        deflate::Packing,
     },
     sync::Lock as _,
 };
@@ -35,55 +32,6 @@ const QUEUED: usize = 64 * 1024;
 /// How many messages go to a client before others have their turn.
 const MESSAGES: usize = 64;
 
-/// The subprotocol in which each message has its id.
-pub const META: &str = "ws+meta.nchan";
-/// The media type of the message, without a body, that says in it that something is missing.
-pub const GAP: &str = "application/x-websocket-gap";
-
-/// What a message is on the wire.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Format {
-    /// What was published, and nothing else.
-    Plain,
-    /// With its id and its media type before it: [`META`].
-    Meta,
-    /// An event with its id; binary messages in Base64.
-    Event,
-}
-
-impl Format {
-    /// The message on the wire; `None` if it is what was published and nothing else.
-    pub fn wrap(self, message: &Message, seed: [u64; 2]) -> Option<Vec<u8>> {
-        let id = Id::new(seed, message.time, message.at, message.hash);
-        match self {
-            Self::Plain => None,
-            Self::Meta => Some([preamble(id, &message.media).as_bytes(), &message.body].concat()),
-            Self::Event => {
-                let (kind, data) = match core::str::from_utf8(&message.body) {
-                    Ok(text) if message.kind == Kind::Text => (None, Cow::Borrowed(text)),
-                    _ => (Some("binary"), Cow::Owned(BASE64_STANDARD.encode(&message.body))),
-                };
-                Some(events::event(Some(&id.to_string()), kind, &data).into_bytes())
-            }
-        }
-    }
-
-    /// What tells that something is missing before what follows, to clients that know ids. That of a gap leads to what
-    /// follows.
-    pub fn gap(self, id: Id) -> Option<String> {
-        match self {
-            Self::Plain => None,
-            Self::Meta => Some(preamble(id, GAP)),
-            Self::Event => Some(events::event(Some(&id.to_string()), Some("gap"), "")),
-        }
-    }
-
-    /// What a client is told first, so that it misses nothing if it comes back before the first message.
-    pub fn greeting(self, id: Id) -> Option<String> {
-        (self == Self::Event).then(|| format!("id: {id}\n\n"))
-    }
-}
-
 /// How a subscriber is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -91,6 +39,8 @@ pub struct Options {
     pub format: Format,
     /// What becomes of it when it is overtaken.
     pub slow: SlowClient,
+    /// How long messages are compressed, if that was agreed.
+    pub packing: Option<Packing>,
 }
 
 /// The endpoint.
@@ -116,12 +66,6 @@ struct Place {
     subscription: Option<Subscription>,
 }
 
-/// How one or another message of a channel begins in [`META`].
-fn preamble(id: Id, media: &str) -> String {
-    let media = if media.is_empty() { String::new() } else { format!("content-type: {media}\n") };
-    format!("id: {id}\n{media}\n")
-}
-
 impl Subscriber {
     /// The endpoint of one who is subscribed. It is told of a `gap` first, if it knows ids. What it sends is published by
     /// the `publisher`; without one it may send nothing.
@@ -136,7 +80,7 @@ impl Subscriber {
         // A gap has an id of its own.
         let greeting = options.format.greeting(cursor.id(hub.store().ring()));
         if let Some(greeting) = greeting.filter(|_| !gap) {
-            outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
+            outbox.offer(proto::Kind::Text, false, greeting.as_bytes(), QUEUED);
         }
         let place = Place { cursor, gap, told: false, subscription: Some(subscription) };
         let publisher = publisher.map(Box::new);
@@ -147,16 +91,11 @@ impl Subscriber {
     /// something first.
     fn send_gap(&self, id: Id) -> bool {
         let Some(gap) = self.options.format.gap(id) else { return true };
-        self.offer(proto::Kind::Text, gap.as_bytes())
-    }
-
-    /// Sends something if there is room.
-    fn offer(&self, kind: proto::Kind, body: &[u8]) -> bool {
-        self.outbox.offer(kind, body, QUEUED)
+        self.outbox.offer(proto::Kind::Text, false, gap.as_bytes(), QUEUED)
     }
 
     /// Sends a message; `false` if the client has to take something first.
-    fn send(&self, message: &Message) -> bool {
+    fn send(&self, message: &Kept) -> bool {
         let kind = match message.kind {
             Kind::Text => proto::Kind::Text,
             Kind::Binary => proto::Kind::Binary,
@@ -165,8 +104,13 @@ impl Subscriber {
                 return true;
             }
         };
-        let wrapped = self.options.format.wrap(message, self.hub.store().ring().seed());
-        self.offer(kind, wrapped.as_deref().unwrap_or(&message.body))
+        let (format, seed) = (self.options.format, self.hub.store().ring().seed());
+        let form = message.form(format, seed);
+        let packing = self.options.packing.filter(|_| self.outbox.is_worth_compressing(form));
+        match packing.and_then(|packing| message.packed(format, seed, packing)) {
+            Some(packed) => self.outbox.offer(kind, true, packed, QUEUED),
+            None => self.outbox.offer(kind, false, form, QUEUED),
+        }
     }
 
     /// Closes with a code, a reason and a line.
@@ -250,6 +194,7 @@ mod tests {
     use crate::{
         channel::{
             Replay,
+            format::GAP,
             hub::tests::{fill, hub, publish},
             store::{self, Store},
         },
@@ -319,8 +264,9 @@ mod tests {
         }
     }
 
-    const PLAIN: Options = Options { format: Format::Plain, slow: SlowClient::Close };
-    const META_SKIP: Options = Options { format: Format::Meta, slow: SlowClient::Skip };
+    const PLAIN: Options =
+        Options { format: Format::Plain, slow: SlowClient::Close, packing: None };
+    const META_SKIP: Options = Options { format: Format::Meta, slow: SlowClient::Skip, ..PLAIN };
     const AGAIN: Relayed = Relayed { again: true, ..NOTHING };
     const PAUSED: Relayed = Relayed { paused: true, ..NOTHING };
 

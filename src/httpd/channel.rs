@@ -24,15 +24,16 @@ use crate::{
         self, Kind, Replay,
         cursor::{Cursor, Next},
         feed::Feed,
+        format::{Format, META},
         hub::Hub,
         name,
         publisher::Publisher,
         settings::{ChannelSettings, MEMORY},
         store::{self, Mapping, Store},
-        subscriber::{Format, META, Options, Subscriber},
+        subscriber::{Options, Subscriber},
     },
     conn::{log::Level, outbox::Outbox},
-    proto::{self, handshake::Offered},
+    proto::{self, deflate::Packing, handshake::Offered},
 };
 
 /// The channels of a section.
@@ -112,7 +113,7 @@ impl Subscribing {
         let names = channels.names(r)?;
         let hub = hub().ok_or_else(|| missing(r))?;
         let last = (format != Format::Plain).then(|| last_id(r)).flatten();
-        let options = Options { format, slow: settings.slow_client() };
+        let options = Options { format, slow: settings.slow_client(), packing: None };
         // Who gets events sends nothing.
         let publishes = settings.client_publish() && format != Format::Event;
         if publishes && names.len() > 1 {
@@ -134,8 +135,13 @@ impl Subscribing {
         (self.options.format == Format::Meta).then(|| CString::new(META).ok()).flatten()
     }
 
-    /// Subscribes a client, whose messages go through `outbox`.
-    pub(super) fn open(self, outbox: Arc<Outbox>) -> io::Result<Subscriber> {
+    /// Subscribes a client, whose messages go through `outbox`, compressed if that was agreed.
+    pub(super) fn open(
+        mut self,
+        outbox: Arc<Outbox>,
+        packing: Option<Packing>,
+    ) -> io::Result<Subscriber> {
+        self.options.packing = packing;
         let (hub, ring) = (self.hub, self.hub.store().ring());
         let hashes: Vec<u64> = self.names.iter().map(|name| ring.hash(name)).collect();
         let feed = Feed::new(outbox.clone());
