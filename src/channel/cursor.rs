@@ -540,8 +540,8 @@ mod tests {
     fn who_polls_was_there_when_a_channel_ended() {
         let store = store::for_test();
         let ring = store.ring();
-        let first = store.publish(Kind::Text, "a", "", b"1").unwrap().to_string();
-        store.publish(Kind::End, "a", "", b"").unwrap();
+        let first = store.put(Kind::Text, "a", "", b"1").unwrap().to_string();
+        store.put(Kind::End, "a", "", b"").unwrap();
         let names = ["a".to_owned()];
         let next = |polls: bool, last: Option<&str>| {
             let (cursor, _) = Cursor::new(ring, &names, last, Some(Replay::All));
@@ -632,7 +632,7 @@ mod tests {
         let (hub, mut at) = (hub(store, || ()), store.ring().head());
         publish(store, "a", b"1");
         let mut there = Reader::new(hub, &["a"], None);
-        let end = store.publish(Kind::End, "a", "", b"").unwrap().at;
+        let end = store.put(Kind::End, "a", "", b"").unwrap().at;
         let mut later = Reader::new(hub, &["a"], Some(Replay::All));
         hub.look_on(&mut at);
         assert_eq!(there.run(), [end]);

@@ -17,6 +17,7 @@ use std::{
 use slotmap::{DefaultKey, DenseSlotMap};
 
 use super::{
+    broker::Broker,
     counts::Counted,
     cursor::Messages,
     feed::Feed,
@@ -102,6 +103,11 @@ impl Hub {
     /// The shared memory.
     pub fn store(&self) -> Store {
         self.store
+    }
+
+    /// Where messages are published.
+    pub fn broker(&self) -> &dyn Broker {
+        &self.store
     }
 
     /// For those who publish in turns of others.
@@ -284,7 +290,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::channel) fn publish(store: Store, channel: &str, body: &[u8]) -> u64 {
-        store.publish(Kind::Binary, channel, "", body).unwrap().at
+        store.put(Kind::Binary, channel, "", body).unwrap().at
     }
 
     /// Publishes as much as the ring has room for, in another channel.

@@ -126,7 +126,7 @@ mod tests {
     const PACKING: Packing = Packing { window: 12, level: 1 };
 
     fn published(store: Store, body: &[u8]) -> Header {
-        let at = store.publish(Kind::Text, "a", "text/plain", body).unwrap().at;
+        let at = store.put(Kind::Text, "a", "text/plain", body).unwrap().at;
         store.ring().header(at).unwrap()
     }
 

@@ -25,9 +25,11 @@
 //! | [`format`] | what a message is on the wire |
 //! | [`kept`] | what this child's subscribers read last: read, put into a form and compressed once |
 //! | [`cursor`] | a subscriber's place |
+//! | [`broker`] | where messages are published, whoever connects the machines |
 //! | [`publisher`] | a client's messages, which are published |
 //! | [`subscriber`] | the endpoint of a WebSocket that is subscribed |
 
+pub mod broker;
 pub mod counts;
 pub mod cursor;
 pub mod feed;

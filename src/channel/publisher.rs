@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     Kind,
-    store::{Refused, Store},
+    broker::{Broker, NewMessage, Refused},
+    ring::Ring,
 };
 use crate::{conn::endpoint::Sink, sync::Lock as _};
 
@@ -70,15 +71,15 @@ impl Share {
 
 impl Publisher {
     /// For a client of this channel, whose name [`check`](super::name::check) allows.
-    pub fn new(store: Store, channel: &str) -> Self {
-        let share = Mutex::new(Share::new((store.ring().size() / PART) as u64));
+    pub fn new(ring: Ring, channel: &str) -> Self {
+        let share = Mutex::new(Share::new((ring.size() / PART) as u64));
         Self { channel: channel.into(), share, begun: Instant::now() }
     }
 
     /// Publishes a message. If a publisher keeps the others waiting, whom `stuck` tells of, nobody waits for it long again.
     pub fn publish(
         &self,
-        store: Store,
+        broker: &dyn Broker,
         stuck: &AtomicBool,
         kind: Kind,
         body: &[u8],
@@ -86,7 +87,8 @@ impl Publisher {
         self.share.acquire().take(RECORD + self.channel.len() + body.len());
         let was_stuck = stuck.load(Ordering::Relaxed);
         let patience = if was_stuck { Duration::ZERO } else { PATIENCE };
-        let result = store.publish_within(patience, kind, &self.channel, "", body);
+        let message = NewMessage { kind, channel: &self.channel, media: "", body };
+        let result = broker.publish(&message, patience);
         let is_stuck = matches!(result, Err(Refused::Busy));
         if is_stuck != was_stuck {
             stuck.store(is_stuck, Ordering::Relaxed);
@@ -137,12 +139,12 @@ mod tests {
     #[test]
     fn a_client_that_has_had_its_share_is_paused_and_goes_on() {
         let (store, stuck) = (store::for_test(), AtomicBool::new(false));
-        let publisher = Publisher::new(store, "a");
+        let publisher = Publisher::new(store.ring(), "a");
         assert!(!publisher.is_crowded() && !publisher.has_room_again());
         let size = store.ring().size() / PART;
         let mut published = 0;
         while !publisher.is_crowded() {
-            publisher.publish(store, &stuck, Kind::Text, &[b'a'; 1000]).unwrap();
+            publisher.publish(&store, &stuck, Kind::Text, &[b'a'; 1000]).unwrap();
             published += 1;
         }
         assert_eq!(published, size.div_ceil(1000 + RECORD + 1));
@@ -150,7 +152,7 @@ mod tests {
         publisher.share.acquire().left = 1;
         assert!(publisher.has_room_again() && !publisher.has_room_again());
         let body = vec![0; store.most() + 1];
-        let refused = publisher.publish(store, &stuck, Kind::Binary, &body);
+        let refused = publisher.publish(&store, &stuck, Kind::Binary, &body);
         assert_eq!(refused, Err(Refused::TooLarge));
     }
 
@@ -159,8 +161,8 @@ mod tests {
         let (store, stuck) = (store::for_test(), AtomicBool::new(false));
         let publish = || {
             let begun = Instant::now();
-            let publisher = Publisher::new(store, "a");
-            let result = publisher.publish(store, &stuck, Kind::Text, b"");
+            let publisher = Publisher::new(store.ring(), "a");
+            let result = publisher.publish(&store, &stuck, Kind::Text, b"");
             (result, begun.elapsed())
         };
         let held = store.hold();

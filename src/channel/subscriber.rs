@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     Kind, SlowClient,
+    broker::Refused,
     cursor::{Cursor, Next},
     feed::Feed,
     format::Format,
@@ -11,7 +12,6 @@ use super::{
     id::Id,
     kept::Kept,
     publisher::Publisher,
-    store::Refused,
 };
 use crate::{
     conn::{
@@ -130,7 +130,7 @@ impl Endpoint for Subscriber {
             return self.send_away(CloseCode::POLICY, "WS0708", reason);
         };
         let kind = if kind == proto::Kind::Text { Kind::Text } else { Kind::Binary };
-        match publisher.publish(self.hub.store(), self.hub.stuck(), kind, data) {
+        match publisher.publish(self.hub.broker(), self.hub.stuck(), kind, data) {
             Ok(()) => {}
             Err(Refused::TooLarge) => {
                 let reason = "too large for the channel's memory: not published";
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(client.pull(), NOTHING);
         let frames = [b"one", b"two"].map(|body| from_us(Opcode::Binary, body)).concat();
         assert_eq!(client.flush(), frames);
-        client.store.publish(Kind::Text, "a", "", b"three").unwrap();
+        client.store.put(Kind::Text, "a", "", b"three").unwrap();
         client.hub.look_on(&mut client.at);
         client.pull();
         assert_eq!(client.flush(), from_us(Opcode::Text, b"three"));
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn with_ids_a_client_reads_on_where_it_was() {
         let mut client = Client::new(1 << 20, META_SKIP, None);
-        client.store.publish(Kind::Text, "a", "text/plain", b"one").unwrap();
+        client.store.put(Kind::Text, "a", "text/plain", b"one").unwrap();
         client.publish(b"two");
         client.pull();
         let texts = client.texts();
@@ -390,7 +390,7 @@ mod tests {
             if publishes {
                 client.subscriber.message(proto::Kind::Text, &mut []);
             } else {
-                client.store.publish(Kind::End, "a", "", b"").unwrap();
+                client.store.put(Kind::End, "a", "", b"").unwrap();
                 client.hub.look_on(&mut client.at.clone());
                 client.pull();
             }

@@ -147,7 +147,7 @@ impl Subscribing {
         let feed = Feed::new(outbox.clone());
         let subscription = hub.subscribe(&hashes, &feed)?;
         let begin = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
-        let publisher = self.publishes.then(|| Publisher::new(hub.store(), &self.names[0]));
+        let publisher = self.publishes.then(|| Publisher::new(hub.store().ring(), &self.names[0]));
         Ok(Subscriber::new(hub, (feed, outbox), self.options, begin, subscription, publisher))
     }
 
