@@ -253,7 +253,7 @@ bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threa
 bench-channels: all $(VENV)/.done ## measure channels beside nginx with nchan; LARGEST=10000 subscribers, MIB=1024
 	@scripts/setup.sh bench-channels
 	$(CARGO) build --release --manifest-path test/bench/Cargo.toml --target-dir test/bench/target
-	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/channels.py
+	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/fanout.py
 
 .PHONY: bench-bridge
 bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside websockify and socat

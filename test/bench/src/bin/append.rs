@@ -46,7 +46,8 @@ fn main() {
     // SAFETY: it was just mapped.
     let store = unsafe { Store::at(&mapping, std::process::id(), |_| true) };
     let publish = || {
-        black_box(store.publish(Kind::Text, CHANNEL, "text/plain", BODY)).expect("nobody else publishes");
+        black_box(store.publish(Kind::Text, CHANNEL, "text/plain", BODY))
+            .expect("nobody else publishes");
     };
     let wait = || thread::sleep(PAUSE);
     let empty = median(|| (), wait);

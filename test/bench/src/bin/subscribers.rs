@@ -95,7 +95,9 @@ struct Percentiles {
 impl Percentiles {
     fn of(times: &mut [Duration]) -> Self {
         times.sort_unstable();
-        let at = |part: usize| times.get(times.len() * part / 100).map_or(0.0, |t| t.as_secs_f64() * 1e6);
+        let at = |part: usize| {
+            times.get(times.len() * part / 100).map_or(0.0, |t| t.as_secs_f64() * 1e6)
+        };
         Self { median: at(50), p99: at(99) }
     }
 }
@@ -251,7 +253,9 @@ fn run(job: &Job) -> Result<Report, String> {
                 .map_err(|e| said(e.into()))?;
             if events.is_empty() {
                 let all = subscribers.len();
-                return Err(format!("message {n} has reached {arrived} of {all}, answered: {is_done}"));
+                return Err(format!(
+                    "message {n} has reached {arrived} of {all}, answered: {is_done}"
+                ));
             }
             for event in &events {
                 let token = event.data.u64();
@@ -275,7 +279,10 @@ fn run(job: &Job) -> Result<Report, String> {
                 }
                 let subscriber = &mut subscribers[token as usize];
                 if !frame[subscriber.got..].starts_with(part) {
-                    return Err(format!("a wrong message: {}", part[..part.len().min(100)].escape_ascii()));
+                    return Err(format!(
+                        "a wrong message: {}",
+                        part[..part.len().min(100)].escape_ascii()
+                    ));
                 }
                 subscriber.got += part.len();
                 if subscriber.got == frame.len() {
