@@ -29,7 +29,8 @@ CASES ?= *
 WS_TLS ?= Off
 WS_DETACH ?= Auto
 # Of `make bench`: some scenarios, seconds for each contender and round, rounds. PUBLISH=1 writes the tables into docs/.
-export SCENARIOS SECONDS_EACH ROUNDS PUBLISH
+# Of `make bench-channels` besides: the most subscribers, MiB to publish to those that do not read.
+export SCENARIOS SECONDS_EACH ROUNDS PUBLISH LARGEST MIB
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 60
 # The same in make check-core.
@@ -247,6 +248,12 @@ bench: all $(VENV)/.done ## measure speed beside others; SCENARIOS=small,16k for
 .PHONY: bench-idle
 bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threads, latency
 	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
+
+.PHONY: bench-channels
+bench-channels: all $(VENV)/.done ## measure channels beside nginx with nchan; LARGEST=10000 subscribers, MIB=1024
+	@scripts/setup.sh bench-channels
+	$(CARGO) build --release --manifest-path test/bench/Cargo.toml --target-dir test/bench/target
+	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/fanout.py
 
 .PHONY: bench-bridge
 bench-bridge: all $(VENV)/.done ## measure 1 GiB through the bridge, beside websockify and socat

@@ -1,10 +1,11 @@
 #!/bin/sh
-# setup.sh demo|check|bench: installs the packages that the demo, the tests or the benchmark need and that are missing.
+# setup.sh WHAT: installs the packages that the demo, the tests or a benchmark need and that are missing.
+# WHAT is demo, check, bench or bench-channels.
 #
 # On Debian and its kin, with apt-get, and with sudo unless run as root. Elsewhere it names what is missing. Rust itself
 # is not installed: when it is missing or too old, the package to take is named. Environment: CARGO, APXS.
 set -eu
-what=${1:?usage: setup.sh demo|check|bench}
+what=${1:?usage: setup.sh demo|check|bench|bench-channels}
 cd "$(dirname "$0")/.."
 missing=
 
@@ -90,10 +91,19 @@ if [ "$what" = check ]; then
     need "command -v strace" strace
     need "command -v valgrind" valgrind libc6-dbg
 fi
+case $what in
+bench*) need "command -v ip" iproute2 ;;
+esac
 if [ "$what" = bench ]; then
-    need "command -v ip" iproute2
     need "command -v npm" nodejs npm
 fi
+# The peer of channels, in benchmarks and in tests.
+case $what in
+check | bench-channels)
+    need "test -x /usr/sbin/nginx" nginx-light
+    need "test -e /usr/lib/nginx/modules/ngx_nchan_module.so" libnginx-mod-nchan
+    ;;
+esac
 [ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || {

@@ -169,6 +169,11 @@ impl Cursor {
         Next::Later
     }
 
+    /// Where what comes next is, or behind which.
+    pub fn place(&self) -> u64 {
+        self.at
+    }
+
     /// The message that came next has been dealt with.
     pub fn pass(&mut self) {
         (self.at, self.is_new) = (self.behind, false);
@@ -292,7 +297,7 @@ mod loom_tests {
                 let feed = feed.clone();
                 move || {
                     for n in 0..2 {
-                        feed.tell(publish(ring, "a", before + n));
+                        feed.tell(publish(ring, "a", before + n), 0);
                     }
                 }
             });

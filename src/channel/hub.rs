@@ -33,6 +33,8 @@ const SLEEP: Duration = Duration::from_secs(1);
 /// How many records are told of under one lock, and after how many subscribers it is given back.
 const BATCH: usize = 256;
 const FEEDS: usize = 4096;
+/// With this for a tail those are told, too, who wait for their clients.
+const EVERYBODY: u64 = u64::MAX;
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
@@ -201,7 +203,7 @@ impl Hub {
             if !(tail..head).contains(&at) {
                 return self.tell_all(at);
             }
-            let (next, missed) = self.tell_some(at, head);
+            let (next, missed) = self.tell_some(at, (head, tail));
             if missed {
                 return self.tell_all(next);
             }
@@ -211,7 +213,7 @@ impl Hub {
 
     /// Tells of some of what is there from `at` on, before `head`. Returns how far it came, and whether what comes next is
     /// not there.
-    fn tell_some(&self, mut at: u64, head: u64) -> (u64, bool) {
+    fn tell_some(&self, mut at: u64, (head, tail): (u64, u64)) -> (u64, bool) {
         let (mut missed, mut asked, mut told) = (false, 0, false);
         let subscribed = self.subscribed.acquire();
         for _ in 0..BATCH {
@@ -225,7 +227,7 @@ impl Hub {
             if let Some(channel) = subscribed.channels.get(&header.hash) {
                 asked += channel.feeds.len();
                 for feed in channel.feeds.values() {
-                    told |= feed.tell(at);
+                    told |= feed.tell(at, tail);
                 }
             }
             at = header.next;
@@ -243,7 +245,7 @@ impl Hub {
         let head = self.store.ring().head();
         let subscribed = self.subscribed.acquire();
         for feed in subscribed.channels.values().flat_map(|channel| channel.feeds.values()) {
-            feed.tell(at);
+            feed.tell(at, EVERYBODY);
         }
         drop(subscribed);
         (self.run)();

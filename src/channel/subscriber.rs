@@ -113,6 +113,14 @@ impl Subscriber {
         }
     }
 
+    /// The client has to take something first. What is published meanwhile is nothing to it, unless it is overtaken and
+    /// has to go: or those who do not read would have a turn with each message, before those who do.
+    fn wait_for_client(&self, cursor: &Cursor) -> Relayed {
+        let goes = self.options.slow == SlowClient::Close;
+        self.feed.hold(goes.then(|| cursor.place()));
+        Relayed { paused: true, ..NOTHING }
+    }
+
     /// Closes with a code, a reason and a line.
     fn send_away(&self, code: CloseCode, tag: &str, reason: &str) {
         let payload = [&close::payload(code)[..], reason.as_bytes()].concat();
@@ -156,14 +164,14 @@ impl Endpoint for Subscriber {
             }
             // However often it is overtaken until it gets a message, it is told once.
             if *gap && !*told && !self.send_gap(cursor.id(self.hub.store().ring())) {
-                return Relayed { paused: true, ..NOTHING };
+                return self.wait_for_client(cursor);
             }
             (*gap, *told) = (false, *gap || *told);
             let has_room = |len| self.outbox.has_room(len, QUEUED);
             match cursor.next_if(self.hub, &self.feed, &has_room) {
                 Next::Nothing => return NOTHING,
                 Next::Later => break,
-                Next::Full => return Relayed { paused: true, ..NOTHING },
+                Next::Full => return self.wait_for_client(cursor),
                 Next::Gap if self.options.slow == SlowClient::Skip => *gap = true,
                 Next::Gap => {
                     let reason = "the client is too slow for its channel";
@@ -171,7 +179,7 @@ impl Endpoint for Subscriber {
                 }
                 Next::Message(message) => {
                     if !self.send(&message) {
-                        return Relayed { paused: true, ..NOTHING };
+                        return self.wait_for_client(cursor);
                     }
                     cursor.pass();
                     *told = false;
@@ -209,7 +217,7 @@ mod tests {
         at: u64,
         outbox: Arc<Outbox>,
         wire: Wire,
-        _driver: Arc<Driver>,
+        driver: Arc<Driver>,
         subscriber: Subscriber,
     }
 
@@ -231,7 +239,7 @@ mod tests {
             let begin = Cursor::new(store.ring(), &["a".to_owned()], last, None::<Replay>);
             let subscriber =
                 Subscriber::new(hub, (feed, outbox.clone()), options, begin, subscription, None);
-            Self { store, hub, at, outbox, wire: Wire::new(), _driver: driver, subscriber }
+            Self { store, hub, at, outbox, wire: Wire::new(), driver, subscriber }
         }
 
         fn publish(&mut self, body: &[u8]) {
@@ -357,6 +365,38 @@ mod tests {
         client.publish(b"new");
         client.pull();
         assert!(client.flush().ends_with(&from_us(Opcode::Binary, b"new")));
+    }
+
+    #[test]
+    fn who_waits_for_its_client_has_no_turns_meanwhile() {
+        for slow in [SlowClient::Close, SlowClient::Skip] {
+            let mut client = Client::new(1 << 20, Options { slow, ..PLAIN }, None);
+            for turns in [1, 1, 0, 0] {
+                client.publish(&[7; 60_000]);
+                assert_eq!(client.driver.take_wakes(), turns);
+                client.pull();
+                client.pull();
+            }
+            // When it is overtaken it has one, if it has to go.
+            let goes = slow == SlowClient::Close;
+            for _ in 0..10 {
+                publish(client.store, "much", &vec![0; client.store.most()]);
+                client.hub.look_on(&mut client.at);
+            }
+            client.publish(b"new");
+            assert_eq!(client.driver.take_wakes(), usize::from(goes));
+            client.pull();
+            assert_eq!(client.outbox.state() > State::Open, goes);
+            // When its client has taken something it goes on.
+            let taken = client.flush();
+            client.pull();
+            let sent = [taken, client.flush()].concat();
+            assert_eq!(sent.ends_with(&from_us(Opcode::Binary, b"new")), !goes);
+            if !goes {
+                client.publish(b"next");
+                assert_eq!(client.driver.take_wakes(), 1);
+            }
+        }
     }
 
     #[test]

@@ -12,8 +12,6 @@ import datetime
 import json
 import os
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,13 +27,11 @@ BIN = Path(os.environ.get("BENCH_BIN") or TOP / "test/bench/target/release")
 SECONDS = float(os.environ.get("SECONDS_EACH") or 1)
 ROUNDS = int(os.environ.get("ROUNDS") or 3)
 WARM_UP = 0.3
-SERVER_CORE, CLIENT_CORE = 0, 1
-# Some kernels default to BBR, which paces even the loopback device.
-CONGESTION = "cubic"
 sys.path.insert(0, str(TOP / "test/lib"))
 
 import page  # noqa: E402
-from httpd import Httpd, echo, wait_until  # noqa: E402
+from httpd import Httpd, echo  # noqa: E402
+from stage import CLIENT_CORE, enter_namespace, set_up_network, start_program, two_cores, where  # noqa: E402
 
 CONF = """
     LogLevel error
@@ -137,56 +133,12 @@ SCENARIOS = {
 CORE = "core"
 
 
-# --- the network --------------------------------------------------------------------------------
-
-
-def enter_namespace():
-    """Starts over in a network namespace of our own, if that is possible."""
-    if os.environ.get("BENCH_NAMESPACE") or os.geteuid() != 0 or not shutil.which("unshare"):
-        return
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode == 0:
-        os.environ["BENCH_NAMESPACE"] = "own"
-        os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
-
-
-def set_up_network():
-    """The loopback device, with our congestion control on its routes: the default of a namespace may be out of reach."""
-    if not os.environ.get("BENCH_NAMESPACE"):
-        return
-    run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: E731
-    run("ip", "link", "set", "lo", "up")
-    for line in run("ip", "route", "show", "table", "local").stdout.splitlines():
-        if line.startswith("local 127."):
-            run("ip", "route", "replace", "table", "local", *line.split(), "congctl", CONGESTION)
-
-
-def congestion_control():
-    """What is in force, asked of a connection."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        with socket.create_connection(listener.getsockname()) as client:
-            return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
-
-
 # --- the servers --------------------------------------------------------------------------------
 
 
-def start_program(command, **env):
+def program(command, **env):
     """A server that takes its port as the last argument."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([*command, str(port)], env={**os.environ, **env}, stdin=subprocess.DEVNULL)
-    atexit.register(process.wait)
-    atexit.register(process.send_signal, signal.SIGKILL)
-
-    def up():
-        assert process.poll() is None, f"{command[0]} ends with {process.returncode}"
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", port)) == 0
-
-    wait_until(up, 20, f"the start of {command[0]}")
+    port, process = start_program(command, **env)
     return Contender(port, [process.pid])
 
 
@@ -212,17 +164,17 @@ def start_all(wanted):
     """The servers, by name."""
     servers = {}
     if "mirror" in wanted:
-        servers["mirror"] = start_program([BIN / "mirror"])
+        servers["mirror"] = program([BIN / "mirror"])
     if "fastwebsockets" in wanted or "mod_proxy" in wanted:
-        servers["fastwebsockets"] = start_program([BIN / "peer_fastwebsockets"])
+        servers["fastwebsockets"] = program([BIN / "peer_fastwebsockets"])
     if "tungstenite" in wanted:
-        servers["tungstenite"] = start_program([BIN / "peer_tungstenite"])
+        servers["tungstenite"] = program([BIN / "peer_tungstenite"])
     if "ws" in wanted:
         modules = NODE / "node_modules"
         if shutil.which("node") and (modules / "ws").exists():
             command = ["node", str(TOP / "test/bench/peer_ws.js")]
-            servers["ws"] = start_program(command, NODE_PATH=str(modules))
-            servers["ws, deflate"] = start_program(command, NODE_PATH=str(modules), PERMESSAGE_DEFLATE="1")
+            servers["ws"] = program(command, NODE_PATH=str(modules))
+            servers["ws, deflate"] = program(command, NODE_PATH=str(modules), PERMESSAGE_DEFLATE="1")
         else:
             print("ws is left out: node, or npm and the registry, cannot be had\n")
     servers["module"] = servers["module, plain"] = servers["static page"] = start_httpd("module", MODULE)
@@ -353,19 +305,15 @@ def main():
         print(subprocess.run([BIN / "core"], capture_output=True, text=True, check=True).stdout, flush=True)
     if not names:
         return
-    if len(os.sched_getaffinity(0)) < 2:
-        sys.exit("the benchmark needs two cores: one for the client, one for the servers")
     set_up_network()
     os.environ["TEST_MPM"] = "event"
     OUT.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
-    # The servers inherit it; the client goes to its own core.
-    os.sched_setaffinity(0, {SERVER_CORE})
+    two_cores()
     servers = start_all({name for scenario in names for name in SCENARIOS[scenario].contenders})
-    where = "a network namespace of its own" if os.environ.get("BENCH_NAMESPACE") else "the machine's network namespace"
     print(
         f"{datetime.date.today()}, {ROUNDS} rounds of {SECONDS:g} s each, interleaved; medians. "
-        f"Congestion control {congestion_control()}, in {where}; load average before: {load:.2f}.\n",
+        f"{where()}; load average before: {load:.2f}.\n",
         flush=True,
     )
     results = {}
