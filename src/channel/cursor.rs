@@ -12,6 +12,7 @@ use super::{
     id::Id,
     kept::Kept,
     ring::{Header, Missed, Ring},
+    subscription::Subscription,
 };
 
 /// How many records one looks at before others have their turn.
@@ -24,13 +25,6 @@ pub trait Messages {
 
     /// The whole of one; an error if it is not there any more.
     fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed>;
-}
-
-/// One of a subscriber's channels.
-#[derive(Debug)]
-struct Wanted {
-    hash: u64,
-    name: Box<str>,
 }
 
 /// The place.
@@ -46,7 +40,7 @@ pub struct Cursor {
     born: u64,
     /// It brought no id, and has got nothing of what was there when it began: nobody has promised that to it.
     is_new: bool,
-    wanted: Box<[Wanted]>,
+    subscriptions: Box<[Subscription]>,
 }
 
 /// What comes next.
@@ -70,16 +64,14 @@ impl Cursor {
     /// It has to be subscribed already: what is published from then on it is told of.
     pub fn new(
         ring: Ring,
-        names: &[String],
+        subscriptions: Box<[Subscription]>,
         last: Option<&str>,
         replay: Option<Replay>,
     ) -> (Self, bool) {
-        let wanted = |name: &String| Wanted { hash: ring.hash(name), name: (**name).into() };
-        let wanted: Box<[Wanted]> = names.iter().map(wanted).collect();
         let (head, tail) = ring.bounds();
         let resumed = last.map(|text| {
             let id = Id::parse(text)?;
-            let of = wanted.iter().find(|wanted| id.is_of(ring.seed(), wanted.hash))?;
+            let of = subscriptions.iter().find(|wanted| id.is_of(ring.seed(), wanted.hash))?;
             if id.time == 0 {
                 return (tail..=head).contains(&id.at).then_some(id.at);
             }
@@ -89,7 +81,7 @@ impl Cursor {
         let replayed = || match replay? {
             Replay::All => Some(tail),
             Replay::Last(most) => {
-                let mut places: Vec<u64> = wanted
+                let mut places: Vec<u64> = subscriptions
                     .iter()
                     .flat_map(|wanted| ring.history(&wanted.name).take(most as usize))
                     .map(|header| header.at)
@@ -102,12 +94,21 @@ impl Cursor {
         let begin = resumed.flatten().or_else(replayed);
         let (at, idle) = (begin.unwrap_or(head), begin.is_none());
         let is_new = !matches!(resumed, Some(Some(_)));
-        (Self { at, behind: at, idle, born: head, is_new, wanted }, resumed == Some(None))
+        (Self { at, behind: at, idle, born: head, is_new, subscriptions }, resumed == Some(None))
+    }
+
+    /// The channels.
+    pub fn subscriptions(&self) -> &[Subscription] {
+        &self.subscriptions
     }
 
     /// The id by which a client gets what comes from here on. With several channels any one of them will do.
     pub fn id(&self, ring: Ring) -> Id {
-        Id::from_here(ring.seed(), self.at, self.wanted.first().map_or(0, |wanted| wanted.hash))
+        Id::from_here(
+            ring.seed(),
+            self.at,
+            self.subscriptions.first().map_or(0, |wanted| wanted.hash),
+        )
     }
 
     /// The place of one that asks again and again: it was there all the time since it got its id.
@@ -180,12 +181,12 @@ impl Cursor {
     }
 
     fn wants(&self, header: &Header) -> bool {
-        self.wanted.iter().any(|wanted| wanted.hash == header.hash)
+        self.subscriptions.iter().any(|wanted| wanted.hash == header.hash)
             && (header.kind != Kind::End || header.at >= self.born)
     }
 
     fn has(&self, message: &Message) -> bool {
-        self.wanted.iter().any(|wanted| wanted.name == message.channel)
+        self.subscriptions.iter().any(|wanted| *wanted.name == *message.channel)
     }
 
     /// Goes on with the oldest that is there.
@@ -291,7 +292,8 @@ mod loom_tests {
                 publish(ring, "a", n);
             }
             let feed = Feed::new(outbox);
-            let (mut cursor, gap) = Cursor::new(ring, &["a".to_owned()], None, replay);
+            let (mut cursor, gap) =
+                Cursor::new(ring, Subscription::untold(ring, &["a".to_owned()]), None, replay);
             assert!(!gap);
             let hub = thread::spawn({
                 let feed = feed.clone();
@@ -355,33 +357,33 @@ mod tests {
         got: Vec<u64>,
     }
 
+    type Subscribed = (Arc<Feed>, Arc<Driver>, Box<[Subscription]>);
+
     impl Reader {
         /// One that is subscribed, and then begins.
-        fn subscribe(hub: &'static Hub, names: &[String]) -> (Arc<Feed>, Arc<Driver>) {
+        fn subscribe(hub: &'static Hub, names: &[String]) -> Subscribed {
             let (outbox, _) = outbox(1000);
             let driver = Driver::new(None, || ());
             driver.rest(&outbox);
             let feed = Feed::new(outbox);
-            let hashes: Vec<_> = names.iter().map(|name| hub.store().ring().hash(name)).collect();
-            hub.subscribe(&hashes, &feed).unwrap();
-            (feed, driver)
+            let subscriptions = hub.subscribe(names, &feed).unwrap();
+            (feed, driver, subscriptions)
         }
 
         fn begin(
             hub: &'static Hub,
-            (feed, driver): (Arc<Feed>, Arc<Driver>),
-            names: &[String],
+            (feed, driver, subscriptions): Subscribed,
             last: Option<&str>,
             replay: Option<Replay>,
         ) -> Self {
-            let (cursor, gap) = Cursor::new(hub.store().ring(), names, last, replay);
+            let (cursor, gap) = Cursor::new(hub.store().ring(), subscriptions, last, replay);
             assert!(!gap);
             Self { hub, feed, driver, cursor, at_work: true, got: Vec::new() }
         }
 
         fn new(hub: &'static Hub, names: &[&str], replay: Option<Replay>) -> Self {
             let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-            Self::begin(hub, Self::subscribe(hub, &names), &names, None, replay)
+            Self::begin(hub, Self::subscribe(hub, &names), None, replay)
         }
 
         /// A step of a turn; `false` if there is none to have.
@@ -452,7 +454,7 @@ mod tests {
                     None => told = Some(Reader::subscribe(hub, &names[..2])),
                     Some(told) => {
                         let last = resumes.then_some(&*id);
-                        *reader = Some(Reader::begin(hub, told, &names[..2], last, replay));
+                        *reader = Some(Reader::begin(hub, told, last, replay));
                     }
                 },
             }
@@ -520,7 +522,12 @@ mod tests {
         let store = store::for_test();
         let ring = store.ring();
         publish(store, "a", b"12345");
-        let (mut cursor, _) = Cursor::new(ring, &["a".to_owned()], None, Some(Replay::All));
+        let (mut cursor, _) = Cursor::new(
+            ring,
+            Subscription::untold(ring, &["a".to_owned()]),
+            None,
+            Some(Replay::All),
+        );
         let feed = Feed::silent();
         for _ in 0..3 {
             let next = cursor.next_if(&Closed(ring), &feed, &|len| len < 5);
@@ -549,7 +556,8 @@ mod tests {
         store.put(Kind::End, "a", "", b"").unwrap();
         let names = ["a".to_owned()];
         let next = |polls: bool, last: Option<&str>| {
-            let (cursor, _) = Cursor::new(ring, &names, last, Some(Replay::All));
+            let (cursor, _) =
+                Cursor::new(ring, Subscription::untold(ring, &names), last, Some(Replay::All));
             let mut cursor = if polls { cursor.of_one_that_polls() } else { cursor };
             cursor.next(&Known(ring), &Feed::silent())
         };

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use slotmap::{DefaultKey, DenseSlotMap};
+use slotmap::{DefaultKey, SlotMap};
 
 use super::{
     broker::Broker,
@@ -24,6 +24,7 @@ use super::{
     kept::{Kept, KeptMessages},
     ring::{Header, Missed, Ring},
     store::Store,
+    subscription::Subscription,
     wakeup::{self, Wanted},
 };
 use crate::{os::AllSignals, sync::Lock as _};
@@ -38,7 +39,8 @@ const EVERYBODY: u64 = u64::MAX;
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
-    feeds: DenseSlotMap<DefaultKey, Arc<Feed>>,
+    name: Arc<str>,
+    feeds: SlotMap<DefaultKey, Arc<Feed>>,
     counted: Option<Counted>,
 }
 
@@ -69,10 +71,6 @@ struct Subscribed {
     channels: HashMap<u64, Channel, BuildHasherDefault<Same>>,
     thread: Option<JoinHandle<()>>,
 }
-
-/// A subscription, to be ended with [`Hub::unsubscribe`].
-#[derive(Debug)]
-pub struct Subscription(Box<[(u64, DefaultKey)]>);
 
 /// What all subscribers of a child share. It lives as long as the process.
 pub struct Hub {
@@ -117,9 +115,13 @@ impl Hub {
         &self.stuck
     }
 
-    /// Subscribes to the channels of these hashes, each of which is there once. From now on messages are told. An error if
-    /// the thread cannot be started.
-    pub fn subscribe(&'static self, hashes: &[u64], feed: &Arc<Feed>) -> io::Result<Subscription> {
+    /// Subscribes to the channels of these names, each of which is there once. From now on messages are told, until it is
+    /// [ended](Self::unsubscribe). An error if the thread cannot be started.
+    pub fn subscribe(
+        &'static self,
+        names: &[String],
+        feed: &Arc<Feed>,
+    ) -> io::Result<Box<[Subscription]>> {
         let mut subscribed = self.subscribed.acquire();
         if self.ending.load(Ordering::SeqCst) {
             return Err(io::Error::other("this child ends"));
@@ -132,31 +134,36 @@ impl Hub {
             subscribed.thread = Some(thread.spawn(move || self.work(begin))?);
         }
         let mut bits = 0;
-        let subscribe = |&hash: &u64| {
+        let subscribe = |name: &String| {
+            let hash = self.store.ring().hash(name);
             let channel = subscribed.channels.entry(hash).or_insert_with(|| Channel {
-                feeds: DenseSlotMap::new(),
+                name: (**name).into(),
+                feeds: SlotMap::new(),
                 counted: self.store.counts().count(hash),
             });
             let key = channel.feeds.insert(feed.clone());
             channel.count();
             bits |= wakeup::bit(hash).get();
-            (hash, key)
+            // Another one may have the same hash.
+            let is_it = *channel.name == **name;
+            let name = if is_it { channel.name.clone() } else { (**name).into() };
+            Subscription { hash, name, key }
         };
-        let subscription = Subscription(hashes.iter().map(subscribe).collect());
+        let subscriptions = names.iter().map(subscribe).collect();
         drop(subscribed);
         self.wanted.add(bits, self.store.wakeup());
-        Ok(subscription)
+        Ok(subscriptions)
     }
 
     /// Ends a subscription.
-    pub fn unsubscribe(&self, subscription: &Subscription) {
+    pub fn unsubscribe(&self, subscriptions: &[Subscription]) {
         let mut subscribed = self.subscribed.acquire();
-        for &(hash, key) in &subscription.0 {
-            let Some(channel) = subscribed.channels.get_mut(&hash) else { continue };
-            channel.feeds.remove(key);
+        for Subscription { hash, key, .. } in subscriptions {
+            let Some(channel) = subscribed.channels.get_mut(hash) else { continue };
+            channel.feeds.remove(*key);
             channel.count();
             if channel.feeds.is_empty() {
-                subscribed.channels.remove(&hash);
+                subscribed.channels.remove(hash);
             }
         }
         if subscribed.channels.is_empty() {
@@ -305,7 +312,11 @@ pub(super) mod tests {
     struct Told {
         feed: Arc<Feed>,
         driver: Arc<Driver>,
-        subscription: Subscription,
+        subscriptions: Box<[Subscription]>,
+    }
+
+    fn names(channels: &[&str]) -> Vec<String> {
+        channels.iter().map(|&name| name.to_owned()).collect()
     }
 
     fn subscribe(hub: &'static Hub, channels: &[&str]) -> Told {
@@ -313,9 +324,8 @@ pub(super) mod tests {
         let driver = Driver::new(None, || ());
         driver.rest(&outbox);
         let feed = Feed::new(outbox);
-        let hashes: Vec<_> = channels.iter().map(|name| hub.store.ring().hash(name)).collect();
-        let subscription = hub.subscribe(&hashes, &feed).unwrap();
-        Told { feed, driver, subscription }
+        let subscriptions = hub.subscribe(&names(channels), &feed).unwrap();
+        Told { feed, driver, subscriptions }
     }
 
     #[test]
@@ -353,12 +363,12 @@ pub(super) mod tests {
         let count = |name| store.counts().subscribers(store.ring().hash(name));
         let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
         assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
-        hub.unsubscribe(&two.subscription);
+        hub.unsubscribe(&two.subscriptions);
         assert_eq!((count("a"), count("b")), (1, 0));
         publish(store, "a", b"1");
         hub.look_on(&mut at);
         assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 0));
-        hub.unsubscribe(&one.subscription);
+        hub.unsubscribe(&one.subscriptions);
         assert_eq!((count("a"), hub.subscribed.acquire().channels.len()), (0, 0));
     }
 
@@ -395,7 +405,7 @@ pub(super) mod tests {
         })));
         outbox.open(Arc::downgrade(&driver));
         let _ = asks.set(feed.clone());
-        hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
+        hub.subscribe(&names(&["a"]), &feed).unwrap();
         fill(store);
         hub.look_on(&mut at);
         hub.look_on(&mut at);
@@ -445,7 +455,7 @@ pub(super) mod tests {
         publish(store, "a", b"2");
         assert_eq!((runs.load(Ordering::SeqCst), one.feed.take()), (20, None));
         // Who comes too late.
-        assert!(hub.subscribe(&[7], &one.feed).is_err());
+        assert!(hub.subscribe(&names(&["c"]), &one.feed).is_err());
     }
 
     #[test]
@@ -462,7 +472,7 @@ pub(super) mod tests {
         let feed = Feed::new(outbox.clone());
         let driver: Arc<dyn DriverHandle> = Arc::new(Meanwhile(Box::new(|| panic!("a bug"))));
         outbox.open(Arc::downgrade(&driver));
-        hub.subscribe(&[store.ring().hash("b")], &feed).unwrap();
+        hub.subscribe(&names(&["b"]), &feed).unwrap();
         let broken = publish(store, "b", b"1");
         wait_until(|| runs.load(Ordering::SeqCst) > 0);
         // It looks for itself, from there on and not from where it was when it was told last.
@@ -480,7 +490,7 @@ pub(super) mod tests {
         use crate::channel::{cursor::Cursor, subscriber::Subscriber};
 
         assert!(size_of::<Cursor>() <= 48);
-        assert!(size_of::<Subscriber>() <= 120);
+        assert!(size_of::<Subscriber>() <= 104 && size_of::<Subscription>() <= 32);
         // With its counts.
         assert!(size_of::<Feed>() + 16 <= 32);
     }

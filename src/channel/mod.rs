@@ -21,6 +21,7 @@
 //! | [`counts`] | how many subscribers a channel has, over all children |
 //! | [`id`] | the ids of messages, which nobody can guess |
 //! | [`feed`] | how a subscriber is told that there is something to read |
+//! | [`subscription`] | a channel that a subscriber is subscribed to |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
 //! | [`format`] | what a message is on the wire |
 //! | [`kept`] | what this child's subscribers read last: read, put into a form and compressed once |
@@ -50,6 +51,7 @@ pub mod settings;
 pub mod store;
 #[cfg(not(loom))]
 pub mod subscriber;
+pub mod subscription;
 pub mod wakeup;
 
 /// How many channels a section may name.

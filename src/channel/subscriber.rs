@@ -8,7 +8,7 @@ use super::{
     cursor::{Cursor, Next},
     feed::Feed,
     format::Format,
-    hub::{Hub, Subscription},
+    hub::Hub,
     id::Id,
     kept::Kept,
     publisher::Publisher,
@@ -63,7 +63,7 @@ struct Place {
     /// It was told, and has got nothing since.
     told: bool,
     /// Until the end.
-    subscription: Option<Subscription>,
+    subscribed: bool,
 }
 
 impl Subscriber {
@@ -74,7 +74,6 @@ impl Subscriber {
         (feed, outbox): (Arc<Feed>, Arc<Outbox>),
         options: Options,
         (cursor, gap): (Cursor, bool),
-        subscription: Subscription,
         publisher: Option<Publisher>,
     ) -> Self {
         // A gap has an id of its own.
@@ -82,7 +81,7 @@ impl Subscriber {
         if let Some(greeting) = greeting.filter(|_| !gap) {
             outbox.offer(proto::Kind::Text, false, greeting.as_bytes(), QUEUED);
         }
-        let place = Place { cursor, gap, told: false, subscription: Some(subscription) };
+        let place = Place { cursor, gap, told: false, subscribed: true };
         let publisher = publisher.map(Box::new);
         Self { hub, feed, outbox, options, publisher, place: Mutex::new(place) }
     }
@@ -190,8 +189,9 @@ impl Endpoint for Subscriber {
     }
 
     fn closed(&self) {
-        if let Some(subscription) = self.place.acquire().subscription.take() {
-            self.hub.unsubscribe(&subscription);
+        let mut place = self.place.acquire();
+        if core::mem::take(&mut place.subscribed) {
+            self.hub.unsubscribe(place.cursor.subscriptions());
         }
     }
 }
@@ -235,10 +235,9 @@ mod tests {
             driver.rest(&outbox);
             outbox.own();
             let feed = Feed::new(outbox.clone());
-            let subscription = hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
-            let begin = Cursor::new(store.ring(), &["a".to_owned()], last, None::<Replay>);
-            let subscriber =
-                Subscriber::new(hub, (feed, outbox.clone()), options, begin, subscription, None);
+            let subscriptions = hub.subscribe(&["a".to_owned()], &feed).unwrap();
+            let begin = Cursor::new(store.ring(), subscriptions, last, None::<Replay>);
+            let subscriber = Subscriber::new(hub, (feed, outbox.clone()), options, begin, None);
             Self { store, hub, at, outbox, wire: Wire::new(), driver, subscriber }
         }
 

@@ -31,6 +31,7 @@ use crate::{
         settings::{ChannelSettings, MEMORY},
         store::{self, Mapping, Store},
         subscriber::{Options, Subscriber},
+        subscription::Subscription,
     },
     conn::{log::Level, outbox::Outbox},
     proto::{self, deflate::Packing, handshake::Offered},
@@ -143,19 +144,19 @@ impl Subscribing {
     ) -> io::Result<Subscriber> {
         self.options.packing = packing;
         let (hub, ring) = (self.hub, self.hub.store().ring());
-        let hashes: Vec<u64> = self.names.iter().map(|name| ring.hash(name)).collect();
         let feed = Feed::new(outbox.clone());
-        let subscription = hub.subscribe(&hashes, &feed)?;
-        let begin = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        let subscriptions = hub.subscribe(&self.names, &feed)?;
+        let begin = Cursor::new(ring, subscriptions, self.last.as_deref(), self.replay);
         let publisher = self.publishes.then(|| Publisher::new(hub.store().ring(), &self.names[0]));
-        Ok(Subscriber::new(hub, (feed, outbox), self.options, begin, subscription, publisher))
+        Ok(Subscriber::new(hub, (feed, outbox), self.options, begin, publisher))
     }
 
     /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
     /// bytes; and whether there is more.
     pub(super) fn events(&self, most: usize) -> (Vec<u8>, bool) {
         let (ring, feed) = (self.hub.store().ring(), Feed::silent());
-        let (cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        let subscriptions = Subscription::untold(ring, &self.names);
+        let (cursor, gap) = Cursor::new(ring, subscriptions, self.last.as_deref(), self.replay);
         let mut cursor = cursor.of_one_that_polls();
         let (format, seed) = (self.options.format, ring.seed());
         let told = |cursor: &Cursor| format.gap(cursor.id(ring)).unwrap_or_default().into_bytes();
