@@ -274,8 +274,8 @@ mod loom_tests {
     }
 
     /// One thread publishes and tells; the other one reads until it has got `messages`, and sleeps whenever there is nothing.
-    /// `before` are there already, of which so many are got that are asked for.
-    fn got(replay: Option<Replay>, before: u8, expected: &'static [u8]) {
+    /// `before` are there already, of which so many are got that are asked for. One that `waits` has no room at first.
+    fn got(replay: Option<Replay>, before: u8, expected: &'static [u8], waits: bool) {
         check(2, move || {
             let ring = ring(64);
             let bounds = Bounds {
@@ -304,8 +304,14 @@ mod loom_tests {
                 }
             });
             let mut got = Vec::new();
+            let mut has_room = !waits;
             loop {
-                match cursor.next(&ring, &feed) {
+                match cursor.next_if(&ring, &feed, &|_| has_room) {
+                    Next::Full => {
+                        feed.hold((before == 0).then(|| cursor.place()));
+                        // Its client takes something.
+                        has_room = true;
+                    }
                     Next::Message(message) => {
                         got.push(message.body[0]);
                         cursor.pass();
@@ -323,13 +329,19 @@ mod loom_tests {
 
     #[test]
     fn every_message_is_got_once() {
-        got(None, 0, &[0, 1]);
+        got(None, 0, &[0, 1], false);
     }
 
     #[test]
     fn history_goes_over_into_what_is_live() {
-        got(Some(Replay::Last(1)), 2, &[1, 2, 3]);
-        got(Some(Replay::All), 1, &[0, 1, 2]);
+        got(Some(Replay::Last(1)), 2, &[1, 2, 3], false);
+        got(Some(Replay::All), 1, &[0, 1, 2], false);
+    }
+
+    #[test]
+    fn nothing_is_missed_by_who_waits_for_its_client() {
+        got(None, 0, &[0, 1], true);
+        got(Some(Replay::All), 1, &[0, 1, 2], true);
     }
 }
 
