@@ -167,7 +167,6 @@ impl Hub {
             }
         }
         if subscribed.channels.is_empty() {
-            self.wanted.clear();
             subscribed.channels.shrink_to_fit();
             self.kept.clear();
         }
@@ -191,11 +190,21 @@ impl Hub {
         let mut at = begin;
         while !self.ending.load(Ordering::SeqCst) {
             self.wanted.look_and_sleep(self.store.wakeup(), SLEEP, || {
+                self.forget();
                 let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
                 at = look.unwrap_or_else(|_| self.tell_all(at));
                 // Who ends it may have woken us before we looked at the word.
                 !self.ending.load(Ordering::SeqCst)
             });
+        }
+    }
+
+    /// What nobody is subscribed to any more is not slept for. Not at once: adding it again wakes the threads of all
+    /// children, and a client may come and go.
+    fn forget(&self) {
+        let subscribed = self.subscribed.acquire();
+        if subscribed.channels.is_empty() {
+            self.wanted.clear();
         }
     }
 
