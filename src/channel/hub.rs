@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use slotmap::{DefaultKey, DenseSlotMap};
+use slotmap::{DefaultKey, SlotMap};
 
 use super::{
     Message,
@@ -40,7 +40,8 @@ const KEPT_SIZE: usize = 64 * 1024;
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
-    feeds: DenseSlotMap<DefaultKey, Arc<Feed>>,
+    /// In one piece: most channels have one subscriber, or a few.
+    feeds: SlotMap<DefaultKey, Arc<Feed>>,
     counted: Option<Counted>,
 }
 
@@ -123,7 +124,7 @@ impl Hub {
         let mut bits = 0;
         let subscribe = |&hash: &u64| {
             let channel = subscribed.channels.entry(hash).or_insert_with(|| Channel {
-                feeds: DenseSlotMap::new(),
+                feeds: SlotMap::with_capacity(1),
                 counted: self.store.counts().count(hash),
             });
             let key = channel.feeds.insert(feed.clone());
