@@ -51,7 +51,6 @@ HTTPD = (
     MaxKeepAliveRequests 0
     WebSocketPingInterval Off
     WebSocketWorkerShare Off
-    AsyncRequestWorkerFactor 2000
     <Directory />
         AllowOverride None
     </Directory>
