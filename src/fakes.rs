@@ -20,7 +20,7 @@ use std::{
 use crate::{
     conn::{
         callbacks::Callbacks,
-        endpoint::{Endpoint, Peer, Relayed},
+        endpoint::{Endpoint, Peer, Relayed, Sink},
         log::{Level, Log},
         outbox::{Bounds, DriverHandle, Outbox, WriteSocket},
         session::{Limits, Session},
@@ -527,6 +527,7 @@ type Answer = Box<dyn Fn(&[u8]) + Send + Sync>;
 pub(crate) struct Recorder {
     told: Arc<Watched<Told>>,
     answer: Option<Arc<Answer>>,
+    sink: Option<Arc<dyn Sink>>,
     peer: Option<Arc<dyn Peer>>,
     callbacks: Option<Arc<Callbacks>>,
 }
@@ -544,8 +545,12 @@ impl Recorder {
         })
     }
 
-    pub(crate) fn with_peer(peer: Arc<dyn Peer>) -> Self {
-        Self { peer: Some(peer), ..Self::default() }
+    pub(crate) fn with_peer(peer: Arc<impl Peer + 'static>) -> Self {
+        Self { peer: Some(peer.clone()), ..Self::with_sink(peer) }
+    }
+
+    pub(crate) fn with_sink(sink: Arc<impl Sink + 'static>) -> Self {
+        Self { sink: Some(sink), ..Self::default() }
     }
 
     /// What it does with a message is done in a callback of this library.
@@ -590,6 +595,10 @@ impl Endpoint for Recorder {
         self.told(|told| told.closed += 1);
     }
 
+    fn sink(&self) -> Option<&dyn Sink> {
+        self.sink.as_deref()
+    }
+
     fn peer(&self) -> Option<&dyn Peer> {
         self.peer.as_deref()
     }
@@ -619,6 +628,12 @@ impl StuckPeer {
     }
 }
 
+impl Sink for StuckPeer {
+    fn is_crowded(&self) -> bool {
+        false
+    }
+}
+
 impl Peer for StuckPeer {
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.sockets[0].as_fd()
@@ -626,9 +641,6 @@ impl Peer for StuckPeer {
     fn note(&self, _: Readiness) {}
     fn relay(&self, _: &mut [u8]) -> Relayed {
         Relayed { again: false, paused: false, settled: self.is_given_up() }
-    }
-    fn is_crowded(&self) -> bool {
-        false
     }
     fn interest(&self) -> Interest {
         Interest { read: false, write: !self.is_given_up() }

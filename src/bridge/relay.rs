@@ -2,7 +2,7 @@
 //! blocking and within bounds.
 //!
 //! Each direction pauses the other side's sender when its own receiver is slow: the driver stops reading from the client
-//! while [`Peer::is_crowded`], and the relay stops reading from the peer while much waits in the outbox. Either way the
+//! while [`Sink::is_crowded`], and the relay stops reading from the peer while much waits in the outbox. Either way the
 //! kernel's buffers fill up, and TCP tells the sender.
 
 use core::fmt;
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     conn::{
-        endpoint::{Endpoint, Peer, Relayed},
+        endpoint::{Endpoint, Peer, Relayed, Sink},
         log::Level,
         outbox::{self, Outbox, drop_front},
     },
@@ -505,8 +505,18 @@ impl Endpoint for Relay {
         }
     }
 
+    fn sink(&self) -> Option<&dyn Sink> {
+        Some(self)
+    }
+
     fn peer(&self) -> Option<&dyn Peer> {
         Some(self)
+    }
+}
+
+impl Sink for Relay {
+    fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > CROWDED
     }
 }
 
@@ -547,10 +557,6 @@ impl Peer for Relay {
             paused: reading == Reading::Paused,
             settled: !outbound.waits(),
         }
-    }
-
-    fn is_crowded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > CROWDED
     }
 
     fn interest(&self) -> Interest {

@@ -10,7 +10,9 @@ use super::{
     Kind, Message, Replay,
     feed::Feed,
     id::Id,
+    kept::Kept,
     ring::{Header, Missed, Ring},
+    subscription::Subscription,
 };
 
 /// How many records one looks at before others have their turn.
@@ -22,14 +24,7 @@ pub trait Messages {
     fn ring(&self) -> Ring;
 
     /// The whole of one; an error if it is not there any more.
-    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed>;
-}
-
-/// One of a subscriber's channels.
-#[derive(Debug)]
-struct Wanted {
-    hash: u64,
-    name: Box<str>,
+    fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed>;
 }
 
 /// The place.
@@ -45,14 +40,14 @@ pub struct Cursor {
     born: u64,
     /// It brought no id, and has got nothing of what was there when it began: nobody has promised that to it.
     is_new: bool,
-    wanted: Box<[Wanted]>,
+    subscriptions: Box<[Subscription]>,
 }
 
 /// What comes next.
 #[derive(Clone, Debug)]
 pub enum Next {
     /// A message, which stays the next one until [`Cursor::pass`].
-    Message(Arc<Message>),
+    Message(Arc<Kept>),
     /// One for which there is no room yet.
     Full,
     /// It was overtaken: something is missing. What follows is there.
@@ -69,16 +64,14 @@ impl Cursor {
     /// It has to be subscribed already: what is published from then on it is told of.
     pub fn new(
         ring: Ring,
-        names: &[String],
+        subscriptions: Box<[Subscription]>,
         last: Option<&str>,
         replay: Option<Replay>,
     ) -> (Self, bool) {
-        let wanted = |name: &String| Wanted { hash: ring.hash(name), name: (**name).into() };
-        let wanted: Box<[Wanted]> = names.iter().map(wanted).collect();
         let (head, tail) = ring.bounds();
         let resumed = last.map(|text| {
             let id = Id::parse(text)?;
-            let of = wanted.iter().find(|wanted| id.is_of(ring.seed(), wanted.hash))?;
+            let of = subscriptions.iter().find(|wanted| id.is_of(ring.seed(), wanted.hash))?;
             if id.time == 0 {
                 return (tail..=head).contains(&id.at).then_some(id.at);
             }
@@ -88,7 +81,7 @@ impl Cursor {
         let replayed = || match replay? {
             Replay::All => Some(tail),
             Replay::Last(most) => {
-                let mut places: Vec<u64> = wanted
+                let mut places: Vec<u64> = subscriptions
                     .iter()
                     .flat_map(|wanted| ring.history(&wanted.name).take(most as usize))
                     .map(|header| header.at)
@@ -101,12 +94,21 @@ impl Cursor {
         let begin = resumed.flatten().or_else(replayed);
         let (at, idle) = (begin.unwrap_or(head), begin.is_none());
         let is_new = !matches!(resumed, Some(Some(_)));
-        (Self { at, behind: at, idle, born: head, is_new, wanted }, resumed == Some(None))
+        (Self { at, behind: at, idle, born: head, is_new, subscriptions }, resumed == Some(None))
+    }
+
+    /// The channels.
+    pub fn subscriptions(&self) -> &[Subscription] {
+        &self.subscriptions
     }
 
     /// The id by which a client gets what comes from here on. With several channels any one of them will do.
     pub fn id(&self, ring: Ring) -> Id {
-        Id::from_here(ring.seed(), self.at, self.wanted.first().map_or(0, |wanted| wanted.hash))
+        Id::from_here(
+            ring.seed(),
+            self.at,
+            self.subscriptions.first().map_or(0, |wanted| wanted.hash),
+        )
     }
 
     /// The place of one that asks again and again: it was there all the time since it got its id.
@@ -179,12 +181,12 @@ impl Cursor {
     }
 
     fn wants(&self, header: &Header) -> bool {
-        self.wanted.iter().any(|wanted| wanted.hash == header.hash)
+        self.subscriptions.iter().any(|wanted| wanted.hash == header.hash)
             && (header.kind != Kind::End || header.at >= self.born)
     }
 
     fn has(&self, message: &Message) -> bool {
-        self.wanted.iter().any(|wanted| wanted.name == message.channel)
+        self.subscriptions.iter().any(|wanted| *wanted.name == *message.channel)
     }
 
     /// Goes on with the oldest that is there.
@@ -262,8 +264,8 @@ mod loom_tests {
         fn ring(&self) -> Ring {
             *self
         }
-        fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-            Ring::message(self, header).map(Arc::new)
+        fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed> {
+            Ring::message(self, header).map(Kept::alone).map(Arc::new)
         }
     }
 
@@ -272,8 +274,8 @@ mod loom_tests {
     }
 
     /// One thread publishes and tells; the other one reads until it has got `messages`, and sleeps whenever there is nothing.
-    /// `before` are there already, of which so many are got that are asked for.
-    fn got(replay: Option<Replay>, before: u8, expected: &'static [u8]) {
+    /// `before` are there already, of which so many are got that are asked for. One that `waits` has no room at first.
+    fn got(replay: Option<Replay>, before: u8, expected: &'static [u8], waits: bool) {
         check(2, move || {
             let ring = ring(64);
             let bounds = Bounds {
@@ -290,7 +292,8 @@ mod loom_tests {
                 publish(ring, "a", n);
             }
             let feed = Feed::new(outbox);
-            let (mut cursor, gap) = Cursor::new(ring, &["a".to_owned()], None, replay);
+            let (mut cursor, gap) =
+                Cursor::new(ring, Subscription::untold(ring, &["a".to_owned()]), None, replay);
             assert!(!gap);
             let hub = thread::spawn({
                 let feed = feed.clone();
@@ -301,8 +304,14 @@ mod loom_tests {
                 }
             });
             let mut got = Vec::new();
+            let mut has_room = !waits;
             loop {
-                match cursor.next(&ring, &feed) {
+                match cursor.next_if(&ring, &feed, &|_| has_room) {
+                    Next::Full => {
+                        feed.hold((before == 0).then(|| cursor.place()));
+                        // Its client takes something.
+                        has_room = true;
+                    }
                     Next::Message(message) => {
                         got.push(message.body[0]);
                         cursor.pass();
@@ -320,13 +329,19 @@ mod loom_tests {
 
     #[test]
     fn every_message_is_got_once() {
-        got(None, 0, &[0, 1]);
+        got(None, 0, &[0, 1], false);
     }
 
     #[test]
     fn history_goes_over_into_what_is_live() {
-        got(Some(Replay::Last(1)), 2, &[1, 2, 3]);
-        got(Some(Replay::All), 1, &[0, 1, 2]);
+        got(Some(Replay::Last(1)), 2, &[1, 2, 3], false);
+        got(Some(Replay::All), 1, &[0, 1, 2], false);
+    }
+
+    #[test]
+    fn nothing_is_missed_by_who_waits_for_its_client() {
+        got(None, 0, &[0, 1], true);
+        got(Some(Replay::All), 1, &[0, 1, 2], true);
     }
 }
 
@@ -354,33 +369,33 @@ mod tests {
         got: Vec<u64>,
     }
 
+    type Subscribed = (Arc<Feed>, Arc<Driver>, Box<[Subscription]>);
+
     impl Reader {
         /// One that is subscribed, and then begins.
-        fn subscribe(hub: &'static Hub, names: &[String]) -> (Arc<Feed>, Arc<Driver>) {
+        fn subscribe(hub: &'static Hub, names: &[String]) -> Subscribed {
             let (outbox, _) = outbox(1000);
             let driver = Driver::new(None, || ());
             driver.rest(&outbox);
             let feed = Feed::new(outbox);
-            let hashes: Vec<_> = names.iter().map(|name| hub.store().ring().hash(name)).collect();
-            hub.subscribe(&hashes, &feed).unwrap();
-            (feed, driver)
+            let subscriptions = hub.subscribe(names, &feed).unwrap();
+            (feed, driver, subscriptions)
         }
 
         fn begin(
             hub: &'static Hub,
-            (feed, driver): (Arc<Feed>, Arc<Driver>),
-            names: &[String],
+            (feed, driver, subscriptions): Subscribed,
             last: Option<&str>,
             replay: Option<Replay>,
         ) -> Self {
-            let (cursor, gap) = Cursor::new(hub.store().ring(), names, last, replay);
+            let (cursor, gap) = Cursor::new(hub.store().ring(), subscriptions, last, replay);
             assert!(!gap);
             Self { hub, feed, driver, cursor, at_work: true, got: Vec::new() }
         }
 
         fn new(hub: &'static Hub, names: &[&str], replay: Option<Replay>) -> Self {
             let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-            Self::begin(hub, Self::subscribe(hub, &names), &names, None, replay)
+            Self::begin(hub, Self::subscribe(hub, &names), None, replay)
         }
 
         /// A step of a turn; `false` if there is none to have.
@@ -451,7 +466,7 @@ mod tests {
                     None => told = Some(Reader::subscribe(hub, &names[..2])),
                     Some(told) => {
                         let last = resumes.then_some(&*id);
-                        *reader = Some(Reader::begin(hub, told, &names[..2], last, replay));
+                        *reader = Some(Reader::begin(hub, told, last, replay));
                     }
                 },
             }
@@ -509,7 +524,7 @@ mod tests {
         fn ring(&self) -> Ring {
             self.0
         }
-        fn message(&self, _: &Header) -> Result<Arc<Message>, Missed> {
+        fn message(&self, _: &Header) -> Result<Arc<Kept>, Missed> {
             panic!("there is no room for it")
         }
     }
@@ -519,7 +534,12 @@ mod tests {
         let store = store::for_test();
         let ring = store.ring();
         publish(store, "a", b"12345");
-        let (mut cursor, _) = Cursor::new(ring, &["a".to_owned()], None, Some(Replay::All));
+        let (mut cursor, _) = Cursor::new(
+            ring,
+            Subscription::untold(ring, &["a".to_owned()]),
+            None,
+            Some(Replay::All),
+        );
         let feed = Feed::silent();
         for _ in 0..3 {
             let next = cursor.next_if(&Closed(ring), &feed, &|len| len < 5);
@@ -535,8 +555,8 @@ mod tests {
         fn ring(&self) -> Ring {
             self.0
         }
-        fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-            self.0.message(header).map(Arc::new)
+        fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed> {
+            self.0.message(header).map(Kept::alone).map(Arc::new)
         }
     }
 
@@ -544,11 +564,12 @@ mod tests {
     fn who_polls_was_there_when_a_channel_ended() {
         let store = store::for_test();
         let ring = store.ring();
-        let first = store.publish(Kind::Text, "a", "", b"1").unwrap().to_string();
-        store.publish(Kind::End, "a", "", b"").unwrap();
+        let first = store.put(Kind::Text, "a", "", b"1").unwrap().to_string();
+        store.put(Kind::End, "a", "", b"").unwrap();
         let names = ["a".to_owned()];
         let next = |polls: bool, last: Option<&str>| {
-            let (cursor, _) = Cursor::new(ring, &names, last, Some(Replay::All));
+            let (cursor, _) =
+                Cursor::new(ring, Subscription::untold(ring, &names), last, Some(Replay::All));
             let mut cursor = if polls { cursor.of_one_that_polls() } else { cursor };
             cursor.next(&Known(ring), &Feed::silent())
         };
@@ -636,7 +657,7 @@ mod tests {
         let (hub, mut at) = (hub(store, || ()), store.ring().head());
         publish(store, "a", b"1");
         let mut there = Reader::new(hub, &["a"], None);
-        let end = store.publish(Kind::End, "a", "", b"").unwrap().at;
+        let end = store.put(Kind::End, "a", "", b"").unwrap().at;
         let mut later = Reader::new(hub, &["a"], Some(Replay::All));
         hub.look_on(&mut at);
         assert_eq!(there.run(), [end]);

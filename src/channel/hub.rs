@@ -17,12 +17,14 @@ use std::{
 use slotmap::{DefaultKey, SlotMap};
 
 use super::{
-    Message,
+    broker::Broker,
     counts::Counted,
     cursor::Messages,
     feed::Feed,
+    kept::{Kept, KeptMessages},
     ring::{Header, Missed, Ring},
     store::Store,
+    subscription::Subscription,
     wakeup::{self, Wanted},
 };
 use crate::{os::AllSignals, sync::Lock as _};
@@ -34,12 +36,10 @@ const BATCH: usize = 256;
 const FEEDS: usize = 4096;
 /// With this for a tail those are told, too, who wait for their clients.
 const EVERYBODY: u64 = u64::MAX;
-/// How many messages are kept as they were read last, each for all who read it next, and how large one may be.
-const KEPT: usize = 16;
-const KEPT_SIZE: usize = 64 * 1024;
 
 /// A channel that somebody here is subscribed to.
 struct Channel {
+    name: Arc<str>,
     /// In one piece: most channels have one subscriber, or a few.
     feeds: SlotMap<DefaultKey, Arc<Feed>>,
     counted: Option<Counted>,
@@ -73,10 +73,6 @@ struct Subscribed {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A subscription, to be ended with [`Hub::unsubscribe`].
-#[derive(Debug)]
-pub struct Subscription(Box<[(u64, DefaultKey)]>);
-
 /// What all subscribers of a child share. It lives as long as the process.
 pub struct Hub {
     store: Store,
@@ -84,7 +80,9 @@ pub struct Hub {
     /// All channels that somebody was subscribed to since nobody was.
     wanted: Wanted,
     ending: AtomicBool,
-    kept: [Mutex<Option<Arc<Message>>>; KEPT],
+    /// Somebody keeps those from publishing that wait for the lock.
+    stuck: AtomicBool,
+    kept: KeptMessages,
     /// Has those run that were told.
     run: Box<dyn Fn() + Send + Sync>,
 }
@@ -97,7 +95,8 @@ impl Hub {
             subscribed: Mutex::default(),
             wanted: Wanted::default(),
             ending: AtomicBool::new(false),
-            kept: Default::default(),
+            stuck: AtomicBool::new(false),
+            kept: KeptMessages::default(),
             run,
         }))
     }
@@ -107,9 +106,23 @@ impl Hub {
         self.store
     }
 
-    /// Subscribes to the channels of these hashes, each of which is there once. From now on messages are told. An error if
-    /// the thread cannot be started.
-    pub fn subscribe(&'static self, hashes: &[u64], feed: &Arc<Feed>) -> io::Result<Subscription> {
+    /// Where messages are published.
+    pub fn broker(&self) -> &dyn Broker {
+        &self.store
+    }
+
+    /// For those who publish in turns of others.
+    pub(super) fn stuck(&self) -> &AtomicBool {
+        &self.stuck
+    }
+
+    /// Subscribes to the channels of these names, each of which is there once. From now on messages are told, until it is
+    /// [ended](Self::unsubscribe). An error if the thread cannot be started.
+    pub fn subscribe(
+        &'static self,
+        names: &[String],
+        feed: &Arc<Feed>,
+    ) -> io::Result<Box<[Subscription]>> {
         let mut subscribed = self.subscribed.acquire();
         if self.ending.load(Ordering::SeqCst) {
             return Err(io::Error::other("this child ends"));
@@ -122,36 +135,41 @@ impl Hub {
             subscribed.thread = Some(thread.spawn(move || self.work(begin))?);
         }
         let mut bits = 0;
-        let subscribe = |&hash: &u64| {
+        let subscribe = |name: &String| {
+            let hash = self.store.ring().hash(name);
             let channel = subscribed.channels.entry(hash).or_insert_with(|| Channel {
+                name: (**name).into(),
                 feeds: SlotMap::with_capacity(1),
                 counted: self.store.counts().count(hash),
             });
             let key = channel.feeds.insert(feed.clone());
             channel.count();
             bits |= wakeup::bit(hash).get();
-            (hash, key)
+            // Another one may have the same hash.
+            let is_it = *channel.name == **name;
+            let name = if is_it { channel.name.clone() } else { (**name).into() };
+            Subscription { hash, name, key }
         };
-        let subscription = Subscription(hashes.iter().map(subscribe).collect());
+        let subscriptions = names.iter().map(subscribe).collect();
         drop(subscribed);
         self.wanted.add(bits, self.store.wakeup());
-        Ok(subscription)
+        Ok(subscriptions)
     }
 
     /// Ends a subscription.
-    pub fn unsubscribe(&self, subscription: &Subscription) {
+    pub fn unsubscribe(&self, subscriptions: &[Subscription]) {
         let mut subscribed = self.subscribed.acquire();
-        for &(hash, key) in &subscription.0 {
-            let Some(channel) = subscribed.channels.get_mut(&hash) else { continue };
-            channel.feeds.remove(key);
+        for Subscription { hash, key, .. } in subscriptions {
+            let Some(channel) = subscribed.channels.get_mut(hash) else { continue };
+            channel.feeds.remove(*key);
             channel.count();
             if channel.feeds.is_empty() {
-                subscribed.channels.remove(&hash);
+                subscribed.channels.remove(hash);
             }
         }
         if subscribed.channels.is_empty() {
-            self.wanted.clear();
             subscribed.channels.shrink_to_fit();
+            self.kept.clear();
         }
     }
 
@@ -173,11 +191,21 @@ impl Hub {
         let mut at = begin;
         while !self.ending.load(Ordering::SeqCst) {
             self.wanted.look_and_sleep(self.store.wakeup(), SLEEP, || {
+                self.forget();
                 let look = catch_unwind(AssertUnwindSafe(|| self.look(at)));
                 at = look.unwrap_or_else(|_| self.tell_all(at));
                 // Who ends it may have woken us before we looked at the word.
                 !self.ending.load(Ordering::SeqCst)
             });
+        }
+    }
+
+    /// What nobody is subscribed to any more is not slept for. Not at once: adding it again wakes the threads of all
+    /// children, and a client may come and go.
+    fn forget(&self) {
+        let subscribed = self.subscribed.acquire();
+        if subscribed.channels.is_empty() {
+            self.wanted.clear();
         }
     }
 
@@ -247,20 +275,8 @@ impl Messages for Hub {
         self.store.ring()
     }
 
-    fn message(&self, header: &Header) -> Result<Arc<Message>, Missed> {
-        if header.body_len() > KEPT_SIZE {
-            return self.store.ring().message(header).map(Arc::new);
-        }
-        let mut kept = self.kept[header.at as usize % KEPT].acquire();
-        let is_it = |message: &&Arc<Message>| {
-            (message.at, message.hash, message.time) == (header.at, header.hash, header.time)
-        };
-        if let Some(message) = kept.as_ref().filter(is_it) {
-            return Ok(message.clone());
-        }
-        let message = Arc::new(self.store.ring().message(header)?);
-        *kept = Some(message.clone());
-        Ok(message)
+    fn message(&self, header: &Header) -> Result<Arc<Kept>, Missed> {
+        self.kept.get(self.store.ring(), header)
     }
 }
 
@@ -293,7 +309,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::channel) fn publish(store: Store, channel: &str, body: &[u8]) -> u64 {
-        store.publish(Kind::Binary, channel, "", body).unwrap().at
+        store.put(Kind::Binary, channel, "", body).unwrap().at
     }
 
     /// Publishes as much as the ring has room for, in another channel.
@@ -306,7 +322,11 @@ pub(super) mod tests {
     struct Told {
         feed: Arc<Feed>,
         driver: Arc<Driver>,
-        subscription: Subscription,
+        subscriptions: Box<[Subscription]>,
+    }
+
+    fn names(channels: &[&str]) -> Vec<String> {
+        channels.iter().map(|&name| name.to_owned()).collect()
     }
 
     fn subscribe(hub: &'static Hub, channels: &[&str]) -> Told {
@@ -314,9 +334,8 @@ pub(super) mod tests {
         let driver = Driver::new(None, || ());
         driver.rest(&outbox);
         let feed = Feed::new(outbox);
-        let hashes: Vec<_> = channels.iter().map(|name| hub.store.ring().hash(name)).collect();
-        let subscription = hub.subscribe(&hashes, &feed).unwrap();
-        Told { feed, driver, subscription }
+        let subscriptions = hub.subscribe(&names(channels), &feed).unwrap();
+        Told { feed, driver, subscriptions }
     }
 
     #[test]
@@ -354,12 +373,12 @@ pub(super) mod tests {
         let count = |name| store.counts().subscribers(store.ring().hash(name));
         let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
         assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
-        hub.unsubscribe(&two.subscription);
+        hub.unsubscribe(&two.subscriptions);
         assert_eq!((count("a"), count("b")), (1, 0));
         publish(store, "a", b"1");
         hub.look_on(&mut at);
         assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 0));
-        hub.unsubscribe(&one.subscription);
+        hub.unsubscribe(&one.subscriptions);
         assert_eq!((count("a"), hub.subscribed.acquire().channels.len()), (0, 0));
     }
 
@@ -396,7 +415,7 @@ pub(super) mod tests {
         })));
         outbox.open(Arc::downgrade(&driver));
         let _ = asks.set(feed.clone());
-        hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
+        hub.subscribe(&names(&["a"]), &feed).unwrap();
         fill(store);
         hub.look_on(&mut at);
         hub.look_on(&mut at);
@@ -446,7 +465,7 @@ pub(super) mod tests {
         publish(store, "a", b"2");
         assert_eq!((runs.load(Ordering::SeqCst), one.feed.take()), (20, None));
         // Who comes too late.
-        assert!(hub.subscribe(&[7], &one.feed).is_err());
+        assert!(hub.subscribe(&names(&["c"]), &one.feed).is_err());
     }
 
     #[test]
@@ -463,7 +482,7 @@ pub(super) mod tests {
         let feed = Feed::new(outbox.clone());
         let driver: Arc<dyn DriverHandle> = Arc::new(Meanwhile(Box::new(|| panic!("a bug"))));
         outbox.open(Arc::downgrade(&driver));
-        hub.subscribe(&[store.ring().hash("b")], &feed).unwrap();
+        hub.subscribe(&names(&["b"]), &feed).unwrap();
         let broken = publish(store, "b", b"1");
         wait_until(|| runs.load(Ordering::SeqCst) > 0);
         // It looks for itself, from there on and not from where it was when it was told last.
@@ -481,7 +500,7 @@ pub(super) mod tests {
         use crate::channel::{cursor::Cursor, subscriber::Subscriber};
 
         assert!(size_of::<Cursor>() <= 48);
-        assert!(size_of::<Subscriber>() <= 120);
+        assert!(size_of::<Subscriber>() <= 104 && size_of::<Subscription>() <= 32);
         // With its counts.
         assert!(size_of::<Feed>() + 16 <= 32);
     }

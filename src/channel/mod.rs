@@ -21,26 +21,37 @@
 //! | [`counts`] | how many subscribers a channel has, over all children |
 //! | [`id`] | the ids of messages, which nobody can guess |
 //! | [`feed`] | how a subscriber is told that there is something to read |
+//! | [`subscription`] | a channel that a subscriber is subscribed to |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
+//! | [`format`] | what a message is on the wire |
+//! | [`kept`] | what this child's subscribers read last: read, put into a form and compressed once |
 //! | [`cursor`] | a subscriber's place |
+//! | [`broker`] | where messages are published, whoever connects the machines |
+//! | [`publisher`] | a client's messages, which are published |
 //! | [`subscriber`] | the endpoint of a WebSocket that is subscribed |
 
+pub mod broker;
 pub mod counts;
 pub mod cursor;
 pub mod feed;
+pub mod format;
 #[cfg(not(loom))]
 pub mod hub;
 pub mod id;
+pub mod kept;
 #[cfg(not(loom))]
 pub mod lock;
 pub mod media;
 pub mod name;
+#[cfg(not(loom))]
+pub mod publisher;
 pub mod ring;
 pub mod settings;
 #[cfg(not(loom))]
 pub mod store;
 #[cfg(not(loom))]
 pub mod subscriber;
+pub mod subscription;
 pub mod wakeup;
 
 /// How many channels a section may name.

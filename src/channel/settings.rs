@@ -20,6 +20,8 @@ settings! {
     /// What the directives of one section set.
     #[derive(Clone, Debug, Default)]
     pub struct ChannelSettings {
+        /// `WebSocketChannelClientPublish`.
+        pub client_publish: Option<bool>,
         /// `WebSocketChannelReplay`.
         pub replay: Option<Option<Replay>>,
         /// `WebSocketChannelSlowClient`.
@@ -30,6 +32,11 @@ settings! {
 }
 
 impl ChannelSettings {
+    /// Whether what clients send is published.
+    pub fn client_publish(&self) -> bool {
+        self.client_publish.unwrap_or(false)
+    }
+
     /// How much of what is there a new subscriber gets.
     pub fn replay(&self) -> Option<Replay> {
         self.replay.flatten()

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Kind,
+    broker::{Broker, NewMessage, Refused},
     counts::{self, SubscriberCounts},
     id::Id,
     lock::RobustLock,
@@ -16,10 +16,9 @@ use super::{
     ring::{BUCKETS, NewRecord, Positions, Ring, Written},
     wakeup::{self, Wakeup},
 };
+#[cfg(test)]
+use crate::{channel::Kind, fakes::LONG};
 use crate::{os, sync::AtomicU64};
-
-/// How long a publisher waits for others.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What lies before the ring. A change of it needs another name of the memory: [`layout`].
 #[repr(C)]
@@ -56,15 +55,6 @@ pub struct Store {
     fixed: &'static Fixed,
     ring: Ring,
     counts: SubscriberCounts,
-}
-
-/// Why nothing was published.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refused {
-    /// Others publish for a second already.
-    Busy,
-    /// It has more bytes than [`Store::most`].
-    TooLarge,
 }
 
 /// How many bytes a ring of `size` has: the next power of two.
@@ -127,22 +117,18 @@ impl Store {
     pub fn most(&self) -> usize {
         self.ring.most()
     }
+}
 
-    /// Publishes a message. The channel's name is one that [`name::check`] allows. The calling thread may wait for others
-    /// that publish, for a second at most; its signals are held back meanwhile.
-    pub fn publish(
-        &self,
-        kind: Kind,
-        channel: &str,
-        media: &str,
-        body: &[u8],
-    ) -> Result<Id, Refused> {
+impl Broker for Store {
+    /// The calling thread's signals are held back meanwhile.
+    fn publish(&self, message: &NewMessage<'_>, patience: Duration) -> Result<Id, Refused> {
+        let &NewMessage { kind, channel, media, body } = message;
         debug_assert!(name::check(channel).is_ok());
         if body.len() > self.most() {
             return Err(Refused::TooLarge);
         }
         let media = if media.chars().any(char::is_control) { "" } else { media };
-        let held = self.fixed.lock.acquire(PATIENCE).ok_or(Refused::Busy)?;
+        let held = self.fixed.lock.acquire(patience).ok_or(Refused::Busy)?;
         if held.died {
             self.ring.repair();
         }
@@ -155,6 +141,24 @@ impl Store {
         drop(held);
         self.fixed.wakeup.wake(if wake_all { NonZeroU32::MAX } else { wakeup::bit(hash) });
         Ok(Id::new(self.ring.seed(), time, at, hash))
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    pub(super) fn put(
+        &self,
+        kind: Kind,
+        channel: &str,
+        media: &str,
+        body: &[u8],
+    ) -> Result<Id, Refused> {
+        self.publish(&NewMessage { kind, channel, media, body }, LONG)
+    }
+
+    /// Publishes nothing, and keeps others from it.
+    pub(super) fn hold(&self) -> super::lock::Held<'static> {
+        self.fixed.lock.acquire(LONG).unwrap()
     }
 }
 
@@ -177,7 +181,7 @@ mod tests {
                 scope.spawn(move || {
                     for n in 0..500_u32 {
                         let body = [thread.to_ne_bytes(), n.to_ne_bytes()].concat();
-                        store.publish(Kind::Binary, "a", "", &body).unwrap();
+                        store.put(Kind::Binary, "a", "", &body).unwrap();
                     }
                 });
             }
@@ -196,8 +200,8 @@ mod tests {
     fn what_is_too_large_is_refused() {
         let store = for_test();
         let mut body = vec![0; store.most()];
-        assert!(store.publish(Kind::Binary, "a", "", &body).is_ok());
+        assert!(store.put(Kind::Binary, "a", "", &body).is_ok());
         body.push(0);
-        assert_eq!(store.publish(Kind::Binary, "a", "", &body), Err(Refused::TooLarge));
+        assert_eq!(store.put(Kind::Binary, "a", "", &body), Err(Refused::TooLarge));
     }
 }

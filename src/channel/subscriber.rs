@@ -1,29 +1,28 @@
 //! The endpoint of a WebSocket that is subscribed to channels: what is published goes to its client.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, Mutex},
-};
-
-use base64::prelude::{BASE64_STANDARD, Engine as _};
+use std::sync::{Arc, Mutex};
 
 use super::{
-    Kind, Message, SlowClient,
+    Kind, SlowClient,
+    broker::Refused,
     cursor::{Cursor, Next},
     feed::Feed,
-    hub::{Hub, Subscription},
+    format::Format,
+    hub::Hub,
     id::Id,
+    kept::Kept,
+    publisher::Publisher,
 };
 use crate::{
     conn::{
-        endpoint::{Endpoint, NOTHING, Relayed},
+        endpoint::{Endpoint, NOTHING, Relayed, Sink},
         log::Level,
         outbox::{Outbox, State},
     },
     proto::{
         self,
         close::{self, CloseCode},
-        events,
+        deflate::Packing,
     },
     sync::Lock as _,
 };
@@ -33,55 +32,6 @@ const QUEUED: usize = 64 * 1024;
 /// How many messages go to a client before others have their turn.
 const MESSAGES: usize = 64;
 
-/// The subprotocol in which each message has its id.
-pub const META: &str = "ws+meta.nchan";
-/// The media type of the message, without a body, that says in it that something is missing.
-pub const GAP: &str = "application/x-websocket-gap";
-
-/// What a message is on the wire.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Format {
-    /// What was published, and nothing else.
-    Plain,
-    /// With its id and its media type before it: [`META`].
-    Meta,
-    /// An event with its id; binary messages in Base64.
-    Event,
-}
-
-impl Format {
-    /// The message on the wire; `None` if it is what was published and nothing else.
-    pub fn wrap(self, message: &Message, seed: [u64; 2]) -> Option<Vec<u8>> {
-        let id = Id::new(seed, message.time, message.at, message.hash);
-        match self {
-            Self::Plain => None,
-            Self::Meta => Some([preamble(id, &message.media).as_bytes(), &message.body].concat()),
-            Self::Event => {
-                let (kind, data) = match core::str::from_utf8(&message.body) {
-                    Ok(text) if message.kind == Kind::Text => (None, Cow::Borrowed(text)),
-                    _ => (Some("binary"), Cow::Owned(BASE64_STANDARD.encode(&message.body))),
-                };
-                Some(events::event(Some(&id.to_string()), kind, &data).into_bytes())
-            }
-        }
-    }
-
-    /// What tells that something is missing before what follows, to clients that know ids. That of a gap leads to what
-    /// follows.
-    pub fn gap(self, id: Id) -> Option<String> {
-        match self {
-            Self::Plain => None,
-            Self::Meta => Some(preamble(id, GAP)),
-            Self::Event => Some(events::event(Some(&id.to_string()), Some("gap"), "")),
-        }
-    }
-
-    /// What a client is told first, so that it misses nothing if it comes back before the first message.
-    pub fn greeting(self, id: Id) -> Option<String> {
-        (self == Self::Event).then(|| format!("id: {id}\n\n"))
-    }
-}
-
 /// How a subscriber is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -89,6 +39,8 @@ pub struct Options {
     pub format: Format,
     /// What becomes of it when it is overtaken.
     pub slow: SlowClient,
+    /// How long messages are compressed, if that was agreed.
+    pub packing: Option<Packing>,
 }
 
 /// The endpoint.
@@ -97,10 +49,10 @@ pub struct Subscriber {
     feed: Arc<Feed>,
     outbox: Arc<Outbox>,
     options: Options,
+    /// Of a client that may publish.
+    publisher: Option<Box<Publisher>>,
     /// Used by the thread at work on the connection.
     place: Mutex<Place>,
-    /// Until the end.
-    subscription: Mutex<Option<Subscription>>,
 }
 
 /// How far it has come.
@@ -110,47 +62,39 @@ struct Place {
     gap: bool,
     /// It was told, and has got nothing since.
     told: bool,
-}
-
-/// How one or another message of a channel begins in [`META`].
-fn preamble(id: Id, media: &str) -> String {
-    let media = if media.is_empty() { String::new() } else { format!("content-type: {media}\n") };
-    format!("id: {id}\n{media}\n")
+    /// Until the end.
+    subscribed: bool,
 }
 
 impl Subscriber {
-    /// The endpoint of one who is subscribed. It is told of a `gap` first, if it knows ids.
+    /// The endpoint of one who is subscribed. It is told of a `gap` first, if it knows ids. What it sends is published by
+    /// the `publisher`; without one it may send nothing.
     pub fn new(
         hub: &'static Hub,
-        feed: Arc<Feed>,
-        outbox: Arc<Outbox>,
+        (feed, outbox): (Arc<Feed>, Arc<Outbox>),
         options: Options,
         (cursor, gap): (Cursor, bool),
-        subscription: Subscription,
+        publisher: Option<Publisher>,
     ) -> Self {
         // A gap has an id of its own.
         let greeting = options.format.greeting(cursor.id(hub.store().ring()));
         if let Some(greeting) = greeting.filter(|_| !gap) {
-            outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
+            outbox.offer(proto::Kind::Text, false, greeting.as_bytes(), QUEUED);
         }
-        let place = Mutex::new(Place { cursor, gap, told: false });
-        Self { hub, feed, outbox, options, place, subscription: Mutex::new(Some(subscription)) }
+        let place = Place { cursor, gap, told: false, subscribed: true };
+        let publisher = publisher.map(Box::new);
+        Self { hub, feed, outbox, options, publisher, place: Mutex::new(place) }
     }
 
     /// Tells a client that knows ids that something is missing before what follows; `false` if the client has to take
     /// something first.
     fn send_gap(&self, id: Id) -> bool {
         let Some(gap) = self.options.format.gap(id) else { return true };
-        self.offer(proto::Kind::Text, gap.as_bytes())
-    }
-
-    /// Sends something if there is room.
-    fn offer(&self, kind: proto::Kind, body: &[u8]) -> bool {
-        self.outbox.offer(kind, body, QUEUED)
+        self.outbox.offer(proto::Kind::Text, false, gap.as_bytes(), QUEUED)
     }
 
     /// Sends a message; `false` if the client has to take something first.
-    fn send(&self, message: &Message) -> bool {
+    fn send(&self, message: &Kept) -> bool {
         let kind = match message.kind {
             Kind::Text => proto::Kind::Text,
             Kind::Binary => proto::Kind::Binary,
@@ -159,8 +103,13 @@ impl Subscriber {
                 return true;
             }
         };
-        let wrapped = self.options.format.wrap(message, self.hub.store().ring().seed());
-        self.offer(kind, wrapped.as_deref().unwrap_or(&message.body))
+        let (format, seed) = (self.options.format, self.hub.store().ring().seed());
+        let form = message.form(format, seed);
+        let packing = self.options.packing.filter(|_| self.outbox.is_worth_compressing(form));
+        match packing.and_then(|packing| message.packed(format, seed, packing)) {
+            Some(packed) => self.outbox.offer(kind, true, packed, QUEUED),
+            None => self.outbox.offer(kind, false, form, QUEUED),
+        }
     }
 
     /// The client has to take something first. What is published meanwhile is nothing to it, unless it is overtaken and
@@ -182,14 +131,32 @@ impl Subscriber {
 }
 
 impl Endpoint for Subscriber {
-    fn message(&self, _: proto::Kind, _: &mut [u8]) {
-        let reason = "this channel takes no messages from clients";
-        self.send_away(CloseCode::POLICY, "WS0708", reason);
+    fn message(&self, kind: proto::Kind, data: &mut [u8]) {
+        let Some(publisher) = &self.publisher else {
+            let reason = "this channel takes no messages from clients";
+            return self.send_away(CloseCode::POLICY, "WS0708", reason);
+        };
+        let kind = if kind == proto::Kind::Text { Kind::Text } else { Kind::Binary };
+        match publisher.publish(self.hub.broker(), self.hub.stuck(), kind, data) {
+            Ok(()) => {}
+            Err(Refused::TooLarge) => {
+                let reason = "too large for the channel's memory: not published";
+                self.send_away(CloseCode::TOO_BIG, "WS0712", reason);
+            }
+            Err(Refused::Busy) => {
+                let reason = "the channel is busy: not published";
+                self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0712", reason);
+            }
+        }
+    }
+
+    fn sink(&self) -> Option<&dyn Sink> {
+        self.publisher.as_deref().map(|publisher| publisher as &dyn Sink)
     }
 
     fn pull(&self, _: &mut [u8]) -> Relayed {
         let mut place = self.place.acquire();
-        let Place { cursor, gap, told } = &mut *place;
+        let Place { cursor, gap, told, .. } = &mut *place;
         for _ in 0..MESSAGES {
             if self.outbox.state() > State::Open {
                 return NOTHING;
@@ -222,8 +189,9 @@ impl Endpoint for Subscriber {
     }
 
     fn closed(&self) {
-        if let Some(subscription) = self.subscription.acquire().take() {
-            self.hub.unsubscribe(&subscription);
+        let mut place = self.place.acquire();
+        if core::mem::take(&mut place.subscribed) {
+            self.hub.unsubscribe(place.cursor.subscriptions());
         }
     }
 }
@@ -234,6 +202,7 @@ mod tests {
     use crate::{
         channel::{
             Replay,
+            format::GAP,
             hub::tests::{fill, hub, publish},
             store::{self, Store},
         },
@@ -266,10 +235,9 @@ mod tests {
             driver.rest(&outbox);
             outbox.own();
             let feed = Feed::new(outbox.clone());
-            let subscription = hub.subscribe(&[store.ring().hash("a")], &feed).unwrap();
-            let begin = Cursor::new(store.ring(), &["a".to_owned()], last, None::<Replay>);
-            let subscriber =
-                Subscriber::new(hub, feed, outbox.clone(), options, begin, subscription);
+            let subscriptions = hub.subscribe(&["a".to_owned()], &feed).unwrap();
+            let begin = Cursor::new(store.ring(), subscriptions, last, None::<Replay>);
+            let subscriber = Subscriber::new(hub, (feed, outbox.clone()), options, begin, None);
             Self { store, hub, at, outbox, wire: Wire::new(), driver, subscriber }
         }
 
@@ -303,8 +271,9 @@ mod tests {
         }
     }
 
-    const PLAIN: Options = Options { format: Format::Plain, slow: SlowClient::Close };
-    const META_SKIP: Options = Options { format: Format::Meta, slow: SlowClient::Skip };
+    const PLAIN: Options =
+        Options { format: Format::Plain, slow: SlowClient::Close, packing: None };
+    const META_SKIP: Options = Options { format: Format::Meta, slow: SlowClient::Skip, ..PLAIN };
     const AGAIN: Relayed = Relayed { again: true, ..NOTHING };
     const PAUSED: Relayed = Relayed { paused: true, ..NOTHING };
 
@@ -317,7 +286,7 @@ mod tests {
         assert_eq!(client.pull(), NOTHING);
         let frames = [b"one", b"two"].map(|body| from_us(Opcode::Binary, body)).concat();
         assert_eq!(client.flush(), frames);
-        client.store.publish(Kind::Text, "a", "", b"three").unwrap();
+        client.store.put(Kind::Text, "a", "", b"three").unwrap();
         client.hub.look_on(&mut client.at);
         client.pull();
         assert_eq!(client.flush(), from_us(Opcode::Text, b"three"));
@@ -326,7 +295,7 @@ mod tests {
     #[test]
     fn with_ids_a_client_reads_on_where_it_was() {
         let mut client = Client::new(1 << 20, META_SKIP, None);
-        client.store.publish(Kind::Text, "a", "text/plain", b"one").unwrap();
+        client.store.put(Kind::Text, "a", "text/plain", b"one").unwrap();
         client.publish(b"two");
         client.pull();
         let texts = client.texts();
@@ -460,7 +429,7 @@ mod tests {
             if publishes {
                 client.subscriber.message(proto::Kind::Text, &mut []);
             } else {
-                client.store.publish(Kind::End, "a", "", b"").unwrap();
+                client.store.put(Kind::End, "a", "", b"").unwrap();
                 client.hub.look_on(&mut client.at.clone());
                 client.pull();
             }

@@ -27,7 +27,12 @@ pub trait Endpoint: Send + Sync {
         None
     }
 
-    /// The far side, if messages are relayed to one.
+    /// Where messages go on to, if they are not for the endpoint itself.
+    fn sink(&self) -> Option<&dyn Sink> {
+        None
+    }
+
+    /// The far side, if messages are relayed to one. It is the [`sink`](Self::sink), too.
     fn peer(&self) -> Option<&dyn Peer> {
         None
     }
@@ -43,11 +48,23 @@ pub trait Endpoint: Send + Sync {
 /// Nothing was relayed, and nothing waits.
 pub const NOTHING: Relayed = Relayed { again: false, paused: false, settled: true };
 
+/// What takes a client's messages on, and answers none of them by itself: what comes back for the client is
+/// [pulled](Endpoint::pull).
+pub trait Sink: Send + Sync {
+    /// Whether reading from the client should pause, because enough was taken for now.
+    fn is_crowded(&self) -> bool;
+
+    /// Whether reading, which paused, can go on without anything having happened. Asked about once a second.
+    fn has_room_again(&self) -> bool {
+        false
+    }
+}
+
 /// The far side of a relay: a second descriptor, which the driver waits for together with the client's.
 ///
 /// Its calls are the driver's, as those of [`Endpoint`]; all but [`check`](Self::check) come from the thread at work on
 /// the connection. None of them blocks.
-pub trait Peer: Send + Sync {
+pub trait Peer: Sink {
     /// The descriptor to wait on, until the endpoint is dropped.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
@@ -56,9 +73,6 @@ pub trait Peer: Send + Sync {
 
     /// Moves what can be moved in both directions. `buffer` is for the bytes on their way, at least two.
     fn relay(&self, buffer: &mut [u8]) -> Relayed;
-
-    /// Whether reading from the client should pause, because too much waits for the peer.
-    fn is_crowded(&self) -> bool;
 
     /// What to wait for on the descriptor.
     fn interest(&self) -> Interest;

@@ -250,7 +250,8 @@ impl Conversation<'_> {
         since: Option<Duration>,
         rest: Rest,
     ) -> io::Result<Option<Option<Duration>>> {
-        let (io, peer, now) = (&self.blocking.io, self.endpoint.peer(), self.start.elapsed());
+        let (io, now) = (&self.blocking.io, self.start.elapsed());
+        let (sink, peer) = (self.endpoint.sink(), self.endpoint.peer());
         if peer.is_some_and(|peer| peer.check(now, judging::peer_timeout(&self.timeouts, since))) {
             return Ok(None);
         }
@@ -263,12 +264,13 @@ impl Conversation<'_> {
             blocked: rest.write && !rest.again,
             pinged: self.deadlines.has_pinged(),
         };
-        let snapshot = judging::snapshot(io, peer, &seen);
+        let snapshot = judging::snapshot(io, sink, &seen);
         // The peer's clock has to be asked again if something waits for it; and what waits for the client may have got there
-        // before its time is over, or it would begin only then.
+        // before its time is over, or it would begin only then. Who was not read from may be, after a while.
         let relaying = peer.is_some_and(|peer| peer.interest().write);
         let pause = if since.is_some() { HASTE } else { Duration::from_secs(1) };
-        let asked = (relaying || snapshot.unacknowledged).then_some(now + pause);
+        let crowded = sink.is_some_and(|sink| sink.is_crowded());
+        let asked = (relaying || crowded || snapshot.unacknowledged).then_some(now + pause);
         match self.deadlines.check(&snapshot, &judging::timeouts(self.timeouts, since)) {
             Action::Wait(deadline) => Ok(Some(deadline.into_iter().chain(asked).min())),
             // Nothing is expected of the client while the peer gets the rest.

@@ -6,7 +6,7 @@ use super::conn_io::ConnIo;
 use crate::{
     conn::{
         deadlines::{Action, Activity, Snapshot, Unfinished},
-        endpoint::Peer,
+        endpoint::Sink,
         outbox::{Outbox, State},
     },
     proto::{
@@ -41,7 +41,7 @@ pub(super) struct Seen {
 }
 
 /// What the connection looks like.
-pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Snapshot {
+pub(super) fn snapshot(io: &ConnIo, sink: Option<&dyn Sink>, seen: &Seen) -> Snapshot {
     let Seen { now, since, mut activity, unfinished, running, blocked, pinged } = *seen;
     let (state, mut summary, unsent) = io.outbox.look();
     let queued = unsent || blocked;
@@ -50,7 +50,7 @@ pub(super) fn snapshot(io: &ConnIo, peer: Option<&dyn Peer>, seen: &Seen) -> Sna
     let arrived = if asks { io.arrived(summary.bytes_out) } else { None };
     summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
     // Who is not read from cannot be blamed for its silence.
-    activity.bytes |= state <= State::Open && peer.is_some_and(Peer::is_crowded);
+    activity.bytes |= state <= State::Open && sink.is_some_and(Sink::is_crowded);
     // Who does not take our Close cannot have answered it, and is not read from before that.
     activity.all |= state == State::Closing && arrived.is_some();
     let (unacknowledged, hurry) = (arrived.is_some(), since.is_some());

@@ -9,7 +9,7 @@ use crate::{
     buffer::Buffer,
     conn::{
         deadlines::{Activity, Unfinished},
-        endpoint::{Endpoint, Peer},
+        endpoint::{Endpoint, Sink},
         log::Level,
         outbox::{Outbox, Reception, State},
         session::{Event, Limits, Session},
@@ -152,9 +152,9 @@ pub enum Outcome {
     },
 }
 
-/// Whether too much waits for the peer. When the conversation is over nothing goes to it any more.
-fn is_crowded(outbox: &Outbox, peer: Option<&dyn Peer>) -> bool {
-    peer.is_some_and(|peer| peer.is_crowded()) && outbox.state() <= State::Open
+/// Whether messages go to one that has enough for now. When the conversation is over nothing goes to it any more.
+fn is_crowded(outbox: &Outbox, sink: Option<&dyn Sink>) -> bool {
+    sink.is_some_and(|sink| sink.is_crowded()) && outbox.state() <= State::Open
 }
 
 /// Whether the client is not read from until it takes what waits for it, our Close last: it could send on and on, to nobody.
@@ -203,7 +203,7 @@ impl Reader {
         buffers: &mut Buffers,
     ) -> io::Result<Outcome> {
         let outbox = &*io.outbox;
-        let peer = endpoint.peer();
+        let sink = endpoint.sink();
         let (mut readable, mut reads) = (readable, READS);
         self.to_the_end |= to_the_end;
         // Whether something waits that the client has not taken; as long as nobody has tried, it may.
@@ -211,7 +211,7 @@ impl Reader {
         loop {
             let read = match self.input {
                 Input::Waiting => readable,
-                Input::Paused => !Self::has_to_pause(outbox, peer, blocked),
+                Input::Paused => !Self::has_to_pause(outbox, sink, blocked),
                 Input::Over => false,
             };
             if read {
@@ -231,7 +231,7 @@ impl Reader {
             let state = outbox.state();
             blocked = flushed != Flushed::Done;
             // The last read may have taken all there was, and too much for those who have to take it on.
-            let waits = is_crowded(outbox, peer) || has_to_take_our_close(state, blocked);
+            let waits = is_crowded(outbox, sink) || has_to_take_our_close(state, blocked);
             if self.input == Input::Waiting && waits {
                 self.input = Input::Paused;
             }
@@ -253,7 +253,7 @@ impl Reader {
             if flushed == Flushed::More || paused || relayed.again {
                 return Ok(Outcome::Again);
             }
-            if !relay && (self.input != Input::Paused || Self::has_to_pause(outbox, peer, blocked))
+            if !relay && (self.input != Input::Paused || Self::has_to_pause(outbox, sink, blocked))
             {
                 // A message that is held may be there.
                 if self.aside.is_none() {
@@ -272,10 +272,10 @@ impl Reader {
         }
     }
 
-    /// Whether reading from the client has to pause: too much waits for it, or for the peer.
-    fn has_to_pause(outbox: &Outbox, peer: Option<&dyn Peer>, blocked: bool) -> bool {
+    /// Whether reading from the client has to pause: too much waits for it, or its messages are too many.
+    fn has_to_pause(outbox: &Outbox, sink: Option<&dyn Sink>, blocked: bool) -> bool {
         outbox.has_to_wait()
-            || is_crowded(outbox, peer)
+            || is_crowded(outbox, sink)
             || has_to_take_our_close(outbox.state(), blocked)
     }
 
@@ -287,7 +287,7 @@ impl Reader {
         endpoint: &dyn Endpoint,
         reads: &mut u32,
     ) -> Option<Input> {
-        let is_relay = endpoint.peer().is_some();
+        let is_relay = endpoint.sink().is_some();
         if let Some(held) = &mut aside.held {
             let (kind, data) = match held {
                 HeldMessage::Copied(kind, data) => (*kind, &mut data[..]),
@@ -324,7 +324,7 @@ impl Reader {
         reads: &mut u32,
         buffers: &mut Buffers,
     ) -> io::Result<Input> {
-        let is_relay = endpoint.peer().is_some();
+        let is_relay = endpoint.sink().is_some();
         if let Some(aside) = self.aside.take() {
             if let Some(input) = self.resume(aside, io, endpoint, reads) {
                 return Ok(input);
@@ -382,7 +382,7 @@ impl Reader {
             // Reading on before answering would let a client fill our memory with answers.
             io.flush()?;
             *reads -= 1;
-            if *reads == 0 || is_crowded(&io.outbox, endpoint.peer()) {
+            if *reads == 0 || is_crowded(&io.outbox, endpoint.sink()) {
                 return Ok(Input::Paused);
             }
         }
@@ -393,7 +393,7 @@ impl Reader {
         match self.session.filled(n) {
             Ok(Some((kind, data))) => {
                 (self.activity.message, self.begun) = (true, None);
-                if !deliver(kind, data, outbox, endpoint, endpoint.peer().is_some()) {
+                if !deliver(kind, data, outbox, endpoint, endpoint.sink().is_some()) {
                     self.set_aside(Some(HeldMessage::Assembled(kind)), &[], outbox);
                     return false;
                 }
@@ -407,7 +407,7 @@ impl Reader {
     /// Lets the session make events of `input`, and handles them. `false` if reading has to pause: then the rest of the
     /// input is kept for later.
     fn handle(&mut self, outbox: &Outbox, endpoint: &dyn Endpoint, input: &mut [u8]) -> bool {
-        let (peer, mut at) = (endpoint.peer(), 0);
+        let (sink, mut at) = (endpoint.sink(), 0);
         let here = input.as_ptr_range();
         loop {
             let progress = match self.session.feed(&mut input[at..]) {
@@ -422,7 +422,7 @@ impl Reader {
             match event {
                 Event::Message { kind, data } => {
                     (self.activity.message, self.begun) = (true, None);
-                    if !deliver(kind, data, outbox, endpoint, peer.is_some()) {
+                    if !deliver(kind, data, outbox, endpoint, sink.is_some()) {
                         let held = if here.contains(&data.as_ptr()) {
                             HeldMessage::Copied(kind, data.to_vec())
                         } else {
@@ -441,7 +441,7 @@ impl Reader {
             if at == input.len() {
                 return true;
             }
-            if is_crowded(outbox, peer) {
+            if is_crowded(outbox, sink) {
                 return self.set_aside(None, &input[at..], outbox);
             }
         }
@@ -462,7 +462,7 @@ impl Reader {
 }
 
 /// Delivers a message; `false` if it has to wait until the client has taken more of what is queued for it. An endpoint
-/// with a peer (`is_relay`) does not answer by itself, and the relay sees to it that what comes from there fits.
+/// with a sink (`is_relay`) does not answer by itself, and what comes back is pulled as far as it fits.
 #[inline]
 fn deliver(
     kind: Kind,
@@ -509,7 +509,7 @@ mod tests {
     use super::*;
     use crate::{
         conn::{
-            endpoint::{NOTHING, Relayed},
+            endpoint::{NOTHING, Peer, Relayed},
             outbox::Bounds,
         },
         driver::{Transport, plain::Socket},
@@ -852,6 +852,12 @@ mod tests {
         }
     }
 
+    impl Sink for Side {
+        fn is_crowded(&self) -> bool {
+            self.0.change(|now| now.1)
+        }
+    }
+
     impl Peer for Side {
         fn descriptor(&self) -> BorrowedFd<'_> {
             no_descriptor()
@@ -859,9 +865,6 @@ mod tests {
         fn note(&self, _: Readiness) {}
         fn relay(&self, _: &mut [u8]) -> Relayed {
             self.0.change(|now| now.0)
-        }
-        fn is_crowded(&self) -> bool {
-            self.0.change(|now| now.1)
         }
         fn interest(&self) -> Interest {
             Interest::default()

@@ -24,14 +24,17 @@ use crate::{
         self, Kind, Replay,
         cursor::{Cursor, Next},
         feed::Feed,
+        format::{Format, META},
         hub::Hub,
         name,
+        publisher::Publisher,
         settings::{ChannelSettings, MEMORY},
         store::{self, Mapping, Store},
-        subscriber::{Format, META, Options, Subscriber},
+        subscriber::{Options, Subscriber},
+        subscription::Subscription,
     },
     conn::{log::Level, outbox::Outbox},
-    proto::{self, handshake::Offered},
+    proto::{self, deflate::Packing, handshake::Offered},
 };
 
 /// The channels of a section.
@@ -49,6 +52,10 @@ impl Channels {
         }
         self.0.push(name);
         Ok(())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// The names of the channels that a request is about, each of which is there once; or a status that refuses it, whose
@@ -93,6 +100,7 @@ pub(super) struct Subscribing {
     last: Option<String>,
     replay: Option<Replay>,
     options: Options,
+    publishes: bool,
 }
 
 impl Subscribing {
@@ -106,8 +114,16 @@ impl Subscribing {
         let names = channels.names(r)?;
         let hub = hub().ok_or_else(|| missing(r))?;
         let last = (format != Format::Plain).then(|| last_id(r)).flatten();
-        let options = Options { format, slow: settings.slow_client() };
-        Ok(Self { hub, names, last, replay: settings.replay(), options })
+        let options = Options { format, slow: settings.slow_client(), packing: None };
+        // Who gets events sends nothing.
+        let publishes = settings.client_publish() && format != Format::Event;
+        if publishes && names.len() > 1 {
+            let line = "WS0711: WebSocketChannelClientPublish On needs a single channel, and there are several: remove the \
+                        others, or write 'WebSocketChannelClientPublish Off'";
+            log::request(r, Level::Error, format_args!("{line}"));
+            return Err(sys::HTTP_INTERNAL_SERVER_ERROR as c_int);
+        }
+        Ok(Self { hub, names, last, replay: settings.replay(), options, publishes })
     }
 
     /// How a client that opens a WebSocket gets messages.
@@ -120,21 +136,27 @@ impl Subscribing {
         (self.options.format == Format::Meta).then(|| CString::new(META).ok()).flatten()
     }
 
-    /// Subscribes a client, whose messages go through `outbox`.
-    pub(super) fn open(self, outbox: Arc<Outbox>) -> io::Result<Subscriber> {
+    /// Subscribes a client, whose messages go through `outbox`, compressed if that was agreed.
+    pub(super) fn open(
+        mut self,
+        outbox: Arc<Outbox>,
+        packing: Option<Packing>,
+    ) -> io::Result<Subscriber> {
+        self.options.packing = packing;
         let (hub, ring) = (self.hub, self.hub.store().ring());
-        let hashes: Vec<u64> = self.names.iter().map(|name| ring.hash(name)).collect();
         let feed = Feed::new(outbox.clone());
-        let subscription = hub.subscribe(&hashes, &feed)?;
-        let begin = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
-        Ok(Subscriber::new(hub, feed, outbox, self.options, begin, subscription))
+        let subscriptions = hub.subscribe(&self.names, &feed)?;
+        let begin = Cursor::new(ring, subscriptions, self.last.as_deref(), self.replay);
+        let publisher = self.publishes.then(|| Publisher::new(hub.store().ring(), &self.names[0]));
+        Ok(Subscriber::new(hub, (feed, outbox), self.options, begin, publisher))
     }
 
     /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
     /// bytes; and whether there is more.
     pub(super) fn events(&self, most: usize) -> (Vec<u8>, bool) {
         let (ring, feed) = (self.hub.store().ring(), Feed::silent());
-        let (cursor, gap) = Cursor::new(ring, &self.names, self.last.as_deref(), self.replay);
+        let subscriptions = Subscription::untold(ring, &self.names);
+        let (cursor, gap) = Cursor::new(ring, subscriptions, self.last.as_deref(), self.replay);
         let mut cursor = cursor.of_one_that_polls();
         let (format, seed) = (self.options.format, ring.seed());
         let told = |cursor: &Cursor| format.gap(cursor.id(ring)).unwrap_or_default().into_bytes();

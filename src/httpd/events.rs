@@ -16,7 +16,7 @@ use super::{
     upgrade::{Chosen, PastFilters, Upgrade},
 };
 use crate::{
-    channel::subscriber::Format,
+    channel::format::Format,
     conn::log::Level,
     proto::{Version, events, handshake::Opening},
 };
@@ -83,13 +83,14 @@ fn subscribe(r: Request<'_>, section: &Section, channels: &Channels) -> Result<c
         extensions: "",
         origins: [origin, None],
     };
-    let upgrade = Upgrade::prepare(r, &section.settings, &opening, way, counted, worker)
+    let version = opening.version;
+    let upgrade = Upgrade::prepare(r, &section.settings, version, None, way, counted, worker)
         .map_err(|error| handler::unavailable(r, &error))?;
     if child::is_near() {
         return Ok(come_back(r));
     }
     let chosen = Chosen::Channel(subscribing);
-    Ok(upgrade.serve(r, chosen, section.settings.detach(), &opening))
+    Ok(upgrade.serve(r, chosen, &section.settings, &opening))
 }
 
 /// Has a client come back, for whom there is no room now.

@@ -11,7 +11,7 @@ use super::{
     draft, events, http2, is_threaded, log, mistakes,
     request::{Request, Table},
     shared, sys,
-    upgrade::{Chosen, PastFilters, Upgrade},
+    upgrade::{Chosen, PastFilters, Upgrade, agree},
     workers::{self, Worker},
 };
 use crate::{
@@ -98,20 +98,20 @@ fn upgrade(
             Chosen::Bridge(Bridge::reach(r, source, settings, max_message, offered, &mut waiting)?)
         }
         Target::Channel(channels) => {
-            // What is published is sent as it is, to all alike.
-            opening.extensions = "";
             let format = Subscribing::format(opening.protocols);
             Chosen::Channel(Subscribing::new(r, channels, &section.channel, format)?)
         }
     };
     drop(waiting);
-    let upgrade = Upgrade::prepare(r, &section.settings, &opening, way, counted, worker)
+    let deflate = agree(&section.settings, &opening, matches!(target, Target::Channel(_)));
+    let version = opening.version;
+    let upgrade = Upgrade::prepare(r, &section.settings, version, deflate, way, counted, worker)
         .map_err(|error| unavailable(r, &error))?;
     // prefork's signals are held back by now: none comes between this look and the conversation.
     if child::is_near() {
         return Err(leave_to_next(r));
     }
-    Ok(upgrade.serve(r, chosen, section.settings.detach(), &opening))
+    Ok(upgrade.serve(r, chosen, &section.settings, &opening))
 }
 
 /// Where the messages go; a section that does not say so is a mistake of the administrator's.

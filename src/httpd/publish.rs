@@ -3,7 +3,7 @@
 //! Answers are JSON. Who may ask is said by `Require`, as everywhere, and by `WebSocketPublish` besides.
 
 use core::ffi::{CStr, c_char, c_int};
-use std::{fmt::Write as _, net::IpAddr};
+use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
 use super::{
     channel::{self, text},
@@ -15,16 +15,20 @@ use super::{
 use crate::{
     channel::{
         Kind,
+        broker::{Broker, NewMessage, Refused},
         id::Id,
         media,
         settings::Publishers,
-        store::{Refused, Store},
+        store::Store,
     },
     conn::log::Level,
 };
 
 /// The name that SetHandler gives to requests of those who publish.
 const HANDLER: &CStr = c"websocket-publish";
+
+/// How long a request waits for others that publish.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a request is refused with: a status and a sentence.
 type Refusal = (u32, &'static str);
@@ -71,7 +75,7 @@ fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
     match method {
         sys::M_POST => post(r, store, &names, section.settings.max_message()),
         sys::M_DELETE => {
-            let ended = publish(r, store, &names, Kind::End, "", b"")?;
+            let ended = publish(r, &store, &names, Kind::End, "", b"")?;
             Ok(answer(r, sys::HTTP_OK, &published(store, &names, &ended)))
         }
         _ => Ok(answer(r, sys::HTTP_OK, &list(names.iter().map(|name| about(store, name))))),
@@ -127,7 +131,7 @@ fn post(
     if kind == Kind::Text && simdutf8::basic::from_utf8(&body).is_err() {
         return Err((sys::HTTP_BAD_REQUEST, "the body is text by its Content-Type, but not UTF-8"));
     }
-    let ids = publish(r, store, names, kind, &media_type, &body)?;
+    let ids = publish(r, &store, names, kind, &media_type, &body)?;
     let heard = names.iter().any(|name| subscribers(store, name) > 0);
     let status = if heard { sys::HTTP_CREATED } else { sys::HTTP_ACCEPTED };
     Ok(answer(r, status, &published(store, names, &ids)))
@@ -136,13 +140,14 @@ fn post(
 /// Publishes to each of the channels.
 fn publish(
     r: Request<'_>,
-    store: Store,
+    broker: &dyn Broker,
     names: &[String],
     kind: Kind,
     media: &str,
     body: &[u8],
 ) -> Result<Vec<Id>, Refusal> {
-    let publish = |name: &String| store.publish(kind, name, media, body);
+    let publish =
+        |name: &String| broker.publish(&NewMessage { kind, channel: name, media, body }, PATIENCE);
     let ids: Result<_, _> = names.iter().map(publish).collect();
     ids.map_err(|refused| match refused {
         Refused::TooLarge => too_large(r),

@@ -46,10 +46,10 @@ use crate::{
     proto::{
         Version,
         close::{self, CloseCode},
-        deflate::{self, Deflater, Params},
+        deflate::{self, Deflater, Packing, Params, Policy},
         handshake::Opening,
     },
-    settings::{Detach, Settings, Timeouts},
+    settings::{Compression, Detach, Settings, Timeouts},
 };
 
 /// What a request's messages are for.
@@ -127,38 +127,47 @@ impl PastFilters {
     }
 }
 
+/// What is agreed on compression. Messages that are `shared` with others have no context of one connection.
+pub(super) fn agree(
+    settings: &Settings,
+    opening: &Opening<'_>,
+    shared: bool,
+) -> Option<(Params, Claim)> {
+    let policy = settings.compression.policy()?;
+    let policy = Policy { server_takeover: policy.server_takeover && !shared, ..policy };
+    deflate::negotiate_within(opening.extensions, &policy, &MEMORY)
+}
+
 impl Upgrade {
-    /// Obtains it. `worker` is what the connection holds if it is known to stay on httpd's thread.
+    /// Obtains it. `deflate` is what was agreed on compression, and `worker` is what the connection holds if it is known to stay on httpd's thread.
     pub(super) fn prepare(
         r: Request<'_>,
         settings: &Settings,
-        opening: &Opening<'_>,
+        version: Version,
+        deflate: Option<(Params, Claim)>,
         way: Bypass,
         counted: Vec<Counted>,
         worker: Option<Worker>,
     ) -> io::Result<Self> {
         let signals = if is_threaded() { None } else { Some(Signals::block()?) };
         let compression = &settings.compression;
-        let deflate = compression
-            .policy()
-            .and_then(|policy| deflate::negotiate_within(opening.extensions, &policy, &MEMORY));
         let params = deflate.as_ref().map(|(params, _)| params);
         let timeout = r.timeout();
         let queue = settings.send_queue();
         let bounds =
             Bounds { queue, timeout, compress_from: compression.min_size(), memory: &MEMORY };
-        let deflater = params.map(|params| Deflater::new(params, compression.level()));
+        let deflater = params.map(|params| Deflater::new(params, compression.level().into()));
         let log = Box::new(log::ConnectionLog::new(r));
-        let outbox = Outbox::new(bounds, deflater, log).speaking(opening.version);
+        let outbox = Outbox::new(bounds, deflater, log).speaking(version);
         let mut timeouts = settings.timeouts(timeout);
-        match opening.version {
+        match version {
             // There is no Ping to send.
             Version::Draft(_) => timeouts.ping = None,
             Version::EventStream => timeouts.one_way = true,
             _ => {}
         }
         let limits = Limits {
-            version: opening.version,
+            version,
             max_message: settings.max_message(),
             allow_reserved: settings.allow_reserved(),
             memory: &MEMORY,
@@ -180,15 +189,18 @@ impl Upgrade {
         self,
         r: Request<'_>,
         chosen: Chosen<'_>,
-        detach: Detach,
+        settings: &Settings,
         opening: &Opening<'_>,
     ) -> c_int {
+        let detach = settings.detach();
         let Self { mut parts, past, mut filters } = self;
         let headers = copy_headers(r);
         let opened = match chosen {
             Chosen::Plugin(plugin) => parts.open_plugin(r, plugin, detach, opening, &headers),
             Chosen::Bridge(bridge) => Ok(parts.open_bridge(bridge, detach, opening)),
-            Chosen::Channel(subscribing) => parts.open_channel(r, subscribing, detach),
+            Chosen::Channel(subscribing) => {
+                parts.open_channel(r, subscribing, detach, &settings.compression)
+            }
         };
         let opened = match opened.and_then(|opened| parts.hold_worker(r, opened)) {
             Ok(opened) => opened,
@@ -303,11 +315,15 @@ impl Parts {
         r: Request<'_>,
         subscribing: Subscribing,
         detach: Detach,
+        compression: &Compression,
     ) -> Result<Opened, c_int> {
         let answer = Answer { protocol: subscribing.protocol(), ..Answer::default() };
         let stays = (!detach.allows_bridge()).then_some(OFF);
-        let subscriber =
-            subscribing.open(self.outbox.clone()).map_err(|error| unavailable(r, &error))?;
+        let packing = |(params, _): &(Params, Claim)| Packing::of(params, compression.level());
+        let packing = self.deflate.as_ref().map(packing);
+        let subscriber = subscribing
+            .open(self.outbox.clone(), packing)
+            .map_err(|error| unavailable(r, &error))?;
         Ok(Opened { endpoint: Box::new(subscriber), answer, stays, watched: None })
     }
 

@@ -250,6 +250,22 @@ impl<C> Pool<C> {
     }
 }
 
+/// How messages are compressed that several connections get.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Packing {
+    /// The window, in bits.
+    pub window: u8,
+    /// The effort, 1 (fast) to 9 (small).
+    pub level: u8,
+}
+
+impl Packing {
+    /// What a connection with these parameters may get.
+    pub fn of(params: &Params, level: u8) -> Self {
+        Self { window: params.server_max_window_bits.unwrap_or(WINDOW_MAX), level }
+    }
+}
+
 /// Compresses what the server sends.
 #[derive(Debug)]
 pub struct Deflater {
@@ -269,6 +285,11 @@ impl Deflater {
             level,
             codec: None,
         }
+    }
+
+    /// One for messages each of which any client may inflate, whatever it has got before.
+    pub fn without_context(Packing { window, level }: Packing) -> Self {
+        Self { takeover: false, window, level: level.into(), codec: None }
     }
 
     /// Appends the compressed payload of a message to `out` (RFC 7692 §7.2.1).

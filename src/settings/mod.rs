@@ -367,8 +367,8 @@ impl Compression {
     }
 
     /// The effort of compressing, 1 to 9.
-    pub fn level(&self) -> u32 {
-        self.level.unwrap_or(1).into()
+    pub fn level(&self) -> u8 {
+        self.level.unwrap_or(1)
     }
 
     /// The shortest message worth compressing, in bytes.

@@ -167,3 +167,13 @@ class TestWithoutAChannel:
         with httpd.serve(section("^/none$", "SetHandler websocket-publish")), Publisher(httpd.port) as publisher:
             publisher.connection.request("POST", "/none", b"hello")
             assert Answer(publisher.connection.getresponse()).status == 500
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("lines", [
+    ["WebSocketChannelClientPublish On", 'WebSocketChannel "one" "two"'],
+    ['WebSocketChannel "one"', "WebSocketChannelClientPublish On", 'WebSocketChannel "two"'],
+])
+def test_several_channels_in_a_section_are_a_mistake(httpd, lines):
+    checked = httpd.check(section("^/x$", "SetHandler websocket-handler", *lines))
+    checked.refused("several channels", "'WebSocketChannelClientPublish Off'", at=[line for line in lines if "two" in line][0])

@@ -3,7 +3,7 @@
 import pytest
 from channels import GAP, LIVE, META, Meta, Publisher, publish, publishing, room, section, subscribers
 from httpd import wait_until
-from ws_frame import BINARY, CLOSE, PONG, PING, TEXT, close_frame, frame
+from ws_frame import BINARY, CLOSE, CONTINUATION, PONG, PING, TEXT, close_frame, frame
 
 EVERY_TRANSPORT = True
 CONF = (
@@ -13,6 +13,11 @@ CONF = (
     + room("^/all/(?<name>.*)$", "%{env:MATCH_NAME}", "WebSocketChannelReplay All")
     + section("^/two/(?<a>[^/]*)/(?<b>.*)$", "SetHandler websocket-handler",
               'WebSocketChannel "%{env:MATCH_A}" "%{env:MATCH_B}"', "WebSocketChannelReplay 3")
+    + room("^/chat/(?<name>.*)$", "%{env:MATCH_NAME}", "WebSocketChannelClientPublish On")
+    # Two sections that are one for a request.
+    + "<Location /several>\n    WebSocketChannelClientPublish On\n</Location>\n"
+    + section("^/several/two$", "SetHandler websocket-handler", 'WebSocketChannel "one" "two"')
+    + section("^/several/same$", "SetHandler websocket-handler", 'WebSocketChannel "one" "one"')
     + "WebSocketMaxMessageSize 4M\n"
 )
 names = iter(f"room{n}" for n in range(1000))
@@ -92,6 +97,61 @@ def test_clients_do_not_publish(httpd, ws, channel):
     assert (got.opcode, got.code) == (CLOSE, 1008) and b"no messages" in got.payload
     httpd.expect_log("WS0708: closing with 1008")
     texts(other)
+
+
+def test_what_a_client_sends_is_published(httpd, ws, channel):
+    clients = [ws(f"/chat/{channel}") for _ in range(3)]
+    meta = ws(f"/chat/{channel}", [("Sec-WebSocket-Protocol", META)])
+    clients[0].send(frame(TEXT, "hello"))
+    for client in clients:
+        client.expect(TEXT, "hello")
+    clients[1].send(frame(BINARY, b"\0\xff") + frame(TEXT, "") + frame(TEXT, "in ", fin=False) + frame(CONTINUATION, "parts"))
+    publish_after = publish(httpd, channel, "by POST")
+    assert publish_after["subscribers"] == 4
+    for client in clients:
+        got = [client.read_frame() for _ in range(4)]
+        assert sorted((f.opcode, f.payload) for f in got) == sorted(
+            [(BINARY, b"\0\xff"), (TEXT, b""), (TEXT, b"in parts"), (TEXT, b"by POST")])
+        # Its own are in their order.
+        assert [f.payload for f in got if f.payload != b"by POST"] == [b"\0\xff", b"", b"in parts"]
+    got = [Meta.of(meta.read_frame()) for _ in range(5)]
+    assert got[0].body == b"hello" and got[0].media == "" and len({message.id for message in got}) == 5
+    # It is kept as any other message.
+    late = ws(f"/all/{channel}")
+    late.expect(TEXT, "hello")
+
+
+def test_who_knows_ids_may_publish_too(httpd, ws, channel):
+    client = ws(f"/chat/{channel}", [("Sec-WebSocket-Protocol", META)])
+    client.send(frame(TEXT, "hello"))
+    assert Meta.of(client.read_frame()).body == b"hello"
+
+
+def test_text_that_is_published_has_to_be_text(httpd, ws, channel):
+    client, other = ws(f"/chat/{channel}"), ws(f"/chat/{channel}")
+    client.send(frame(TEXT, b"\xff"))
+    client.expect_close(1007)
+    publish(httpd, channel, "next")
+    other.expect(TEXT, "next")
+
+
+def test_clients_publish_to_one_channel(httpd, connect):
+    httpd.expect_log("WS0711: WebSocketChannelClientPublish On needs a single channel")
+    assert connect().ask("/several/two").status == 500
+    # Each is there once.
+    client = connect()
+    client.upgrade("/several/same")
+    client.send(frame(TEXT, "hello"))
+    client.expect(TEXT, "hello")
+
+
+def test_many_that_talk(httpd, ws, channel):
+    clients = [ws(f"/chat/{channel}") for _ in range(5)]
+    for n, client in enumerate(clients):
+        client.send(frame(TEXT, f"{n}"))
+    orders = [[client.read_frame().payload for _ in clients] for client in clients]
+    assert all(order == orders[0] for order in orders)
+    assert sorted(map(int, orders[0])) == list(range(5))
 
 
 def test_replay(httpd, ws, channel):

@@ -740,9 +740,8 @@ class TestChannels:
             page.wait(f"document.getElementById('news').textContent === {json.dumps(expected)}", 30)
         page.run("last = '0-0-0'; loaded = false")
         httpd.graceful()
-        # The gap has the page loaded again.
-        page.wait("typeof loaded === 'undefined' && last === null", 30)
-
+        # The gap has the page loaded again. While it is, it knows of neither.
+        page.wait("typeof loaded === 'undefined' && typeof last !== 'undefined' && last === null", 30)
 
     def test_page_with_events(self, httpd, port, page):
         _, _, with_events = self.blocks("js")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from channels import META, publish, publishing, room
 from websockets.asyncio.client import connect as dial
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from ws_frame import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Client, close_frame, frame, silent
@@ -1036,6 +1037,51 @@ class TestLimit:
 def hammer(path, *directives):
     """A Location whose plugin sends from many threads."""
     return location(path, "${PLUGINS}/threads.so", "threads_init", "WebSocketCompression On", *directives)
+
+
+class TestChannels:
+    """What is published is compressed once, for all who can inflate it."""
+
+    LINES = (TAKEOVER + " Both", "WebSocketCompression On", "WebSocketChannelClientPublish On")
+    CONF = (
+        DETACH + TLS + "WebSocketChannelMemory 4M\n" + publishing()
+        + room("^/live/(?<name>.*)$", "%{env:MATCH_NAME}", *LINES)
+        + room("^/blocking/live/(?<name>.*)$", "%{env:MATCH_NAME}", "WebSocketDetach Off", *LINES)
+    )
+
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("first", [9, 15])
+    def test_what_is_published(self, httpd, peer, ws, way, first):
+        """The first one who gets a message may have the smaller window, or the larger one."""
+        channel = f"{way}{first}"
+        narrow = peer("/live/" + channel, NAME + "; server_max_window_bits=9", way=way) if first == 9 else None
+        peers = [peer("/live/" + channel, way=way) for _ in range(3)]
+        narrow = narrow or peer("/live/" + channel, NAME + "; server_max_window_bits=9", way=way)
+        plain = ws("/live/" + channel)
+        for each in (*peers, narrow):
+            assert each.agreed["server_no_context_takeover"] and "client_no_context_takeover" not in each.agreed
+            each.exact = True
+        talker = peers[0]
+        texts = [sentences(5000, n) for n in range(5)]
+        for n, data in enumerate([*texts, texts[0], "short", "", sentences(100_000)]):
+            if n % 2 and data:
+                talker.tell(data)
+            else:
+                publish(httpd, channel, data)
+            got = [each.expect_message(data, compressed=len(data) >= 64) for each in peers]
+            assert len({message.size for message in got}) == 1 and got[0].size < max(len(data) * 0.6, 64)
+            narrow.expect_message(data)
+            plain.expect(TEXT, data)
+        publish(httpd, channel, noise(1000))
+        for each in (*peers, narrow):
+            each.expect_message(noise(1000), compressed=False)
+
+    def test_with_ids(self, httpd, peer):
+        client = peer("/live/ids", headers=[("Sec-WebSocket-Protocol", META)])
+        data = sentences(5000)
+        publish(httpd, "ids", data)
+        got = client.read_message()
+        assert got.compressed and got.size < 3000 and got.data.endswith(b"\n\n" + data.encode())
 
 
 class TestThreads:

@@ -204,6 +204,11 @@ impl Outbox {
         self.lock().state
     }
 
+    /// Whether a message is long enough to be compressed.
+    pub fn is_worth_compressing(&self, payload: &[u8]) -> bool {
+        payload.len() >= self.bounds.compress_from && !payload.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // A panic under this lock is a bug that leaves a queue of whole frames all the same.
         self.queue.acquire()

@@ -37,9 +37,7 @@ impl Outbox {
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
         let queue = self.wait_for_room(payload.len())?;
         let deflater = match &self.deflater {
-            Some(deflater) if payload.len() >= self.bounds.compress_from && !payload.is_empty() => {
-                deflater
-            }
+            Some(deflater) if self.is_worth_compressing(payload) => deflater,
             _ => {
                 self.queue_frame(queue, opcode, false, payload);
                 return Ok(());
@@ -63,9 +61,10 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends a data message, uncompressed, if there is [room](Self::has_room) for it; `false` if there is none. Nothing is
-    /// waited for, and a conversation that is over needs nothing more.
-    pub fn offer(&self, kind: Kind, payload: &[u8], bound: usize) -> bool {
+    /// Sends a data message if there is [room](Self::has_room) for it; `false` if there is none. Nothing is waited for, and
+    /// a conversation that is over needs nothing more. `compressed`: the payload is what a compressor made of the message,
+    /// without context.
+    pub fn offer(&self, kind: Kind, compressed: bool, payload: &[u8], bound: usize) -> bool {
         let queue = self.lock();
         if queue.state > State::Open {
             return true;
@@ -75,7 +74,7 @@ impl Outbox {
         }
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
         if let Ok(queue) = self.admit(queue, payload.len()) {
-            self.queue_frame(queue, opcode, false, payload);
+            self.queue_frame(queue, opcode, compressed, payload);
         }
         true
     }

@@ -349,7 +349,10 @@ impl Entry {
     pub(super) fn check(&self, now: Duration, ending: Ending, since: Option<Duration>) -> bool {
         let Some((unfinished, running)) = self.progress(now, ending) else { return false };
         let activity = Activity::from_bits(self.activity.swap(0, Ordering::Relaxed));
-        let peer = self.endpoint.peer();
+        let (sink, peer) = (self.endpoint.sink(), self.endpoint.peer());
+        if sink.is_some_and(|sink| sink.has_room_again()) {
+            self.wake();
+        }
         if let Some(peer) = peer {
             if peer.check(now, judging::peer_timeout(&self.timeouts, since)) {
                 self.wake();
@@ -358,7 +361,7 @@ impl Entry {
         let mut deadlines = self.deadlines.acquire();
         let pinged = deadlines.has_pinged();
         let seen = Seen { now, since, activity, unfinished, running, blocked: false, pinged };
-        let snapshot = judging::snapshot(&self.io, peer, &seen);
+        let snapshot = judging::snapshot(&self.io, sink, &seen);
         // Nothing is expected of the client while the peer gets the rest.
         if peer.is_some() && snapshot.state == State::Closed && !snapshot.queued {
             return false;

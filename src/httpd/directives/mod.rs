@@ -244,6 +244,9 @@ directives! {
     Iterate c"WebSocketChannel" ADMIN
         c"the channels that clients are subscribed to, or that are published to; each may be an expression"
         => |parms, section, words| section.add_channel(setters::channel(parms, words)?);
+    Flag c"WebSocketChannelClientPublish" ADMIN
+        c"On to publish what clients send to the section's channel, of which there is one then"
+        => |_, section, words| section.set_client_publish(on(words));
     Take1 c"WebSocketChannelReplay" ADMIN
         c"how many of the messages that are still there a new subscriber gets: None, a number or All"
         => setters::channel_replay;

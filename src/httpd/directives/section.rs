@@ -69,7 +69,24 @@ impl Section {
             Some(Target::Channel(channels)) => channels.add(name)?,
             Some(_) => return Err(CHANNEL_AND_OTHER.into()),
         }
-        Ok(())
+        self.check_client_publish()
+    }
+
+    /// What clients send is published, or not.
+    pub(super) fn set_client_publish(&mut self, on: bool) -> Result<(), String> {
+        self.channel.client_publish = Some(on);
+        self.check_client_publish()
+    }
+
+    fn check_client_publish(&self) -> Result<(), String> {
+        match &self.target {
+            Some(Target::Channel(channels)) if channels.len() > 1 && self.channel.client_publish() => {
+                Err("the same section has several channels, and what clients send would be published to one of them: remove \
+                     the others, or write 'WebSocketChannelClientPublish Off'"
+                    .into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Messages go to the peers that come from this source, unless the same section says something else.
