@@ -40,6 +40,7 @@ const EVERYBODY: u64 = u64::MAX;
 /// A channel that somebody here is subscribed to.
 struct Channel {
     name: Arc<str>,
+    /// In one piece: most channels have one subscriber, or a few.
     feeds: SlotMap<DefaultKey, Arc<Feed>>,
     counted: Option<Counted>,
 }
@@ -138,7 +139,7 @@ impl Hub {
             let hash = self.store.ring().hash(name);
             let channel = subscribed.channels.entry(hash).or_insert_with(|| Channel {
                 name: (**name).into(),
-                feeds: SlotMap::new(),
+                feeds: SlotMap::with_capacity(1),
                 counted: self.store.counts().count(hash),
             });
             let key = channel.feeds.insert(feed.clone());

@@ -248,8 +248,12 @@ unsafe fn find_or_map(server: *const sys::server_rec, size: usize) -> io::Result
     unsafe { sys::apr_pool_userdata_get(&raw mut kept, key.as_ptr(), pool) };
     if kept.is_null() {
         let seed = [0, 1].map(|part: u8| RandomState::new().hash_one(part));
-        // As the mapping, it stays until the process ends, whichever build of this module finds it.
-        kept = Box::into_raw(Box::new(store::map(size, seed)?)).cast();
+        let mapping = store::map(size, seed)?;
+        // SAFETY: the pool is live. As the mapping, the memory stays until the process ends, whichever build of this module
+        // finds it.
+        kept = unsafe { sys::apr_palloc(pool, size_of::<Mapping>()) };
+        // SAFETY: it is as large as it has to be, and aligned for any type.
+        unsafe { kept.cast::<Mapping>().write(mapping) };
         // SAFETY: the key is copied; there is nothing to clean up.
         unsafe { sys::apr_pool_userdata_set(kept, key.as_ptr(), None, pool) };
     }

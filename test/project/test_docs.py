@@ -582,7 +582,7 @@ class TestPublishedTables:
 
     def test_each_has_its_place(self):
         """And no other: what is published is what the programs name."""
-        programs = "".join((TOP / f"test/bench/{name}.py").read_text() for name in ("run", "idle", "bridge"))
+        programs = "".join((TOP / f"test/bench/{name}.py").read_text() for name in ("run", "idle", "bridge", "fanout"))
         named = set(re.findall(r'publish\(f?"([a-z-]+)', programs)) - {"idle-"}
         named |= {f"idle-{mpm}" for mpm in ("event", "worker", "prefork")}
         text = (TOP / "docs/performance.md").read_text()

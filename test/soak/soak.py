@@ -1,7 +1,8 @@
 """Random conversations with a module that has AddressSanitizer: no torn lifetimes, and nothing is left behind.
 
 Clients talk and end in every way (see talk.py), over ws and wss, with and without WebSocketDetach Off, while httpd is
-restarted gracefully every ten seconds and plain requests are served. After a quarter of the time, five minutes at most,
+restarted gracefully every ten seconds and plain requests are served. Others publish on channels and subscribe to them, and
+get each message once or are told of a gap (see listen.py). After a quarter of the time, five minutes at most,
 attackers come (see attack.py), which go before the last restarts. The environment is that of the tests (see
 ../lib/httpd.py) with a module and plugins that are built with AddressSanitizer; httpd itself is not. `make soak` does all
 that. A finding of the sanitizer, a leak at the end of any process, a line of level warn in httpd's log, a client that
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "lib"))
 
 import attack  # noqa: E402
+import listen  # noqa: E402
 from httpd import DETACH, MACHINE, PREFORK, SUSPICIOUS, Httpd, echo, location, wait_until  # noqa: E402
 from talk import Conversations, Crowd, Tally  # noqa: E402
 from ws_frame import TEXT, Client, Refused, frame  # noqa: E402
@@ -103,6 +105,7 @@ def site(options):
         + echo("/blocking/echo", "WebSocketDetach Off")
         + location("/blocking/threads", "${PLUGINS}/threads.so", "threads_init", "WebSocketDetach Off")
         + attack.site()
+        + listen.site()
     )
 
 
@@ -230,6 +233,7 @@ def warm(httpd, options):
                 client.upgrade("/echo")
                 client.send(frame(TEXT, "warm" * 15_000))
                 client.expect(TEXT, "warm" * 15_000)
+    listen.warm(httpd)
 
 
 def crowd(httpd, options, tally):
@@ -264,8 +268,9 @@ def soak(httpd, sanitizer, options, tally, mob):
     old child lived."""
     stop, longest = threading.Event(), 0.0
     clients = [Conversations(httpd, options.seed * 1000 + n, stop, tally) for n in range(options.clients)]
+    others = listen.everybody(httpd, options.seed, stop, tally)
     visitor, watcher = Visitor(httpd, stop, tally), Watcher(httpd, stop)
-    for thread in (*clients, visitor, watcher):
+    for thread in (*clients, *others, visitor, watcher):
         thread.start()
     start, restarts = time.monotonic(), max(1, int(options.time / RESTART) - 2)
     alone = min(max(1, restarts // 4), ALONE / RESTART)
@@ -293,7 +298,7 @@ def soak(httpd, sanitizer, options, tally, mob):
             words = f"soak: {time.strftime('%H:%M:%S')} {sum(tally.counts.values())} events, "
             print(f"{words}{len(tally.surprises)} surprises", file=sys.stderr, flush=True)
     stop.set()
-    for thread in (*clients, visitor, watcher):
+    for thread in (*clients, *others, visitor, watcher):
         thread.join(90)
         if thread.is_alive():
             tally.surprise(f"a client is stuck: {thread}")
@@ -367,6 +372,7 @@ def run(options):
         if watcher.heap > allowed:
             wrong.append(f"a child held {watcher.heap} bytes of heap; {allowed} are the most (see WebSocketMemoryLimit)")
         if not sanitizer.reports():
+            wrong += listen.nobody_left(httpd)
             wrong += nothing_left(httpd, count)
             # Threads that the load has called for go after five idle seconds, each with its buffer.
             with contextlib.suppress(AssertionError):

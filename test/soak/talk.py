@@ -30,7 +30,7 @@ class Surprise(Exception):
 
 
 class Goodbye(Exception):
-    """The server has sent Close 1001."""
+    """The server has closed the connection as it may: Close 1001."""
 
 
 class Talker(Client):
@@ -39,11 +39,12 @@ class Talker(Client):
     deflate = None  # the agreed parameters
     compressor = decompressor = None
     broken = False  # nothing can be sent any more
+    may_end = (1001,)  # with which codes the server may close
 
-    def greet(self, path, offer, waits):
+    def greet(self, path, offer, waits, headers=()):
         """The opening handshake."""
         with waits.measured("handshake"):
-            response = self.ask(path, [("Sec-WebSocket-Extensions", offer)] if offer else [])
+            response = self.ask(path, [*headers, *([("Sec-WebSocket-Extensions", offer)] if offer else [])])
         if response.status == 503 and "retry-after" in response.headers and not waits.now:
             raise Goodbye  # it came to a child at its end
         if response.status != 101:
@@ -73,7 +74,7 @@ class Talker(Client):
                 if not self.broken:
                     self.send(frame(PONG, got.payload))
             elif got.opcode == CLOSE:
-                if got.code != 1001:
+                if got.code not in self.may_end:
                     raise Surprise(f"the server closes with {got.code} {got.payload[2:]!r}")
                 raise Goodbye
             elif got.opcode != PONG:
