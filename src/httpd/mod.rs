@@ -10,6 +10,7 @@
 //! | `bridge.rs` | which peer a request leads to |
 //! | `channel.rs` | which channels a request is about, and its subscription |
 //! | `publish.rs` | `websocket-publish`, the handler of those who publish |
+//! | `access.rs` | who may ask it |
 //! | `events.rs` | Server-Sent Events: subscribers that open no WebSocket |
 //! | `expression.rs` | expressions in our directives |
 //! | `child.rs` | the beginning and the end of a child process |
@@ -43,6 +44,7 @@ use std::{
 
 use crate::{conn::log::Level, driver::shutdown::Shutdown, limits::memory::Budget, settings};
 
+mod access;
 mod access_log;
 mod advice;
 mod bridge;

@@ -3,12 +3,13 @@
 //! Answers are JSON. Who may ask is said by `Require`, as everywhere, and by `WebSocketPublish` besides.
 
 use core::ffi::{CStr, c_char, c_int};
-use std::{fmt::Write as _, net::IpAddr};
+use std::fmt::Write as _;
 
 use super::{
+    access::{self, Refusal},
     channel::{self, text},
     directives::{self, Section, Target},
-    handler, log,
+    log,
     request::{Request, Table},
     sys,
 };
@@ -17,7 +18,6 @@ use crate::{
         Kind,
         id::Id,
         media,
-        settings::Publishers,
         store::{Refused, Store},
     },
     conn::log::Level,
@@ -25,9 +25,6 @@ use crate::{
 
 /// The name that SetHandler gives to requests of those who publish.
 const HANDLER: &CStr = c"websocket-publish";
-
-/// What a request is refused with: a status and a sentence.
-type Refusal = (u32, &'static str);
 
 /// httpd's handler hook; `None` for requests of others.
 pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
@@ -57,7 +54,7 @@ fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
             "only GET, POST and DELETE are understood here",
         ));
     }
-    may_publish(r, section)?;
+    access::check(r, section)?;
     let names = channels.names(r).map_err(|status| {
         let why = if status == sys::HTTP_FORBIDDEN as c_int {
             "the request gives no channel"
@@ -76,39 +73,6 @@ fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
         }
         _ => Ok(answer(r, sys::HTTP_OK, &list(names.iter().map(|name| about(store, name))))),
     }
-}
-
-/// Whether the request may publish, by WebSocketPublish.
-fn may_publish(r: Request<'_>, section: &Section) -> Result<(), Refusal> {
-    if section.channel.publishers() == Publishers::Any {
-        let origin = r.get(Table::HeadersIn, c"Origin").map(CStr::to_bytes);
-        let allowed = handler::origin_is_allowed(r, &section.settings, [origin, None]);
-        let why = "pages of this origin may not publish (WebSocketOriginCheck)";
-        return if allowed { Ok(()) } else { Err((sys::HTTP_FORBIDDEN, why)) };
-    }
-    let is_local = |address: &CStr| {
-        let address = address.to_str().ok().and_then(|text| text.parse::<IpAddr>().ok());
-        address.is_some_and(|address| address.to_canonical().is_loopback())
-    };
-    if !is_local(r.client_ip()) || !is_local(r.connection_ip()) {
-        let why = "only programs on this host may publish (WebSocketPublish Local)";
-        return Err((sys::HTTP_FORBIDDEN, why));
-    }
-    // A proxy on this host makes everyone local, and a page can have its visitor publish.
-    let passed_on = |name: &CStr| {
-        let name = name.to_bytes();
-        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-        ["Origin", "Forwarded", "X-Real-IP", "Via"].into_iter().any(is)
-            || name.get(..11).is_some_and(|begin| begin.eq_ignore_ascii_case(b"X-Forwarded"))
-    };
-    // What a browser says who its visitor has not asked for this himself.
-    let site = r.get(Table::HeadersIn, c"Sec-Fetch-Site").map(CStr::to_bytes);
-    let by_page = site.is_some_and(|site| site != b"none");
-    if by_page || r.fields(Table::HeadersIn).into_iter().any(|(name, _)| passed_on(name)) {
-        let why = "the request comes from a page or through a proxy (WebSocketPublish Local)";
-        return Err((sys::HTTP_FORBIDDEN, why));
-    }
-    Ok(())
 }
 
 fn post(
@@ -259,13 +223,5 @@ fn json(text: &str) -> String {
 
 /// Answers with JSON.
 fn answer(r: Request<'_>, status: u32, body: &str) -> c_int {
-    r.set(Table::ErrHeadersOut, c"Cache-Control", c"no-store");
-    let body = format!("{body}\n");
-    // SAFETY: R1 in request.rs; the type is a literal, and the body lives for the call.
-    unsafe {
-        (*r.as_ptr()).status = status as c_int;
-        sys::ap_set_content_type(r.as_ptr(), c"application/json".as_ptr());
-        sys::ap_rwrite(body.as_ptr().cast(), body.len() as c_int, r.as_ptr());
-    }
-    sys::HOOK_OK
+    r.answer(status, c"application/json", &format!("{body}\n"))
 }
