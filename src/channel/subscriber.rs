@@ -18,8 +18,9 @@ use crate::{
     conn::{
         endpoint::{Endpoint, NOTHING, Relayed},
         log::Level,
-        outbox::{Outbox, State},
+        outbox::{Offered, Outbox, State},
     },
+    metrics::Metric,
     proto::{
         self,
         close::{self, CloseCode},
@@ -110,6 +111,8 @@ struct Place {
     gap: bool,
     /// It was told, and has got nothing since.
     told: bool,
+    /// How many messages went to its client since the metrics were told.
+    delivered: u32,
 }
 
 /// How one or another message of a channel begins in [`META`].
@@ -133,34 +136,39 @@ impl Subscriber {
         if let Some(greeting) = greeting.filter(|_| !gap) {
             outbox.offer(proto::Kind::Text, greeting.as_bytes(), QUEUED);
         }
-        let place = Mutex::new(Place { cursor, gap, told: false });
+        let place = Mutex::new(Place { cursor, gap, told: false, delivered: 0 });
         Self { hub, feed, outbox, options, place, subscription: Mutex::new(Some(subscription)) }
     }
 
-    /// Tells a client that knows ids that something is missing before what follows; `false` if the client has to take
-    /// something first.
-    fn send_gap(&self, id: Id) -> bool {
-        let Some(gap) = self.options.format.gap(id) else { return true };
+    /// Tells a client that knows ids that something is missing before what follows.
+    fn send_gap(&self, id: Id) -> Offered {
+        let Some(gap) = self.options.format.gap(id) else { return Offered::Needless };
         self.offer(proto::Kind::Text, gap.as_bytes())
     }
 
     /// Sends something if there is room.
-    fn offer(&self, kind: proto::Kind, body: &[u8]) -> bool {
+    fn offer(&self, kind: proto::Kind, body: &[u8]) -> Offered {
         self.outbox.offer(kind, body, QUEUED)
     }
 
-    /// Sends a message; `false` if the client has to take something first.
-    fn send(&self, message: &Message) -> bool {
+    /// Sends a message, or the end of a channel.
+    fn send(&self, message: &Message) -> Offered {
         let kind = match message.kind {
             Kind::Text => proto::Kind::Text,
             Kind::Binary => proto::Kind::Binary,
             Kind::End => {
                 self.outbox.close(&close::payload(CloseCode::NORMAL), "the channel ends");
-                return true;
+                return Offered::Needless;
             }
         };
         let wrapped = self.options.format.wrap(message, self.hub.store().ring().seed());
         self.offer(kind, wrapped.as_deref().unwrap_or(&message.body))
+    }
+
+    /// Tells the metrics what was delivered.
+    fn tell(&self, place: &mut Place) {
+        let delivered = core::mem::take(&mut place.delivered);
+        self.hub.line().add(Metric::ChannelDelivered, delivered.into());
     }
 
     /// Closes with a code, a reason and a line.
@@ -181,14 +189,18 @@ impl Endpoint for Subscriber {
 
     fn pull(&self, _: &mut [u8]) -> Relayed {
         let mut place = self.place.acquire();
-        let Place { cursor, gap, told } = &mut *place;
+        let Place { cursor, gap, told, delivered } = &mut *place;
         for _ in 0..MESSAGES {
             if self.outbox.state() > State::Open {
                 return NOTHING;
             }
             // However often it is overtaken until it gets a message, it is told once.
-            if *gap && !*told && !self.send_gap(cursor.id(self.hub.store().ring())) {
-                return Relayed { paused: true, ..NOTHING };
+            if *gap && !*told {
+                let offered = self.send_gap(cursor.id(self.hub.store().ring()));
+                if offered == Offered::Full {
+                    return Relayed { paused: true, ..NOTHING };
+                }
+                self.hub.line().add(Metric::ChannelGaps, u64::from(offered == Offered::Sent));
             }
             (*gap, *told) = (false, *gap || *told);
             let has_room = |len| self.outbox.has_room(len, QUEUED);
@@ -196,24 +208,38 @@ impl Endpoint for Subscriber {
                 Next::Nothing => return NOTHING,
                 Next::Later => break,
                 Next::Full => return Relayed { paused: true, ..NOTHING },
-                Next::Gap if self.options.slow == SlowClient::Skip => *gap = true,
+                Next::Gap if self.options.slow == SlowClient::Skip => {
+                    self.hub.line().add(Metric::ChannelOverruns, 1);
+                    *gap = true;
+                }
                 Next::Gap => {
+                    self.hub.line().add(Metric::ChannelOverruns, 1);
                     let reason = "the client is too slow for its channel";
                     self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0709", reason);
                 }
                 Next::Message(message) => {
-                    if !self.send(&message) {
+                    let offered = self.send(&message);
+                    if offered == Offered::Full {
                         return Relayed { paused: true, ..NOTHING };
                     }
                     cursor.pass();
                     *told = false;
+                    *delivered += u32::from(offered == Offered::Sent);
                 }
             }
         }
         Relayed { again: true, ..NOTHING }
     }
 
+    fn count(&self) {
+        // A turn that goes on is told next time.
+        if let Ok(mut place) = self.place.try_lock() {
+            self.tell(&mut place);
+        }
+    }
+
     fn closed(&self) {
+        self.tell(&mut self.place.acquire());
         if let Some(subscription) = self.subscription.acquire().take() {
             self.hub.unsubscribe(&subscription);
         }
@@ -372,6 +398,10 @@ mod tests {
         assert_eq!(client.pull(), PAUSED);
         fill(client.store);
         client.pull();
+        client.subscriber.closed();
+        let total = |metric| client.hub.line().total(metric);
+        let of = [Metric::ChannelDelivered, Metric::ChannelOverruns, Metric::ChannelGaps];
+        assert_eq!(of.map(total), [1, 1, 0]);
         assert_eq!(client.outbox.state(), State::Closing);
         assert_eq!(client.outbox.summary().code, CloseCode::TRY_AGAIN_LATER);
         assert_eq!(client.pull(), NOTHING);
@@ -410,6 +440,12 @@ mod tests {
             }
             let gaps: Vec<_> = texts.iter().map(|text| text.contains(GAP)).collect();
             assert_eq!(gaps, [false, true, false]);
+            client.subscriber.count();
+            client.subscriber.count();
+            let total = |metric| client.hub.line().total(metric);
+            assert_eq!(total(Metric::ChannelGaps), 1);
+            assert_eq!(total(Metric::ChannelDelivered), 2);
+            assert!(total(Metric::ChannelOverruns) > 0);
         }
     }
 
@@ -437,5 +473,6 @@ mod tests {
         client.subscriber.closed();
         assert_eq!(count(), 0);
         client.subscriber.closed();
+        assert_eq!(client.hub.line().total(Metric::ChannelSubscribers), 0);
     }
 }

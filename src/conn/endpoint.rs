@@ -27,6 +27,9 @@ pub trait Endpoint: Send + Sync {
         None
     }
 
+    /// Adds what it has counted since it was asked last to the child's metrics. Called about once a second, by any thread.
+    fn count(&self) {}
+
     /// The far side, if messages are relayed to one.
     fn peer(&self) -> Option<&dyn Peer> {
         None

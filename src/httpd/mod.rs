@@ -21,6 +21,7 @@
 //! | `detach.rs` | a connection leaves httpd |
 //! | `tls.rs` | mod_ssl's connections, which leave it too |
 //! | `shared.rs` | the memory that all children share |
+//! | `metrics.rs` | what all children have counted |
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
 //! | `http2.rs` | what is different on a stream of HTTP/2 |
@@ -60,6 +61,7 @@ mod filters;
 mod handler;
 mod http2;
 mod log;
+mod metrics;
 mod mistakes;
 mod publish;
 mod request;

@@ -11,7 +11,7 @@ use super::{
     directives::{self, Section, Target},
     log,
     request::{Request, Table},
-    sys,
+    shared, sys,
 };
 use crate::{
     channel::{
@@ -21,6 +21,7 @@ use crate::{
         store::{Refused, Store},
     },
     conn::log::Level,
+    metrics::Metric,
 };
 
 /// The name that SetHandler gives to requests of those who publish.
@@ -37,6 +38,7 @@ pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
         let is_ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
         let level = if is_ours { Level::Error } else { Level::Info };
         log::request(r, level, format_args!("WS0705: {uri} is answered {status}: {why}"));
+        shared::line().count(Metric::ChannelRefused, &status.to_string());
         answer(r, status, &format!("{{\"error\":{}}}", json(why)))
     }))
 }
@@ -106,7 +108,11 @@ fn publish(
     media: &str,
     body: &[u8],
 ) -> Result<Vec<Id>, Refusal> {
-    let publish = |name: &String| store.publish(kind, name, media, body);
+    let publish = |name: &String| {
+        let id = store.publish(kind, name, media, body)?;
+        shared::line().add(Metric::ChannelPublished, u64::from(kind != Kind::End));
+        Ok(id)
+    };
     let ids: Result<_, _> = names.iter().map(publish).collect();
     ids.map_err(|refused| match refused {
         Refused::TooLarge => too_large(r),
