@@ -10,7 +10,8 @@
 //! | `bridge.rs` | which peer a request leads to |
 //! | `channel.rs` | which channels a request is about, and its subscription |
 //! | `publish.rs` | `websocket-publish`, the handler of those who publish |
-//! | `access.rs` | who may ask it |
+//! | `metrics.rs` | `websocket-metrics`, the handler of those who watch the server |
+//! | `access.rs` | who may ask those two |
 //! | `events.rs` | Server-Sent Events: subscribers that open no WebSocket |
 //! | `expression.rs` | expressions in our directives |
 //! | `child.rs` | the beginning and the end of a child process |
@@ -21,7 +22,6 @@
 //! | `detach.rs` | a connection leaves httpd |
 //! | `tls.rs` | mod_ssl's connections, which leave it too |
 //! | `shared.rs` | the memory that all children share |
-//! | `metrics.rs` | what all children have counted |
 //! | `status.rs` | what server-status shows |
 //! | `filters.rs` | the transport through httpd's connection filters |
 //! | `http2.rs` | what is different on a stream of HTTP/2 |
@@ -195,8 +195,7 @@ unsafe extern "C" fn hook_post_config(
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes the main server.
         if let Err(error) = unsafe { shared::map(server) } {
-            let line =
-                "WS0404: no shared memory, so connection limits and server-status do not work:";
+            let line = "WS0404: no shared memory, so connection limits, server-status and metrics do not work:";
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
@@ -235,7 +234,7 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes a live request, and the value is used within this call only.
         let r = unsafe { request::Request::from_ptr(r) };
-        publish::handle(r).unwrap_or_else(|| handler::handle(r))
+        publish::handle(r).or_else(|| metrics::handle(r)).unwrap_or_else(|| handler::handle(r))
     })
 }
 
