@@ -30,7 +30,7 @@ WS_TLS ?= Off
 WS_DETACH ?= Auto
 # Of `make bench`: some scenarios, seconds for each contender and round, rounds. PUBLISH=1 writes the tables into docs/.
 # Of `make bench-channels` besides: the most subscribers, MiB to publish to those that do not read.
-export SCENARIOS SECONDS_EACH ROUNDS PUBLISH LARGEST MIB
+export SCENARIOS SECONDS_EACH ROUNDS PUBLISH LARGEST STALLED_MIB
 # How long each fuzz target runs, in seconds.
 FUZZ_SECONDS ?= 60
 # The same in make check-core.
@@ -250,7 +250,7 @@ bench-idle: all plugins $(VENV)/.done ## measure idle connections: memory, threa
 	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/idle.py
 
 .PHONY: bench-channels
-bench-channels: all $(VENV)/.done ## measure channels beside nginx with nchan; LARGEST=10000 subscribers, MIB=1024
+bench-channels: all $(VENV)/.done ## measure channels beside nginx with nchan; LARGEST=10000 subscribers, STALLED_MIB=1024
 	@scripts/setup.sh bench-channels
 	$(CARGO) build --release --manifest-path test/bench/Cargo.toml --target-dir test/bench/target
 	HTTPD='$(HTTPD)' $(VENV)/bin/python test/bench/fanout.py

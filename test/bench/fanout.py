@@ -1,13 +1,13 @@
 """What channels take, beside nginx with nchan and beside bare writes, on one machine in one run.
 
-The servers run on one core, their clients (`subscribers`, see src/bin/subscribers.rs) on another: one httpd (event) with one
-child, one nginx with one worker, and a program that writes to all its subscribers and does nothing else. A message is
-published when everyone has the one before, so each delivery is a write of its own. Rounds are interleaved; a figure is the
-median of the rounds, a ratio the median of the rounds' ratios.
+The servers run on one core, their clients (`subscribers`, see src/bin/subscribers.rs) on another: one httpd (event) with
+one child, one nginx with one worker, and a program that writes to all its subscribers and does nothing else. A message is
+published when everyone has the one before, so each delivery is a write of its own. Rounds are interleaved; a figure is
+the median of the rounds, a ratio the median of the rounds' ratios.
 
-The environment: SCENARIOS (names, with commas; all), SECONDS_EACH (1), ROUNDS (3), LARGEST (10000 subscribers), MIB (1024, that
-are published to those who read nothing), BENCH_BIN (the folder of the programs), PUBLISH (1 writes the tables of a run of all
-scenarios into docs/performance.md), and that of the tests (see ../lib/httpd.py).
+The environment: SCENARIOS (names, with commas; all), SECONDS_EACH (1), ROUNDS (3), LARGEST (10000 subscribers),
+STALLED_MIB (1024, that are published to those who read nothing), BENCH_BIN (the folder of the programs), PUBLISH (1 writes
+the tables of a run of all scenarios into docs/performance.md), and that of the tests (see ../lib/httpd.py).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ BIN = Path(os.environ.get("BENCH_BIN") or TOP / "test/bench/target/release")
 SECONDS = float(os.environ.get("SECONDS_EACH") or 1)
 ROUNDS = int(os.environ.get("ROUNDS") or 3)
 LARGEST = int(os.environ.get("LARGEST") or 10_000)
-MIB = int(os.environ.get("MIB") or 1024)
+STALLED_MIB = int(os.environ.get("STALLED_MIB") or 1024)
 MANY = min(1000, LARGEST)
 READERS = 10
 SMALL, LARGE = 50, 16 * 1024
@@ -243,13 +243,13 @@ def memory(results, _):
 
 def stalled(results, _):
     """Some read, and a thousand do not."""
-    job = {"subscribers": READERS, "subscribe": "/subscribe", "stall": "/stall", "size": LARGE, "messages": MIB * 64}
+    job = {"subscribers": READERS, "subscribe": "/subscribe", "stall": "/stall", "size": LARGE, "messages": STALLED_MIB * 64}
     with module() as server:
         plays = {"module, nobody stalled": lambda: play(server, **job), "module": lambda: play(server, **job, stalled=MANY)}
         reports = interleaved(plays)
     for percentile in ("median", "p99"):
         results.aim(
-            f"{MIB:,} MiB, {MANY:,} who read nothing: {READERS} others' {percentile}", "≤ 1.1 × without them",
+            f"{STALLED_MIB:,} MiB, {MANY:,} who read nothing: {READERS} others' {percentile}", "≤ 1.1 × without them",
             ratio(reports, "module", "module, nobody stalled", last(percentile)), 1.1,
         )
     there = min(json.loads(report["said"].partition("\r\n\r\n")[2])["subscribers"] for report in reports["module"])

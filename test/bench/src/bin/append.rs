@@ -8,6 +8,7 @@ use std::{hint::black_box, sync::Arc, thread, time::Duration};
 
 use mod_websocket::channel::{
     Kind,
+    broker::{Broker as _, NewMessage},
     feed::Feed,
     hub::Hub,
     settings::MEMORY,
@@ -45,9 +46,10 @@ fn main() {
     let mapping = store::map(MEMORY, [1, 2]).expect("shared memory");
     // SAFETY: it was just mapped.
     let store = unsafe { Store::at(&mapping, std::process::id(), |_| true) };
+    let (kind, media) = (Kind::Text, "text/plain");
+    let message = NewMessage { kind, channel: CHANNEL, media, body: BODY };
     let publish = || {
-        black_box(store.publish(Kind::Text, CHANNEL, "text/plain", BODY))
-            .expect("nobody else publishes");
+        black_box(store.publish(&message, Duration::from_secs(1))).expect("nobody else publishes");
     };
     let wait = || thread::sleep(PAUSE);
     let empty = median(|| (), wait);
@@ -63,8 +65,7 @@ fn main() {
             let hub = Hub::new(store, Box::new(|| ()));
             let feed = Arc::new(Feed::silent());
             // It stays until the end.
-            let hash = store.ring().hash(CHANNEL);
-            hub.subscribe(&[hash], &feed).expect("a thread can be started");
+            hub.subscribe(&[CHANNEL.to_owned()], &feed).expect("a thread can be started");
             children += 1;
         }
         println!(",\"{wanted}\":{:.2}", median(publish, wait) - empty);
