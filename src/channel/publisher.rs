@@ -40,7 +40,7 @@ struct Share {
     left: i64,
     /// When it was filled up last.
     filled: Duration,
-    /// The client is not read from.
+    /// The client is not read from, or was not, and nobody has had it go on.
     paused: bool,
 }
 
@@ -64,8 +64,22 @@ impl Share {
             let more = i64::try_from(more).unwrap_or(i64::MAX);
             self.left = self.left.saturating_add(more).min(self.rate as i64);
         }
-        self.paused = self.left <= 0;
-        self.paused
+        self.left <= 0
+    }
+
+    /// The same, for who does not read then.
+    fn has_to_pause(&mut self, now: Duration) -> bool {
+        let empty = self.is_empty(now);
+        // It is the clock that has reading go on, and it has to learn of the pause, whoever looks in between.
+        self.paused |= empty;
+        empty
+    }
+
+    /// Whether there is something left for who has paused; `true` once for each pause, or for several.
+    fn may_go_on(&mut self, now: Duration) -> bool {
+        let goes_on = self.paused && !self.is_empty(now);
+        self.paused &= !goes_on;
+        goes_on
     }
 }
 
@@ -99,12 +113,11 @@ impl Publisher {
 
 impl Sink for Publisher {
     fn is_crowded(&self) -> bool {
-        self.share.acquire().is_empty(self.begun.elapsed())
+        self.share.acquire().has_to_pause(self.begun.elapsed())
     }
 
     fn has_room_again(&self) -> bool {
-        let mut share = self.share.acquire();
-        share.paused && !share.is_empty(self.begun.elapsed())
+        self.share.acquire().may_go_on(self.begun.elapsed())
     }
 }
 
@@ -119,8 +132,10 @@ mod tests {
         let mut share = Share::new(1000);
         assert!(!share.is_empty(ms(0)));
         share.take(1000);
-        assert!(share.is_empty(ms(0)) && share.paused);
-        assert!(!share.is_empty(ms(1)) && !share.paused);
+        assert!(share.has_to_pause(ms(0)) && !share.may_go_on(ms(0)));
+        // Somebody else looks first.
+        assert!(!share.has_to_pause(ms(1)));
+        assert!(share.may_go_on(ms(1)) && !share.may_go_on(ms(1)));
         // Who has published nothing for long has no more than that.
         assert!(!share.is_empty(ms(60_000)));
         share.take(1000);

@@ -305,8 +305,8 @@ impl Conversation<'_> {
         // before its time is over, or it would begin only then. Who was not read from may be, after a while.
         let relaying = peer.is_some_and(|peer| peer.interest().write);
         let pause = if since.is_some() { HASTE } else { Duration::from_secs(1) };
-        let crowded = sink.is_some_and(|sink| sink.is_crowded());
-        let asked = (relaying || crowded || snapshot.unacknowledged).then_some(now + pause);
+        let paused = sink.is_some() && !rest.read;
+        let asked = (relaying || paused || snapshot.unacknowledged).then_some(now + pause);
         match self.deadlines.check(&snapshot, &judging::timeouts(self.timeouts, since)) {
             Action::Wait(deadline) => Ok(Some(deadline.into_iter().chain(asked).min())),
             // Nothing is expected of the client while the peer gets the rest.

@@ -50,8 +50,10 @@ pub(super) fn snapshot(io: &ConnIo, sink: Option<&dyn Sink>, seen: &Seen) -> Sna
     let asks = queued || pinged || state == State::Closing;
     let arrived = if asks { io.arrived(summary.bytes_out) } else { None };
     summary.bytes_out = arrived.unwrap_or(summary.bytes_out);
-    // Who is not read from cannot be blamed for its silence.
-    activity.bytes |= state <= State::Open && sink.is_some_and(Sink::is_crowded);
+    // Who is not read from cannot be blamed for its silence, nor for sending no messages.
+    if state <= State::Open && sink.is_some_and(Sink::is_crowded) {
+        (activity.bytes, activity.message) = (true, true);
+    }
     // Who does not take our Close cannot have answered it, and is not read from before that.
     activity.all |= state == State::Closing && arrived.is_some();
     let (unacknowledged, hurry) = (arrived.is_some(), since.is_some());

@@ -12,6 +12,7 @@ ON = "WebSocketChannelClientPublish On"
 CONF = (
     DETACH + TLS + "WebSocketChannelMemory 1M\nWebSocketMaxMessageSize 4M\nWebSocketPingInterval 1s\n" + publishing()
     + room("^/chat/(?<name>.*)$", "%{env:MATCH_NAME}", ON)
+    + room("^/idle/(?<name>.*)$", "%{env:MATCH_NAME}", ON, "WebSocketIdleTimeout 1s")
     + room("^/all/(?<name>.*)$", "%{env:MATCH_NAME}", "WebSocketChannelReplay All")
 )
 SHARE = 4096
@@ -75,6 +76,17 @@ def test_it_is_not_given_up_meanwhile_and_goes_on(httpd, over, channel):
     client.send(close_frame(1000))
     got = next_frame(client)
     assert (got.opcode, got.code) == (CLOSE, 1000)
+
+
+@both
+def test_it_is_not_idle_meanwhile(httpd, over, channel, kind):
+    client = over(kind, f"/idle/{channel}")
+    client.send(frame(TEXT, "long".ljust(4 * SHARE)) + frame(TEXT, "next"))
+    assert next_frame(client).payload.startswith(b"long")
+    assert next_frame(client).payload == b"next"
+    # But then it is.
+    got = next_frame(client)
+    assert (got.opcode, got.code) == (CLOSE, 1001)
 
 
 def test_one_that_is_gone(httpd, over, channel):
