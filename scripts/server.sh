@@ -129,6 +129,9 @@ WebSocketOriginCheck Off
     RequestHeader set X-Greeting "expr=%{SERVER_PROTOCOL}"
 </Location>
 Include "$top/examples/channels.conf"
+<Location /metrics>
+    SetHandler websocket-metrics
+</Location>
 CONF
         if [ -s "$SERVER_ROOT/lines.port" ]; then
             cat <<CONF

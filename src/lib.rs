@@ -10,6 +10,7 @@
 //!
 //! | module | owns | may name |
 //! |---|---|---|
+//! | [`metrics`] | what is counted, and what it is called | `sync` |
 //! | [`proto`] | RFC 6455 and 7692, drafts 76 and 75, as functions over bytes | `limits`, `buffer`, `sync` |
 //! | [`os`] | the system calls that the standard library has no word for | nothing here |
 //! | [`sync`] | locks and atomics, which loom replaces to check them | nothing here |
@@ -35,6 +36,7 @@ pub mod driver;
 mod fakes;
 pub mod library;
 pub mod limits;
+pub mod metrics;
 pub mod os;
 pub mod plugin;
 pub mod proto;

@@ -27,7 +27,11 @@ use super::{
     subscription::Subscription,
     wakeup::{self, Wanted},
 };
-use crate::{os::AllSignals, sync::Lock as _};
+use crate::{
+    metrics::{Line, Metric},
+    os::AllSignals,
+    sync::Lock as _,
+};
 
 /// How long the thread sleeps at most: somebody may have died between publishing and waking.
 const SLEEP: Duration = Duration::from_secs(1);
@@ -76,6 +80,8 @@ struct Subscribed {
 /// What all subscribers of a child share. It lives as long as the process.
 pub struct Hub {
     store: Store,
+    /// Where the child counts.
+    line: &'static Line,
     subscribed: Mutex<Subscribed>,
     /// All channels that somebody was subscribed to since nobody was.
     wanted: Wanted,
@@ -88,10 +94,15 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A child's hub. `run` is called after some subscribers were told, on the hub's thread.
-    pub fn new(store: Store, run: Box<dyn Fn() + Send + Sync>) -> &'static Self {
+    /// A child's hub, which counts in `line`. `run` is called after some subscribers were told, on the hub's thread.
+    pub fn new(
+        store: Store,
+        line: &'static Line,
+        run: Box<dyn Fn() + Send + Sync>,
+    ) -> &'static Self {
         Box::leak(Box::new(Self {
             store,
+            line,
             subscribed: Mutex::default(),
             wanted: Wanted::default(),
             ending: AtomicBool::new(false),
@@ -114,6 +125,11 @@ impl Hub {
     /// For those who publish in turns of others.
     pub(super) fn stuck(&self) -> &AtomicBool {
         &self.stuck
+    }
+
+    /// Where the child counts.
+    pub fn line(&self) -> &'static Line {
+        self.line
     }
 
     /// Subscribes to the channels of these names, each of which is there once. From now on messages are told, until it is
@@ -152,12 +168,14 @@ impl Hub {
         };
         let subscriptions = names.iter().map(subscribe).collect();
         drop(subscribed);
+        self.line.add(Metric::ChannelSubscribers, 1);
         self.wanted.add(bits, self.store.wakeup());
         Ok(subscriptions)
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, subscriptions: &[Subscription]) {
+        self.line.sub(Metric::ChannelSubscribers, 1);
         let mut subscribed = self.subscribed.acquire();
         for Subscription { hash, key, .. } in subscriptions {
             let Some(channel) = subscribed.channels.get_mut(hash) else { continue };
@@ -296,7 +314,7 @@ pub(super) mod tests {
         store: Store,
         run: impl Fn() + Send + Sync + 'static,
     ) -> &'static Hub {
-        let hub = Hub::new(store, Box::new(run));
+        let hub = Hub::new(store, Box::leak(Box::default()), Box::new(run));
         hub.subscribed.acquire().thread = Some(thread::spawn(|| ()));
         hub
     }
@@ -372,14 +390,16 @@ pub(super) mod tests {
         let mut at = store.ring().head();
         let count = |name| store.counts().subscribers(store.ring().hash(name));
         let [one, two] = [&["a"][..], &["b", "a"]].map(|channels| subscribe(hub, channels));
-        assert_eq!((count("a"), count("b"), count("c")), (2, 1, 0));
+        let subscribers = || hub.line.total(Metric::ChannelSubscribers);
+        assert_eq!((count("a"), count("b"), count("c"), subscribers()), (2, 1, 0, 2));
         hub.unsubscribe(&two.subscriptions);
-        assert_eq!((count("a"), count("b")), (1, 0));
+        assert_eq!((count("a"), count("b"), subscribers()), (1, 0, 1));
         publish(store, "a", b"1");
         hub.look_on(&mut at);
         assert_eq!((one.driver.take_wakes(), two.driver.take_wakes()), (1, 0));
         hub.unsubscribe(&one.subscriptions);
         assert_eq!((count("a"), hub.subscribed.acquire().channels.len()), (0, 0));
+        assert_eq!(subscribers(), 0);
     }
 
     /// A connection that does something when it is to have a turn.
@@ -449,7 +469,7 @@ pub(super) mod tests {
         let run = Box::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let hub = Hub::new(store, run);
+        let hub = Hub::new(store, Box::leak(Box::default()), run);
         let one = subscribe(hub, &["a"]);
         for n in 0..20 {
             let begun = std::time::Instant::now();
@@ -476,7 +496,7 @@ pub(super) mod tests {
         let run = Box::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let hub = Hub::new(store, run);
+        let hub = Hub::new(store, Box::leak(Box::default()), run);
         let one = subscribe(hub, &["a"]);
         let (outbox, _) = outbox(1000);
         let feed = Feed::new(outbox.clone());

@@ -304,6 +304,23 @@ impl Ring {
         })
     }
 
+    /// The oldest message that is there. It does not take long, as that of [`history`](Self::history).
+    pub fn oldest(&self) -> Option<Header> {
+        let (head, mut at) = self.bounds();
+        for _ in 0..LOOKS {
+            if at >= head {
+                return None;
+            }
+            at = match self.header(at) {
+                Ok(header) if header.kind != Kind::End => return Some(header),
+                Ok(header) => header.next,
+                // It was overwritten meanwhile: what is oldest now lies further on.
+                Err(Missed) => Some(self.bounds().1).filter(|&tail| tail > at)?,
+            };
+        }
+        None
+    }
+
     // --- writers: the callers hold the lock ----------------------------------------------------------
 
     /// Writes a message. Its body has at most [`most`](Self::most) bytes. For who holds the lock of the ring.
@@ -649,6 +666,26 @@ mod tests {
             write(ring, "b", &[8]);
         }
         assert_eq!(bodies("a"), []);
+    }
+
+    #[test]
+    fn the_oldest_message_is_one_that_is_there() {
+        let ring = ring(1 << 10);
+        let end = NewRecord { kind: Kind::End, channel: "a", media: "", body: b"", time: 1 };
+        let oldest = || ring.oldest().map(|header| header.at);
+        assert_eq!(oldest(), None);
+        ring.write(&end);
+        assert_eq!(oldest(), None);
+        let first = write(ring, "a", b"1");
+        write(ring, "b", b"2");
+        assert_eq!(oldest(), Some(first.at));
+        for _ in 0..1000 {
+            write(ring, "b", b"3");
+        }
+        assert_eq!(oldest(), Some(ring.bounds().1));
+        // Whatever the memory says, it is found, or not, in the end.
+        ring.word(ring.bounds().1).store(0, Ordering::Relaxed);
+        assert_eq!(oldest(), None);
     }
 
     #[test]

@@ -17,8 +17,9 @@ use crate::{
     conn::{
         endpoint::{Endpoint, NOTHING, Relayed, Sink},
         log::Level,
-        outbox::{Outbox, State},
+        outbox::{Offered, Outbox, State},
     },
+    metrics::Metric,
     proto::{
         self,
         close::{self, CloseCode},
@@ -64,6 +65,8 @@ struct Place {
     told: bool,
     /// Until the end.
     subscribed: bool,
+    /// How many messages went to its client since the metrics were told.
+    delivered: u32,
 }
 
 impl Subscriber {
@@ -81,26 +84,25 @@ impl Subscriber {
         if let Some(greeting) = greeting.filter(|_| !gap) {
             outbox.offer(proto::Kind::Text, false, greeting.as_bytes(), QUEUED);
         }
-        let place = Place { cursor, gap, told: false, subscribed: true };
+        let place = Place { cursor, gap, told: false, subscribed: true, delivered: 0 };
         let publisher = publisher.map(Box::new);
         Self { hub, feed, outbox, options, publisher, place: Mutex::new(place) }
     }
 
-    /// Tells a client that knows ids that something is missing before what follows; `false` if the client has to take
-    /// something first.
-    fn send_gap(&self, id: Id) -> bool {
-        let Some(gap) = self.options.format.gap(id) else { return true };
+    /// Tells a client that knows ids that something is missing before what follows.
+    fn send_gap(&self, id: Id) -> Offered {
+        let Some(gap) = self.options.format.gap(id) else { return Offered::Needless };
         self.outbox.offer(proto::Kind::Text, false, gap.as_bytes(), QUEUED)
     }
 
-    /// Sends a message; `false` if the client has to take something first.
-    fn send(&self, message: &Kept) -> bool {
+    /// Sends a message, or the end of a channel.
+    fn send(&self, message: &Kept) -> Offered {
         let kind = match message.kind {
             Kind::Text => proto::Kind::Text,
             Kind::Binary => proto::Kind::Binary,
             Kind::End => {
                 self.outbox.close(&close::payload(CloseCode::NORMAL), "the channel ends");
-                return true;
+                return Offered::Needless;
             }
         };
         let (format, seed) = (self.options.format, self.hub.store().ring().seed());
@@ -118,6 +120,12 @@ impl Subscriber {
         let goes = self.options.slow == SlowClient::Close;
         self.feed.hold(goes.then(|| cursor.place()));
         Relayed { paused: true, ..NOTHING }
+    }
+
+    /// Tells the metrics what was delivered.
+    fn tell(&self, place: &mut Place) {
+        let delivered = core::mem::take(&mut place.delivered);
+        self.hub.line().add(Metric::ChannelDelivered, delivered.into());
     }
 
     /// Closes with a code, a reason and a line.
@@ -138,7 +146,7 @@ impl Endpoint for Subscriber {
         };
         let kind = if kind == proto::Kind::Text { Kind::Text } else { Kind::Binary };
         match publisher.publish(self.hub.broker(), self.hub.stuck(), kind, data) {
-            Ok(()) => {}
+            Ok(()) => self.hub.line().add(Metric::ChannelPublished, 1),
             Err(Refused::TooLarge) => {
                 let reason = "too large for the channel's memory: not published";
                 self.send_away(CloseCode::TOO_BIG, "WS0712", reason);
@@ -156,14 +164,18 @@ impl Endpoint for Subscriber {
 
     fn pull(&self, _: &mut [u8]) -> Relayed {
         let mut place = self.place.acquire();
-        let Place { cursor, gap, told, .. } = &mut *place;
+        let Place { cursor, gap, told, delivered, .. } = &mut *place;
         for _ in 0..MESSAGES {
             if self.outbox.state() > State::Open {
                 return NOTHING;
             }
             // However often it is overtaken until it gets a message, it is told once.
-            if *gap && !*told && !self.send_gap(cursor.id(self.hub.store().ring())) {
-                return self.wait_for_client(cursor);
+            if *gap && !*told {
+                let offered = self.send_gap(cursor.id(self.hub.store().ring()));
+                if offered == Offered::Full {
+                    return self.wait_for_client(cursor);
+                }
+                self.hub.line().add(Metric::ChannelGaps, u64::from(offered == Offered::Sent));
             }
             (*gap, *told) = (false, *gap || *told);
             let has_room = |len| self.outbox.has_room(len, QUEUED);
@@ -171,25 +183,39 @@ impl Endpoint for Subscriber {
                 Next::Nothing => return NOTHING,
                 Next::Later => break,
                 Next::Full => return self.wait_for_client(cursor),
-                Next::Gap if self.options.slow == SlowClient::Skip => *gap = true,
+                Next::Gap if self.options.slow == SlowClient::Skip => {
+                    self.hub.line().add(Metric::ChannelOverruns, 1);
+                    *gap = true;
+                }
                 Next::Gap => {
+                    self.hub.line().add(Metric::ChannelOverruns, 1);
                     let reason = "the client is too slow for its channel";
                     self.send_away(CloseCode::TRY_AGAIN_LATER, "WS0709", reason);
                 }
                 Next::Message(message) => {
-                    if !self.send(&message) {
+                    let offered = self.send(&message);
+                    if offered == Offered::Full {
                         return self.wait_for_client(cursor);
                     }
                     cursor.pass();
                     *told = false;
+                    *delivered += u32::from(offered == Offered::Sent);
                 }
             }
         }
         Relayed { again: true, ..NOTHING }
     }
 
+    fn count(&self) {
+        // A turn that goes on is told next time.
+        if let Ok(mut place) = self.place.try_lock() {
+            self.tell(&mut place);
+        }
+    }
+
     fn closed(&self) {
         let mut place = self.place.acquire();
+        self.tell(&mut place);
         if core::mem::take(&mut place.subscribed) {
             self.hub.unsubscribe(place.cursor.subscriptions());
         }
@@ -349,6 +375,10 @@ mod tests {
         assert_eq!(client.pull(), PAUSED);
         fill(client.store);
         client.pull();
+        client.subscriber.closed();
+        let total = |metric| client.hub.line().total(metric);
+        let of = [Metric::ChannelDelivered, Metric::ChannelOverruns, Metric::ChannelGaps];
+        assert_eq!(of.map(total), [1, 1, 0]);
         assert_eq!(client.outbox.state(), State::Closing);
         assert_eq!(client.outbox.summary().code, CloseCode::TRY_AGAIN_LATER);
         assert_eq!(client.pull(), NOTHING);
@@ -419,6 +449,12 @@ mod tests {
             }
             let gaps: Vec<_> = texts.iter().map(|text| text.contains(GAP)).collect();
             assert_eq!(gaps, [false, true, false]);
+            client.subscriber.count();
+            client.subscriber.count();
+            let total = |metric| client.hub.line().total(metric);
+            assert_eq!(total(Metric::ChannelGaps), 1);
+            assert_eq!(total(Metric::ChannelDelivered), 2);
+            assert!(total(Metric::ChannelOverruns) > 0);
         }
     }
 
@@ -446,5 +482,6 @@ mod tests {
         client.subscriber.closed();
         assert_eq!(count(), 0);
         client.subscriber.closed();
+        assert_eq!(client.hub.line().total(Metric::ChannelSubscribers), 0);
     }
 }

@@ -14,6 +14,8 @@ use crate::{
     settings::{MessageTimeout, Timeouts},
 };
 
+/// What is said of a client that is given up for its silence.
+pub const NO_PONG: &str = "the client does not answer our Ping";
 /// What is said of a client that takes less.
 const SLOW: &str = "the client reads too slowly";
 
@@ -297,7 +299,7 @@ impl Deadlines {
             self.pinged = true;
             Some(Action::Ping)
         } else {
-            is_due(ping).then_some(Action::GiveUp("the client does not answer our Ping"))
+            is_due(ping).then_some(Action::GiveUp(NO_PONG))
         };
         (idle.into_iter().chain(ping).chain(message).min(), end)
     }

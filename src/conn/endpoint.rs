@@ -27,6 +27,9 @@ pub trait Endpoint: Send + Sync {
         None
     }
 
+    /// Adds what it has counted since it was asked last to the child's metrics. Called about once a second, by any thread.
+    fn count(&self) {}
+
     /// Where messages go on to, if they are not for the endpoint itself.
     fn sink(&self) -> Option<&dyn Sink> {
         None

@@ -46,6 +46,11 @@ impl Waits {
         self.most
     }
 
+    /// How many do.
+    pub fn now(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
     /// How many clients were closed because one more would have had to.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)

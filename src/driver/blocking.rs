@@ -24,6 +24,7 @@ use crate::{
         outbox::{DriverHandle, State, WriteSocket},
         session::Session,
     },
+    metrics::{Carried, Line, Metric},
     os::{Interest, Sources, Waker, wait},
     proto::close::{self, CloseCode},
     settings::Timeouts,
@@ -31,6 +32,9 @@ use crate::{
 
 /// How often a connection that waits for its moment of a drain looks whether that has become a stop.
 const HASTE: Duration = Duration::from_millis(100);
+
+/// How often the metrics are told what a connection carries.
+const TELL: Duration = Duration::from_secs(1);
 
 /// How long the end of a connection waits for its peer.
 const PARTING: Duration = Duration::from_secs(1);
@@ -120,7 +124,7 @@ pub struct Ended {
 }
 
 /// Serves a connection until its conversation is over, and calls `closed` of its endpoint. Without a descriptor for the
-/// wake-up it is lost at once.
+/// wake-up it is lost at once. What it carries is counted in `line`.
 ///
 /// `stop`, or one of `signals` where the MPM handles them on this thread, ends it with Close 1001: at once, or at its
 /// moment of a drain.
@@ -131,6 +135,7 @@ pub fn serve(
     timeouts: Timeouts,
     stop: &'static Shutdown,
     signals: Option<&Signals>,
+    line: &'static Line,
 ) -> Ended {
     let outbox = io.outbox.clone();
     let mut reader = Reader::new(session);
@@ -142,6 +147,7 @@ pub fn serve(
         drain: OnceLock::new(),
         came: OnceLock::new(),
     };
+    let mut told = Told { line, carried: Carried::default(), at: None };
     let blocking = Waker::new().map(|waker| Arc::new(Blocking { io, waker, end }));
     let result = match &blocking {
         Ok(blocking) => {
@@ -163,6 +169,7 @@ pub fn serve(
                 start: Instant::now(),
                 deadlines: Deadlines::new(Duration::ZERO),
                 readable: false,
+                told: &mut told,
             };
             // A panic is a bug of ours; the endpoint hears of the end all the same.
             catch_unwind(AssertUnwindSafe(|| conversation.hold())).unwrap_or_else(|_| {
@@ -179,6 +186,7 @@ pub fn serve(
     }
     outbox.end("the connection is over");
     endpoint.closed();
+    told.carried.tell(outbox.summary().carried(reader.received()), line);
     let since = blocking.as_ref().ok().and_then(|blocking| blocking.end.since());
     if let (Some(peer), false) = (endpoint.peer(), stop.ending() == Ending::Stop) {
         finish(peer, since.map_or(PARTING, |since| LAST.saturating_sub(since)));
@@ -207,6 +215,15 @@ struct Conversation<'c> {
     deadlines: Deadlines,
     /// The descriptor has shown something to read.
     readable: bool,
+    told: &'c mut Told,
+}
+
+/// What the metrics were told of a connection.
+struct Told {
+    line: &'static Line,
+    carried: Carried,
+    /// When they were told last.
+    at: Option<Duration>,
 }
 
 /// What a turn has left to wait for.
@@ -235,6 +252,7 @@ impl Conversation<'_> {
                 Outcome::Rest { read, write } => Rest { read, write, again: false },
             };
             let Some(deadline) = self.judge(since, rest)? else { continue };
+            let deadline = deadline.into_iter().chain(self.tell()).min();
             self.readable = false;
             // Nobody else could use it meanwhile.
             buffers.release();
@@ -242,6 +260,24 @@ impl Conversation<'_> {
                 self.wait(since.is_some(), rest, deadline)?;
             }
         }
+    }
+
+    /// Tells the metrics what was carried, once a second at most; and says when it has to be told of the rest.
+    fn tell(&mut self) -> Option<Duration> {
+        let (io, told, now) = (&self.blocking.io, &mut *self.told, self.start.elapsed());
+        let carried = io.outbox.summary().carried(self.reader.received());
+        if carried == told.carried {
+            return None;
+        }
+        let due = told.at.map_or(now, |at| at + TELL);
+        if now < due {
+            return Some(due);
+        }
+        told.carried.tell(carried, told.line);
+        told.line.set(Metric::Memory, io.outbox.memory().used() as u64);
+        self.endpoint.count();
+        told.at = Some(now);
+        None
     }
 
     /// Asks the deadlines, and does what they say: `Some` if the conversation is to rest now, until then at most.
@@ -279,7 +315,7 @@ impl Conversation<'_> {
                 self.readable = true;
                 Ok(None)
             }
-            action => judging::act(action, &io.outbox).map(|()| None),
+            action => judging::act(action, &io.outbox, self.told.line).map(|()| None),
         }
     }
 
@@ -326,9 +362,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        conn::outbox::{Outbox, Refused},
+        conn::{
+            deadlines::NO_PONG,
+            outbox::{Outbox, Refused},
+        },
         driver::judging::{PEERS_END, STOP_TIMEOUT},
-        fakes::{EndOnFailure, Lines, Read, Recorder, StuckPeer, Wire, from_us, session},
+        fakes::{
+            EndOnFailure, Lines, Read, Recorder, StuckPeer, Wire, from_us, session, wait_until,
+        },
         proto::{Kind, frame::Opcode},
     };
 
@@ -356,12 +397,24 @@ mod tests {
         make: impl FnOnce(&Arc<Outbox>) -> Recorder,
         client: impl FnOnce(&Wire, &Arc<Outbox>, &Recorder),
     ) -> (Ended, CloseCode, Lines) {
+        serving_in(timeouts, stop, Box::leak(Box::default()), make, client)
+    }
+
+    /// The same, counted in `line`.
+    fn serving_in(
+        timeouts: Timeouts,
+        stop: &'static Shutdown,
+        line: &'static Line,
+        make: impl FnOnce(&Arc<Outbox>) -> Recorder,
+        client: impl FnOnce(&Wire, &Arc<Outbox>, &Recorder),
+    ) -> (Ended, CloseCode, Lines) {
         let wire = Wire::new();
         let (io, outbox, log) = wire.io(100);
         outbox.disown(&mut Vec::new());
         let recorder = make(&outbox);
         let ended = thread::scope(|scope| {
-            let served = scope.spawn(|| serve(io, session(), &recorder, timeouts, stop, None));
+            let served =
+                scope.spawn(|| serve(io, session(), &recorder, timeouts, stop, None, line));
             let _end = EndOnFailure(wire.clone());
             client(&wire, &outbox, &recorder);
             served.join().unwrap()
@@ -389,6 +442,27 @@ mod tests {
             wire.expect(&from_us(Opcode::Close, b"\x03\xe8"));
         });
         assert_eq!((ended.received, ended.lost, code), (20 * 7 + 8, false, CloseCode::NORMAL));
+    }
+
+    #[test]
+    fn what_is_carried_is_told_while_it_lasts_and_at_its_end() {
+        let line: &Line = Box::leak(Box::default());
+        let told = || {
+            let of = [Metric::MessagesIn, Metric::MessagesOut, Metric::BytesIn, Metric::BytesOut];
+            of.map(|metric| line.total(metric))
+        };
+        serving_in(TIMEOUTS, child(), line, Recorder::echo, |wire, _, _| {
+            wire.frame(Opcode::Binary, b"1");
+            wait_until(|| told() == [1, 1, 7, 3]);
+            // Of these it is told within a second.
+            wire.frame(Opcode::Binary, b"2");
+            wire.expect(&from_us(Opcode::Binary, b"1"));
+            wire.expect(&from_us(Opcode::Binary, b"2"));
+            wait_until(|| told() == [2, 2, 14, 6]);
+            wire.frame(Opcode::Close, b"\x03\xe8");
+            wire.expect(&from_us(Opcode::Close, b"\x03\xe8"));
+        });
+        assert_eq!(told(), [2, 2, 22, 10]);
     }
 
     #[test]
@@ -493,10 +567,12 @@ mod tests {
     #[test]
     fn a_silent_client_is_pinged_and_then_given_up() {
         let timeouts = Timeouts { ping: Some(Duration::from_millis(10)), ..TIMEOUTS };
-        let (ended, _, log) = serving(timeouts, child(), Recorder::echo, |wire, _, _| {
+        let line: &Line = Box::leak(Box::default());
+        let (ended, _, log) = serving_in(timeouts, child(), line, Recorder::echo, |wire, _, _| {
             wire.wait_for(|script| script.sent.starts_with(b"\x89\0").then_some(()));
         });
-        assert!(ended.lost && log.has("the client does not answer our Ping"));
+        assert!(ended.lost && log.has(NO_PONG));
+        assert_eq!(line.total(Metric::PingsUnanswered), 1);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::{io, time::Duration};
 use super::conn_io::ConnIo;
 use crate::{
     conn::{
-        deadlines::{Action, Activity, Snapshot, Unfinished},
+        deadlines::{Action, Activity, NO_PONG, Snapshot, Unfinished},
         endpoint::Sink,
         outbox::{Outbox, State},
     },
+    metrics::{Line, Metric},
     proto::{
         close::{self, CloseCode},
         frame::Opcode,
@@ -77,7 +78,7 @@ pub(super) fn peer_timeout(timeouts: &Timeouts, since: Option<Duration>) -> Dura
 }
 
 /// Does what the deadlines ask for; an error if the connection is to be given up.
-pub(super) fn act(action: Action, outbox: &Outbox) -> io::Result<()> {
+pub(super) fn act(action: Action, outbox: &Outbox, line: &Line) -> io::Result<()> {
     match action {
         Action::Wait(_) | Action::Read => {}
         Action::Ping => {
@@ -88,7 +89,10 @@ pub(super) fn act(action: Action, outbox: &Outbox) -> io::Result<()> {
         Action::Close(code, why) => {
             outbox.close(&close::payload(code), why);
         }
-        Action::GiveUp(why) => return Err(io::Error::new(io::ErrorKind::TimedOut, why)),
+        Action::GiveUp(why) => {
+            line.add(Metric::PingsUnanswered, u64::from(why == NO_PONG));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
     }
     Ok(())
 }

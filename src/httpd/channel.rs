@@ -34,6 +34,7 @@ use crate::{
         subscription::Subscription,
     },
     conn::{log::Level, outbox::Outbox},
+    metrics::Metric,
     proto::{self, deflate::Packing, handshake::Offered},
 };
 
@@ -154,25 +155,30 @@ impl Subscribing {
     /// What is there for a client that is not subscribed but comes again: events, of which one is enough beyond `most`
     /// bytes; and whether there is more.
     pub(super) fn events(&self, most: usize) -> (Vec<u8>, bool) {
-        let (ring, feed) = (self.hub.store().ring(), Feed::silent());
+        let (ring, line, feed) = (self.hub.store().ring(), self.hub.line(), Feed::silent());
         let subscriptions = Subscription::untold(ring, &self.names);
         let (cursor, gap) = Cursor::new(ring, subscriptions, self.last.as_deref(), self.replay);
         let mut cursor = cursor.of_one_that_polls();
         let (format, seed) = (self.options.format, ring.seed());
         let told = |cursor: &Cursor| format.gap(cursor.id(ring)).unwrap_or_default().into_bytes();
         let mut events = if gap { told(&cursor) } else { Vec::new() };
+        line.add(Metric::ChannelGaps, u64::from(gap));
         let mut more = true;
         while events.len() < most && more {
             match cursor.next(self.hub, &feed) {
                 Next::Nothing | Next::Full => more = false,
                 Next::Later => {}
-                Next::Gap => events.extend(told(&cursor)),
+                Next::Gap => {
+                    line.add(Metric::ChannelGaps, 1);
+                    events.extend(told(&cursor));
+                }
                 Next::Message(message) => {
                     if message.kind == Kind::End {
                         events.extend(proto::events::event(None, Some("close"), "").bytes());
                         return (events, false);
                     }
                     events.extend(format.wrap(&message, seed).unwrap_or_default());
+                    line.add(Metric::ChannelDelivered, 1);
                     cursor.pass();
                 }
             }
@@ -281,7 +287,7 @@ pub(super) fn begin() {
             service.run_ready();
         }
     });
-    HUB.store(ptr::from_ref(Hub::new(store, run)).cast_mut(), Ordering::Release);
+    HUB.store(ptr::from_ref(Hub::new(store, shared::line(), run)).cast_mut(), Ordering::Release);
 }
 
 /// The child's hub.

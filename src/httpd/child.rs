@@ -20,7 +20,7 @@ use super::{
 use crate::{
     conn::log::Level,
     driver::{
-        service::{Elsewhere, Service, Setup, Totals},
+        service::{Elsewhere, Service, Setup},
         shutdown::Ending,
         signals::stop_is_being_handled,
     },
@@ -76,9 +76,6 @@ static RESERVE: AtomicU64 = AtomicU64::new(0);
 /// it is stored by one thread (Release) when what it leads to is complete, and only read by others (Acquire).
 static SERVICE: AtomicPtr<Service> = AtomicPtr::new(ptr::null_mut());
 
-/// The child's line in server-status; null if there is none.
-static LINE: AtomicPtr<shared::Child> = AtomicPtr::new(ptr::null_mut());
-
 /// The requests of httpd's that are not finished in this child, ours among them: a mere count.
 static REQUESTS: AtomicUsize = AtomicUsize::new(0);
 
@@ -105,23 +102,14 @@ pub(super) unsafe fn begin(
     RESERVE.store(reserve(open_files), Ordering::Relaxed);
     // SAFETY: `server` is the main server, as this function demands.
     unsafe { advice::tell(server, open_files) };
-    let line = shared::child();
-    LINE.store(
-        line.map_or(ptr::null_mut(), |line| ptr::from_ref(line).cast_mut()),
-        Ordering::Release,
-    );
-    let report = Box::new(move |threads, totals: &Totals| {
-        if let Some(line) = line {
-            line.tell(threads, totals);
-        }
-    });
+    let line = shared::line();
     let threads = settings.threads.unwrap_or(settings::THREADS).into();
     // SAFETY: as above: it lives until the child ends (request::R3).
     let log = Box::new(unsafe { log::ServerLog::new(server) });
     let main = Main(server);
     let overdue = Box::new(move |ending| boundary((), || main.overdue(ending)));
     let elsewhere = Elsewhere { signals: !is_threaded(), overdue };
-    match Service::start(Setup { threads, drain, memory: &MEMORY, report, log, elsewhere }) {
+    match Service::start(Setup { threads, drain, memory: &MEMORY, line, log, elsewhere }) {
         Ok(service) => {
             SERVICE.store(ptr::from_ref(service).cast_mut(), Ordering::Release);
         }
@@ -255,7 +243,6 @@ impl Main {
         if let Some(service) = service() {
             libraries.extend(service.running());
         }
-        leave_line();
         let libraries: BTreeSet<_> = libraries.iter().map(AsRef::as_ref).collect();
         let libraries: Vec<&str> = libraries.into_iter().collect();
         let libraries = match &libraries[..] {
@@ -276,14 +263,6 @@ impl Main {
     }
 }
 
-/// The child has no line in server-status any more.
-fn leave_line() {
-    // SAFETY: `begin` stores a line in memory that is never unmapped.
-    if let Some(line) = unsafe { LINE.load(Ordering::Acquire).as_ref() } {
-        line.leave();
-    }
-}
-
 /// httpd clears the child's pool: waits until all connections are gone and the threads have left.
 unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
     let left = boundary(true, || {
@@ -298,7 +277,6 @@ unsafe extern "C" fn cleanup_child(server: *mut c_void) -> sys::apr_status_t {
     if !left {
         Main(server.cast()).leave_behind(Vec::new());
     }
-    leave_line();
     SERVICE.store(ptr::null_mut(), Ordering::Release);
     sys::APR_SUCCESS as sys::apr_status_t
 }

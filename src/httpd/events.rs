@@ -12,12 +12,13 @@ use super::{
     directives::{Section, Target},
     handler, log,
     request::{Request, Table},
-    sys,
+    shared, sys,
     upgrade::{Chosen, PastFilters, Upgrade},
 };
 use crate::{
     channel::format::Format,
     conn::log::Level,
+    metrics::Metric,
     proto::{Version, events, handshake::Opening},
 };
 
@@ -66,6 +67,7 @@ fn subscribe(r: Request<'_>, section: &Section, channels: &Channels) -> Result<c
     if r.connection().is_stream() {
         let (events, more) = subscribing.events(MOST);
         let retry = events::retry(if more { AT_ONCE } else { NEXT });
+        shared::line().add(Metric::ChannelEventPolls, 1);
         return Ok(answer(r, &[retry.as_bytes(), &events].concat()));
     }
     if child::is_near() {
@@ -96,6 +98,7 @@ fn subscribe(r: Request<'_>, section: &Section, channels: &Channels) -> Result<c
 /// Has a client come back, for whom there is no room now.
 pub(super) fn come_back(r: Request<'_>) -> c_int {
     log::request(r, Level::Info, format_args!("WS0707: no room for a stream of events now"));
+    shared::line().add(Metric::ChannelEventRetries, 1);
     answer(r, events::retry(NO_ROOM).as_bytes())
 }
 

@@ -18,6 +18,7 @@ use crate::{
     bridge::connect::Caller,
     conn::log::Level,
     limits::connections::Counted,
+    metrics::Metric,
     proto::{
         draft::Challenge,
         handshake::{self, Opening, Refusal},
@@ -34,6 +35,16 @@ pub(super) fn handle(r: Request<'_>) -> c_int {
         mistakes::tell_of_other_handler(r);
         return sys::DECLINED;
     }
+    let answer = answer(r);
+    // What was upgraded has been counted then.
+    if answer >= sys::HTTP_OK as c_int {
+        shared::line().count(Metric::Handshakes, &answer.to_string());
+    }
+    answer
+}
+
+/// What a request for this module is answered.
+fn answer(r: Request<'_>) -> c_int {
     let section = directives::section(r);
     if let Some(channels) = events::wanted(r, section) {
         return events::serve(r, section, channels);

@@ -10,6 +10,8 @@
 //! | `bridge.rs` | which peer a request leads to |
 //! | `channel.rs` | which channels a request is about, and its subscription |
 //! | `publish.rs` | `websocket-publish`, the handler of those who publish |
+//! | `metrics.rs` | `websocket-metrics`, the handler of those who watch the server |
+//! | `access.rs` | who may ask those two |
 //! | `events.rs` | Server-Sent Events: subscribers that open no WebSocket |
 //! | `expression.rs` | expressions in our directives |
 //! | `child.rs` | the beginning and the end of a child process |
@@ -43,6 +45,7 @@ use std::{
 
 use crate::{conn::log::Level, driver::shutdown::Shutdown, limits::memory::Budget, settings};
 
+mod access;
 mod access_log;
 mod advice;
 mod bridge;
@@ -58,6 +61,7 @@ mod filters;
 mod handler;
 mod http2;
 mod log;
+mod metrics;
 mod mistakes;
 mod publish;
 mod request;
@@ -191,8 +195,7 @@ unsafe extern "C" fn hook_post_config(
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes the main server.
         if let Err(error) = unsafe { shared::map(server) } {
-            let line =
-                "WS0404: no shared memory, so connection limits and server-status do not work:";
+            let line = "WS0404: no shared memory, so connection limits, server-status and metrics do not work:";
             // SAFETY: as above.
             unsafe { log::server(server, Level::Error, format_args!("{line} {error}")) };
         }
@@ -231,7 +234,7 @@ unsafe extern "C" fn hook_handler(r: *mut sys::request_rec) -> c_int {
     boundary(sys::HTTP_INTERNAL_SERVER_ERROR as c_int, || {
         // SAFETY: httpd passes a live request, and the value is used within this call only.
         let r = unsafe { request::Request::from_ptr(r) };
-        publish::handle(r).unwrap_or_else(|| handler::handle(r))
+        publish::handle(r).or_else(|| metrics::handle(r)).unwrap_or_else(|| handler::handle(r))
     })
 }
 

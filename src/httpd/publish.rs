@@ -3,14 +3,15 @@
 //! Answers are JSON. Who may ask is said by `Require`, as everywhere, and by `WebSocketPublish` besides.
 
 use core::ffi::{CStr, c_char, c_int};
-use std::{fmt::Write as _, net::IpAddr, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use super::{
+    access::{self, Refusal},
     channel::{self, text},
     directives::{self, Section, Target},
-    handler, log,
+    log,
     request::{Request, Table},
-    sys,
+    shared, sys,
 };
 use crate::{
     channel::{
@@ -18,10 +19,10 @@ use crate::{
         broker::{Broker, NewMessage, Refused},
         id::Id,
         media,
-        settings::Publishers,
         store::Store,
     },
     conn::log::Level,
+    metrics::Metric,
 };
 
 /// The name that SetHandler gives to requests of those who publish.
@@ -29,9 +30,6 @@ const HANDLER: &CStr = c"websocket-publish";
 
 /// How long a request waits for others that publish.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// What a request is refused with: a status and a sentence.
-type Refusal = (u32, &'static str);
 
 /// httpd's handler hook; `None` for requests of others.
 pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
@@ -44,6 +42,7 @@ pub(super) fn handle(r: Request<'_>) -> Option<c_int> {
         let is_ours = status == sys::HTTP_INTERNAL_SERVER_ERROR;
         let level = if is_ours { Level::Error } else { Level::Info };
         log::request(r, level, format_args!("WS0705: {uri} is answered {status}: {why}"));
+        shared::line().count(Metric::ChannelRefused, &status.to_string());
         answer(r, status, &format!("{{\"error\":{}}}", json(why)))
     }))
 }
@@ -61,7 +60,7 @@ fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
             "only GET, POST and DELETE are understood here",
         ));
     }
-    may_publish(r, section)?;
+    access::check(r, section)?;
     let names = channels.names(r).map_err(|status| {
         let why = if status == sys::HTTP_FORBIDDEN as c_int {
             "the request gives no channel"
@@ -80,39 +79,6 @@ fn serve(r: Request<'_>, section: &Section) -> Result<c_int, Refusal> {
         }
         _ => Ok(answer(r, sys::HTTP_OK, &list(names.iter().map(|name| about(store, name))))),
     }
-}
-
-/// Whether the request may publish, by WebSocketPublish.
-fn may_publish(r: Request<'_>, section: &Section) -> Result<(), Refusal> {
-    if section.channel.publishers() == Publishers::Any {
-        let origin = r.get(Table::HeadersIn, c"Origin").map(CStr::to_bytes);
-        let allowed = handler::origin_is_allowed(r, &section.settings, [origin, None]);
-        let why = "pages of this origin may not publish (WebSocketOriginCheck)";
-        return if allowed { Ok(()) } else { Err((sys::HTTP_FORBIDDEN, why)) };
-    }
-    let is_local = |address: &CStr| {
-        let address = address.to_str().ok().and_then(|text| text.parse::<IpAddr>().ok());
-        address.is_some_and(|address| address.to_canonical().is_loopback())
-    };
-    if !is_local(r.client_ip()) || !is_local(r.connection_ip()) {
-        let why = "only programs on this host may publish (WebSocketPublish Local)";
-        return Err((sys::HTTP_FORBIDDEN, why));
-    }
-    // A proxy on this host makes everyone local, and a page can have its visitor publish.
-    let passed_on = |name: &CStr| {
-        let name = name.to_bytes();
-        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-        ["Origin", "Forwarded", "X-Real-IP", "Via"].into_iter().any(is)
-            || name.get(..11).is_some_and(|begin| begin.eq_ignore_ascii_case(b"X-Forwarded"))
-    };
-    // What a browser says who its visitor has not asked for this himself.
-    let site = r.get(Table::HeadersIn, c"Sec-Fetch-Site").map(CStr::to_bytes);
-    let by_page = site.is_some_and(|site| site != b"none");
-    if by_page || r.fields(Table::HeadersIn).into_iter().any(|(name, _)| passed_on(name)) {
-        let why = "the request comes from a page or through a proxy (WebSocketPublish Local)";
-        return Err((sys::HTTP_FORBIDDEN, why));
-    }
-    Ok(())
 }
 
 fn post(
@@ -146,8 +112,11 @@ fn publish(
     media: &str,
     body: &[u8],
 ) -> Result<Vec<Id>, Refusal> {
-    let publish =
-        |name: &String| broker.publish(&NewMessage { kind, channel: name, media, body }, PATIENCE);
+    let publish = |name: &String| {
+        let id = broker.publish(&NewMessage { kind, channel: name, media, body }, PATIENCE)?;
+        shared::line().add(Metric::ChannelPublished, u64::from(kind != Kind::End));
+        Ok(id)
+    };
     let ids: Result<_, _> = names.iter().map(publish).collect();
     ids.map_err(|refused| match refused {
         Refused::TooLarge => too_large(r),
@@ -264,13 +233,5 @@ fn json(text: &str) -> String {
 
 /// Answers with JSON.
 fn answer(r: Request<'_>, status: u32, body: &str) -> c_int {
-    r.set(Table::ErrHeadersOut, c"Cache-Control", c"no-store");
-    let body = format!("{body}\n");
-    // SAFETY: R1 in request.rs; the type is a literal, and the body lives for the call.
-    unsafe {
-        (*r.as_ptr()).status = status as c_int;
-        sys::ap_set_content_type(r.as_ptr(), c"application/json".as_ptr());
-        sys::ap_rwrite(body.as_ptr().cast(), body.len() as c_int, r.as_ptr());
-    }
-    sys::HOOK_OK
+    r.answer(status, c"application/json", &format!("{body}\n"))
 }

@@ -86,6 +86,18 @@ impl<'r> Request<'r> {
         string(self.connection().client_ip()).unwrap_or(c"?")
     }
 
+    /// Answers with a short text of a media type, which nobody is to keep.
+    pub(super) fn answer(self, status: u32, media_type: &'static CStr, body: &str) -> c_int {
+        self.set(Table::ErrHeadersOut, c"Cache-Control", c"no-store");
+        // SAFETY: R1; the type is a literal, and the body lives for the call.
+        unsafe {
+            (*self.as_ptr()).status = status as c_int;
+            sys::ap_set_content_type(self.as_ptr(), media_type.as_ptr());
+            sys::ap_rwrite(body.as_ptr().cast(), body.len() as c_int, self.as_ptr());
+        }
+        sys::HOOK_OK
+    }
+
     /// The connection serves no further request.
     pub(super) fn close_afterwards(self) {
         // SAFETY: R1, and R5 of its connection.

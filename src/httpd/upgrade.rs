@@ -17,7 +17,7 @@ use super::{
     handler::{come_later, unavailable},
     is_threaded, log,
     request::{Request, Table},
-    sys,
+    shared, sys,
     tls::{self, Takeover},
     workers::{self, Worker},
 };
@@ -37,6 +37,7 @@ use crate::{
         signals::Signals,
     },
     limits::{connections::Counted, memory::Claim},
+    metrics::{Conversation, Metric, Mode},
     plugin::{
         Plugin,
         connection::{Answer, Connection as PluginConnection, PluginOpening},
@@ -208,6 +209,13 @@ impl Upgrade {
             Err(status) => return status,
         };
         filters::remove_obstacles(r.connection());
+        let is_to_leave = opened.stays.is_none() && past.is_ok();
+        let mode = if is_to_leave { Mode::Detached } else { Mode::Blocking };
+        let status = match opening.version {
+            Version::EventStream => sys::HTTP_OK,
+            _ => sys::HTTP_SWITCHING_PROTOCOLS,
+        };
+        let counting = Conversation::begin(shared::line(), mode, status);
         let params = parts.deflate.as_ref().map(|(params, _)| params);
         match opening.version {
             Version::EventStream => events::begin(r),
@@ -225,19 +233,19 @@ impl Upgrade {
         }
         match past {
             Ok(Ok((past, early))) if opened.stays.is_none() => {
-                parts.detach(r, opened, headers, past, early)
+                parts.detach(r, opened, headers, (past, early), counting)
             }
             Ok(Ok((past, early))) => {
-                parts.stay(r, opened, Box::new(Plain::new(past.socket, early)))
+                parts.stay(r, opened, Box::new(Plain::new(past.socket, early)), counting)
             }
             Ok(Err(why)) => {
                 parts.outbox.log().write(
                     Level::Debug,
                     format_args!("bytes go through httpd's filters because of {why}"),
                 );
-                parts.stay(r, opened, Box::new(filters))
+                parts.stay(r, opened, Box::new(filters), counting)
             }
-            Err(error) => parts.lose(r, opened, &error),
+            Err(error) => parts.lose(r, opened, &error, counting),
         }
     }
 }
@@ -344,13 +352,21 @@ impl Parts {
     }
 
     /// The client was lost while the connection was made ready.
-    fn lose(self, r: Request<'_>, opened: Opened, error: &io::Error) -> c_int {
+    fn lose(
+        self,
+        r: Request<'_>,
+        opened: Opened,
+        error: &io::Error,
+        counting: Conversation,
+    ) -> c_int {
         self.outbox
             .log()
             .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));
         self.outbox.end("the connection is lost");
         opened.endpoint.closed();
-        end_request(r, &self.outbox.summary(), true);
+        let summary = self.outbox.summary();
+        counting.end(summary.code.0);
+        end_request(r, &summary, true);
         drop((self.deflate, self.counted, self.worker, opened.watched));
         release_after_log(r, self.signals);
         sys::HOOK_OK
@@ -362,8 +378,8 @@ impl Parts {
         r: Request<'_>,
         opened: Opened,
         headers: Arc<Headers>,
-        past: PastFilters,
-        early: Early,
+        (past, early): (PastFilters, Early),
+        counting: Conversation,
     ) -> c_int {
         let Self { outbox, session, timeouts, deflate, counted, signals, .. } = self;
         let Opened { endpoint, watched, .. } = opened;
@@ -374,6 +390,7 @@ impl Parts {
         r.set_for_log(ENV_OPEN);
         let record = Record::of(r, headers);
         let ended: Ended = Box::new(move |finished| {
+            counting.end(finished.summary.code.0);
             drop((deflate, counted));
             record.log(finished);
         });
@@ -396,7 +413,14 @@ impl Parts {
     }
 
     /// Holds it on this thread, to its end.
-    fn stay(mut self, r: Request<'_>, opened: Opened, transport: Box<dyn Transport>) -> c_int {
+    fn stay(
+        mut self,
+        r: Request<'_>,
+        opened: Opened,
+        transport: Box<dyn Transport>,
+        mut counting: Conversation,
+    ) -> c_int {
+        counting.serve(Mode::Blocking);
         let why = opened.stays.unwrap_or("the filters stay in use");
         self.outbox.log().write(Level::Debug, format_args!("served on httpd's thread: {why}"));
         let worker = self.worker.or_else(|| workers::take(r));
@@ -406,9 +430,10 @@ impl Parts {
         let past_filters = transport.socket().is_some();
         let io = ConnIo::new(transport, self.outbox.clone());
         let (timeouts, signals) = (self.timeouts, self.signals.as_ref());
-        let ended =
-            blocking::serve(io, self.session, &*opened.endpoint, timeouts, &SHUTDOWN, signals);
+        let (endpoint, line) = (&*opened.endpoint, shared::line());
+        let ended = blocking::serve(io, self.session, endpoint, timeouts, &SHUTDOWN, signals, line);
         let summary = self.outbox.summary();
+        counting.end(summary.code.0);
         if past_filters {
             count_bytes(r.connection(), ended.received as i64, summary.bytes_out as i64);
         }
@@ -418,7 +443,8 @@ impl Parts {
             filters::end_input(r.connection());
         }
         drop((self.deflate, self.counted, worker, opened, self.outbox));
-        // What it held is free by now, and server-status should say so.
+        // What it held is free by now, and the metrics should say so.
+        line.set(Metric::Memory, MEMORY.used() as u64);
         if let Some(service) = child::service() {
             service.look();
         }

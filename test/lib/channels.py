@@ -115,7 +115,7 @@ class EventSource:
             fields.append(("Last-Event-ID", last))
         request = f"GET {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields)
         self.sock.sendall(request.encode() + b"\r\n")
-        self.buffer, self.last, self.retry, self.comments, self.ended = b"", last, None, 0, False
+        self.buffer, self.last, self.retry, self.ended = b"", last, None, False
         head = self.until(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         self.status = int(status.split()[1])
@@ -148,8 +148,8 @@ class EventSource:
                 name, _, value = line.partition(":")
                 value = value.removeprefix(" ")
                 if not name:
-                    self.comments += 1
-                elif name == "id":
+                    continue  # a comment
+                if name == "id":
                     self.last = value
                 elif name == "retry":
                     self.retry = int(value)

@@ -181,7 +181,6 @@ class TestMemory:
         assert kept < most, f"{kept:.1f} KiB per connection"
 
 
-@pytest.mark.skipif(not DETACHED, reason="only threads of the module's own are shown")
 class TestStatus:
     CONF = DETACH + SITE
 

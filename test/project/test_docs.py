@@ -20,7 +20,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from httpd import TOP, echo, free_port, wait_until
+from channels import publish, publishing
+from httpd import STATUS, TOP, echo, free_port, wait_until
+from metrics import METRICS, ask, families
 from ws_frame import TEXT, Client
 
 pytestmark = pytest.mark.once
@@ -33,8 +35,7 @@ COMMENTS = {"file", "demo", "server", "not run", "man", "table", "end"}
 HTTPD_MODULES = ["rewrite", "proxy", "proxy_http", "socache_shmcb", "ssl", "http2", "authz_user"]
 # Words in code that begin like directives, and are none.
 NO_DIRECTIVES = {"WebSocketServer", "WebSocketPlugin", "WebSocketPluginCalls"}
-NO_DIRECTIVES |= {f"WebSocket{what}{way}" for what in ("Messages", "Bytes") for way in ("In", "Out")}
-NO_DIRECTIVES |= {"WebSocketConnections", "WebSocketThreadsExhausted", "WebSocketRefusedWaits", "WebSocketRefusedMemory", "WebSocketMemory"}
+NO_DIRECTIVES |= {"WebSocketConnections", "WebSocketConnectionsDetached", "WebSocketMessagesIn", "WebSocketCloses1006"}
 FOLDERS = re.compile(r"(autobahn|conf|docs|examples|include|scripts|src|test)/[\w./-]*$")
 DIRECTIVE = re.compile(r"\b(?:WebSocket[A-Z]\w+|SupportDraft75|MaxMessageSize)\b")
 
@@ -524,7 +525,8 @@ class TestDirectives:
     def test_notes_and_variables(self):
         """Each one that the module sets for the access log."""
         source = "".join(path.read_text() for path in (TOP / "src/httpd").rglob("*.rs"))
-        names = set(re.findall(r'c"((?:websocket-|SSL_)\w[\w-]*)"', source)) - {"websocket-handler", "websocket-publish"}
+        names = set(re.findall(r'c"((?:websocket-|SSL_)\w[\w-]*)"', source))
+        names -= {"websocket-handler", "websocket-publish", "websocket-metrics"}
         assert len(names) > 7
         code = {code for _, code in read(self.PAGE).code}
         assert names - code == set()
@@ -626,6 +628,36 @@ class TestOrigins:
         with httpd.serve(self.block("ServerName https") + echo()):
             assert self.status(httpd, "www.example.com", "https://www.example.com") == 101
             assert self.status(httpd, "www.example.com", "http://www.example.com") == 403
+
+
+class TestMetrics:
+    """The table of docs/directives.md, and what it configures."""
+
+    @staticmethod
+    def section():
+        text = read("docs/directives.md").prose
+        return text[text.index("\n### Metrics\n") :]
+
+    def test_table(self, httpd):
+        """Each metric that the page has is in the table, in its order, with its label and its name in server-status."""
+        rows = re.findall(r"^\| `(websocket_\w+)` \|(?: `(\w+)`[^|]*)? +\| `(\w+)` \| ", self.section(), re.M)
+        with httpd.serve(METRICS + STATUS + publishing()):
+            publish(httpd, "a", "1")
+            told, sums = families(ask(httpd)[2]), httpd.sums()
+        found = [(family.samples[0].name, "".join(family.samples[0].labels)) for family in told]
+        assert [(name, label) for name, label, _ in rows] == found
+        for family, (_, _, short) in zip(told, rows):
+            if not family.name.endswith("_seconds"):
+                assert sums[short] == sum(sample.value for sample in family.samples), short
+        # Those of labels are behind these names.
+        assert {name for name in sums if not any(name.startswith(short) for _, _, short in rows)} == set()
+
+    def test_a_port_of_its_own(self, httpd):
+        block = next(block.text for block in read("docs/directives.md").blocks if "websocket-metrics" in block.text)
+        port = free_port()
+        with httpd.serve(block.replace("8081", str(port))):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                assert families(answer.read().decode())
 
 
 class TestChannels:

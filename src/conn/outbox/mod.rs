@@ -32,6 +32,7 @@ use std::{
 use super::log::Log;
 use crate::{
     limits::memory::Budget,
+    metrics::Carried,
     proto::{Version, close::CloseCode, deflate::Deflater},
     sync::{AtomicUsize, Condvar, Lock as _, Mutex, MutexGuard, Ordering},
 };
@@ -118,6 +119,17 @@ pub enum Reception {
     Ignore,
 }
 
+/// What became of a message that was offered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Offered {
+    /// It is sent.
+    Sent,
+    /// There is no room for it yet.
+    Full,
+    /// The conversation is over, and needs nothing more.
+    Needless,
+}
+
 /// Why nothing was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Refused {
@@ -140,6 +152,14 @@ pub struct Summary {
     pub messages_out: u64,
     /// Bytes that have left: of frames, or with TLS of its records.
     pub bytes_out: u64,
+}
+
+impl Summary {
+    /// What the connection has carried, of which so many bytes were received.
+    pub fn carried(&self, bytes_in: u64) -> Carried {
+        let Self { messages_in, messages_out, bytes_out, .. } = *self;
+        Carried { messages_in, messages_out, bytes_in, bytes_out }
+    }
 }
 
 /// What is waiting to be sent on one connection.

@@ -4,7 +4,7 @@ use core::fmt;
 use std::time::{Duration, Instant};
 
 use super::{
-    DriverHandle, Outbox, Refused, State,
+    DriverHandle, Offered, Outbox, Refused, State,
     queue::{HEADER, KEEP, Queue, Syntax},
 };
 use crate::{
@@ -61,22 +61,20 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends a data message if there is [room](Self::has_room) for it; `false` if there is none. Nothing is waited for, and
-    /// a conversation that is over needs nothing more. `compressed`: the payload is what a compressor made of the message,
-    /// without context.
-    pub fn offer(&self, kind: Kind, compressed: bool, payload: &[u8], bound: usize) -> bool {
+    /// Sends a data message if there is [room](Self::has_room) for it. Nothing is waited for. `compressed`: the payload is
+    /// what a compressor made of the message, without context.
+    pub fn offer(&self, kind: Kind, compressed: bool, payload: &[u8], bound: usize) -> Offered {
         let queue = self.lock();
         if queue.state > State::Open {
-            return true;
+            return Offered::Needless;
         }
         if !self.fits(&queue, payload.len(), bound) {
-            return false;
+            return Offered::Full;
         }
         let opcode = if kind == Kind::Text { Opcode::Text } else { Opcode::Binary };
-        if let Ok(queue) = self.admit(queue, payload.len()) {
-            self.queue_frame(queue, opcode, compressed, payload);
-        }
-        true
+        let Ok(queue) = self.admit(queue, payload.len()) else { return Offered::Needless };
+        self.queue_frame(queue, opcode, compressed, payload);
+        Offered::Sent
     }
 
     /// Sends a Ping or Pong; [`Refused::Full`] rather than waiting. Drafts 76 and 75 have neither: it is dropped. In a stream

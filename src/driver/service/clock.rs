@@ -19,6 +19,7 @@ use crate::{
         signals::Pending,
     },
     limits::memory::Budget,
+    metrics::Metric,
     os::{Sources, give_back_memory, wait},
 };
 
@@ -61,11 +62,12 @@ pub(super) struct Clock {
     refused_memory: Logged,
 }
 
-/// A count, as far as it has been logged.
+/// A count, as far as it has been logged, and told to the metrics.
 #[derive(Default)]
 struct Logged {
     count: u64,
     at: Option<Duration>,
+    told: u64,
 }
 
 impl Logged {
@@ -77,10 +79,16 @@ impl Logged {
         self.at = Some(now);
         Some(count - core::mem::replace(&mut self.count, count))
     }
+
+    /// How many more there are than were told.
+    fn untold(&mut self, count: u64) -> u64 {
+        count - core::mem::replace(&mut self.told, count)
+    }
 }
 
 impl Clock {
     pub(super) fn new(now: Duration, memory: &Budget) -> Self {
+        let refused = memory.refused();
         Self {
             cores: thread::available_parallelism().map_or(1, usize::from),
             last_turns: 0,
@@ -95,7 +103,7 @@ impl Clock {
             reading: Vec::new(),
             next_look: now,
             refused_waits: Logged::default(),
-            refused_memory: Logged { count: memory.refused(), at: None },
+            refused_memory: Logged { count: refused, at: None, told: refused },
         }
     }
 
@@ -162,6 +170,7 @@ impl Service {
                 }
             }
             if self.threads.is_over() {
+                self.count(&mut clock);
                 return;
             }
             self.tick(&mut clock, idle);
@@ -230,7 +239,7 @@ impl Service {
             }
         }
         if is_exhausted && !core::mem::replace(&mut clock.exhausted, true) {
-            self.past().threads_exhausted += 1;
+            self.line.add(Metric::ThreadsExhausted, 1);
         }
         if moved {
             clock.exhausted = false;
@@ -240,31 +249,40 @@ impl Service {
         }
     }
 
-    /// Asks all connections' deadlines, and adds up what they have done.
+    /// Asks all connections' deadlines, and counts what they have done.
     fn go_round(&self, clock: &mut Clock, now: Duration, ending: Ending) {
         clock.reading.clear();
         clock.looked = false;
-        let mut totals = *self.past();
-        totals.refused_waits = self.waits.refused();
-        totals.refused_memory = self.memory.refused();
-        totals.memory = self.memory.used() as u64;
-        clock.told_memory = totals.memory;
+        self.count(clock);
+        let mut in_callbacks = 0;
         for entry in self.slots.all() {
             let since = clock.since(&self.ending, &entry, now);
             if since.is_some() {
                 entry.go_away();
             }
-            entry.add_to(&mut totals);
+            entry.count();
+            in_callbacks += u64::from(entry.library().is_some());
             if entry.check(now, ending, since) {
                 clock.reading.push(entry);
             }
         }
-        (self.report)(self.threads.serving(), &totals);
-        let peak = self.peak.load(Ordering::Relaxed);
-        if totals.connections < peak.div_ceil(2) {
-            self.peak.store(totals.connections, Ordering::Relaxed);
+        self.line.set(Metric::ThreadsInCallbacks, in_callbacks);
+        let connections = self.connections() as u64;
+        if connections < self.peak.load(Ordering::Relaxed).div_ceil(2) {
+            self.peak.store(connections, Ordering::Relaxed);
             give_back_memory();
         }
+    }
+
+    /// Tells the metrics what is known without a look at the connections.
+    fn count(&self, clock: &mut Clock) {
+        clock.told_memory = self.memory.used() as u64;
+        self.line.set(Metric::Memory, clock.told_memory);
+        self.line.set(Metric::ThreadsWaiting, self.waits.now() as u64);
+        let waits = clock.refused_waits.untold(self.waits.refused());
+        self.line.add(Metric::RefusedWaits, waits);
+        let memory = clock.refused_memory.untold(self.memory.refused());
+        self.line.add(Metric::RefusedMemory, memory);
     }
 
     /// Sees to it that a thread is there for what comes, or says why there is none. `moved`: a turn has ended since the

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Service, Totals, epoll::Flags, slots::Token};
+use super::{Service, epoll::Flags, slots::Token};
 use crate::{
     conn::{
         deadlines::{Action, Activity, Deadlines, Unfinished},
@@ -27,6 +27,7 @@ use crate::{
         run_state::RunState,
         shutdown::Ending,
     },
+    metrics::Carried,
     os::{Readiness, discard, shut_down},
     proto::close::{self, CloseCode},
     settings::Timeouts,
@@ -47,6 +48,13 @@ pub struct Finished {
     pub summary: Summary,
     /// How many bytes were received on the socket.
     pub received: u64,
+}
+
+impl Finished {
+    /// What the connection has carried.
+    fn carried(&self) -> Carried {
+        self.summary.carried(self.received)
+    }
 }
 
 /// What is done when a conversation is over and `closed` of its endpoint has returned: the access log is written.
@@ -82,6 +90,8 @@ pub(super) struct Entry {
     timeouts: Timeouts,
     deadlines: Mutex<Deadlines>,
     pub(super) phase: Mutex<Phase>,
+    /// What the metrics were told of it.
+    told: Mutex<Carried>,
     /// `Some` until the end.
     ended: Mutex<Option<Ended>>,
 }
@@ -142,6 +152,7 @@ impl Entry {
             timeouts,
             deadlines: Mutex::new(Deadlines::new(service.now())),
             phase: Mutex::new(Phase::Talking(Box::new(Reader::new(session)))),
+            told: Mutex::default(),
             ended: Mutex::new(Some(ended)),
         }
     }
@@ -239,12 +250,20 @@ impl Entry {
         }
     }
 
-    /// Adds what a connection whose conversation goes on has done.
-    pub(super) fn add_to(&self, totals: &mut Totals) {
-        totals.connections += 1;
-        if let Phase::Talking(reader) = &*self.phase.acquire() {
-            totals.add(&self.finished(reader.received()));
-        }
+    /// Tells the metrics what a connection whose conversation goes on has carried since they were told last.
+    pub(super) fn count(&self) {
+        let finished = match &*self.phase.acquire() {
+            Phase::Talking(reader) => self.finished(reader.received()),
+            // What was received is known to the thread that runs it.
+            Phase::Running => Finished { summary: self.io.outbox.summary(), received: 0 },
+            Phase::Lingering(_) | Phase::Gone => return,
+        };
+        self.tell(&finished);
+        self.endpoint.count();
+    }
+
+    fn tell(&self, finished: &Finished) {
+        self.told.acquire().tell(finished.carried(), self.service.line);
     }
 
     /// What it has done, if it ended now.
@@ -268,14 +287,14 @@ impl Entry {
         false
     }
 
-    /// Tells the endpoint, the totals and the access log of the end, unless they have heard of it.
+    /// Tells the endpoint, the metrics and the access log of the end, unless they have heard of it.
     fn report_end(&self, received: u64) {
         let Some(ended) = self.ended.acquire().take() else { return };
         // If one of them panics the others hear of it all the same.
         begin_callback();
         let closed = catch_unwind(AssertUnwindSafe(|| self.endpoint.closed()));
         let finished = self.finished(received);
-        self.service.past().add(&finished);
+        self.tell(&finished);
         ended(&finished);
         if let Err(panic) = closed {
             resume_unwind(panic);
@@ -375,7 +394,7 @@ impl Entry {
             self.wake();
         }
         let outbox = &*self.io.outbox;
-        if let Err(error) = judging::act(action, outbox) {
+        if let Err(error) = judging::act(action, outbox, self.service.line) {
             outbox
                 .log()
                 .write(Level::Info, format_args!("WS0302: the connection is lost: {error}"));

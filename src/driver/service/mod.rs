@@ -16,7 +16,6 @@ mod slots;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod threads;
-mod totals;
 
 use std::{
     collections::VecDeque,
@@ -38,20 +37,18 @@ use super::{
 use crate::{
     conn::{log::Log, waiting::Waits},
     limits::memory::Budget,
+    metrics::{Line, Metric},
     os::{AllSignals, Waker},
     sync::Lock as _,
 };
 
+pub use self::entry::{Accepted, Ended, Finished};
 use self::{
     clock::IDLE_TICK,
     entry::Entry,
     epoll::{Epoll, Events, Flags},
     slots::{Slots, Token},
     threads::Threads,
-};
-pub use self::{
-    entry::{Accepted, Ended, Finished},
-    totals::Totals,
 };
 
 /// How often the clock looks after the threads while there is traffic.
@@ -64,9 +61,6 @@ const STACK: usize = 8 << 20;
 const SURPLUS: Duration = Duration::from_secs(5);
 /// How long a thread that waits keeps the memory of large messages.
 const SPARE_AGE: Duration = Duration::from_secs(1);
-
-/// Who wants to know, about once a second while there are connections: the number of threads, and the totals.
-pub type Report = Box<dyn Fn(usize, &Totals) + Send + Sync>;
 
 /// What the clock does for callbacks on threads that are not the service's.
 pub struct Elsewhere {
@@ -84,8 +78,8 @@ pub struct Setup {
     pub drain: Duration,
     /// The memory of its connections.
     pub memory: &'static Budget,
-    /// Who is told what it does.
-    pub report: Report,
+    /// Where it counts: what its connections have carried about once a second, and at the end of each.
+    pub line: &'static Line,
     /// Where it says what is wrong with all of it.
     pub log: Box<dyn Log>,
     /// What else its clock looks after.
@@ -125,9 +119,7 @@ pub struct Service {
     elsewhere: Elsewhere,
     /// The most connections there were since memory was given back: a mere count.
     peak: AtomicU64,
-    /// What connections that are gone have done.
-    past: Mutex<Totals>,
-    report: Report,
+    line: &'static Line,
     log: Box<dyn Log>,
     /// The threads, for the child to wait for: the code they run may be unmapped at its end.
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -149,7 +141,7 @@ impl Service {
 
     /// A service that nobody works for.
     fn without_threads(setup: Setup) -> io::Result<&'static Self> {
-        let Setup { threads, drain, memory, report, log, elsewhere } = setup;
+        let Setup { threads, drain, memory, line, log, elsewhere } = setup;
         let ending = SharedEnding::new();
         ending.reset(drain);
         let service = Self {
@@ -172,8 +164,7 @@ impl Service {
             overdue: AtomicBool::new(false),
             elsewhere,
             peak: AtomicU64::new(0),
-            past: Mutex::default(),
-            report,
+            line,
             log,
             handles: Mutex::default(),
             clock: Mutex::default(),
@@ -277,6 +268,7 @@ impl Service {
     /// One more thread.
     fn spawn_thread(&'static self) -> io::Result<()> {
         self.threads.join();
+        self.line.add(Metric::Threads, 1);
         let mut handles = self.handles();
         handles.retain(|handle| !handle.is_finished());
         match thread::Builder::new()
@@ -290,6 +282,7 @@ impl Service {
             }
             Err(error) => {
                 self.threads.leave();
+                self.line.sub(Metric::Threads, 1);
                 Err(error)
             }
         }
@@ -309,10 +302,12 @@ impl Service {
             if !self.serve(&mut buffers, &mut events, timeout) && timeout.is_some() {
                 buffers.release();
                 if self.threads.leave_if_surplus() {
+                    self.line.sub(Metric::Threads, 1);
                     return;
                 }
             }
         }
+        self.line.sub(Metric::Threads, 1);
         self.threads.leave();
     }
 
@@ -417,10 +412,6 @@ impl Service {
     /// Has the clock look, and tell what there is, though no connection is here: others have ended, on threads of httpd's.
     pub fn look(&self) {
         self.clock_waker.wake();
-    }
-
-    fn past(&self) -> MutexGuard<'_, Totals> {
-        self.past.acquire()
     }
 
     /// All connections, at this moment.

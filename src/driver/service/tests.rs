@@ -23,6 +23,7 @@ use crate::{
         session,
     },
     limits::memory::{Budget, UNLIMITED},
+    metrics::{Line, Metric},
     os::{Interest, Sources, wait},
     proto::{
         Kind,
@@ -55,7 +56,7 @@ struct Alone {
     service: &'static Service,
     clock: Clock,
     log: Lines,
-    reports: Arc<Watched<Vec<(usize, Totals)>>>,
+    line: &'static Line,
     /// What it was told of an end that takes too long.
     overdue: Arc<Watched<Vec<Ending>>>,
 }
@@ -76,10 +77,7 @@ impl Alone {
     }
 
     fn with(drain: Duration, memory: &'static Budget) -> Self {
-        let (log, reports) = (Lines::default(), Arc::new(Watched::default()));
-        let kept: Arc<Watched<Vec<_>>> = reports.clone();
-        let report =
-            Box::new(move |n, totals: &Totals| kept.change(|kept| kept.push((n, *totals))));
+        let (log, line): (_, &Line) = (Lines::default(), Box::leak(Box::default()));
         let overdue: Arc<Watched<Vec<Ending>>> = Arc::default();
         let told = overdue.clone();
         let tell = move |ending| told.change(|told| told.push(ending));
@@ -88,7 +86,7 @@ impl Alone {
             threads: 1,
             drain,
             memory,
-            report,
+            line,
             log: Box::new(log.clone()),
             elsewhere,
         });
@@ -96,7 +94,7 @@ impl Alone {
         // One thread, which waits whenever the clock looks.
         service.threads.join();
         let clock = Clock::new(service.now(), service.memory);
-        Self { service, clock, log, reports, overdue }
+        Self { service, clock, log, line, overdue }
     }
 
     /// Does what there is to do.
@@ -340,8 +338,8 @@ fn a_panic_ends_its_own_connection_once() {
     talk.wire.says(Read::End);
     alone.work();
     talk.assert_ended(&alone, CloseCode::ABNORMAL);
-    let totals = *alone.service.past();
-    assert_eq!((alone.service.connections(), totals.messages_in), (1, 1));
+    let messages = alone.line.total(Metric::MessagesIn);
+    assert_eq!((alone.service.connections(), messages), (1, 1));
 }
 
 #[test]
@@ -467,28 +465,35 @@ fn an_end_that_takes_too_long_is_told_of() {
 fn memory_that_others_have_given_back_is_reported() {
     let memory = budget(1 << 20);
     let mut alone = Alone::with(Duration::ZERO, memory);
-    let told = |alone: &Alone| alone.reports.change(core::mem::take).last().map(|(_, t)| t.memory);
+    let told = |alone: &Alone| alone.line.total(Metric::Memory);
     let mut claims = [memory.claim(), memory.claim()];
     for claim in &mut claims {
         claim.cover(100_000).unwrap();
     }
     alone.pass(2 * ROUND);
-    assert_eq!(told(&alone), Some(memory.used() as u64));
+    let all = told(&alone);
+    assert!(all > 0 && all == memory.used() as u64);
     let [first, second] = claims;
     drop(first);
     alone.pass(ROUND / 4);
     drop(second);
     // It looks once more within a second, and then not before somebody comes.
     alone.pass(ROUND / 4);
-    assert_eq!(told(&alone), None);
+    assert_eq!(told(&alone), all);
     assert!(alone.service.until_next(&alone.clock, true).is_some_and(|time| time <= ROUND));
     alone.pass(ROUND);
-    assert_eq!(told(&alone), Some(0));
+    assert_eq!(told(&alone), 0);
     assert_eq!(alone.service.until_next(&alone.clock, true), None);
 }
 
+/// Messages and bytes, in and out.
+fn carried(line: &Line) -> [u64; 4] {
+    let of = [Metric::MessagesIn, Metric::MessagesOut, Metric::BytesIn, Metric::BytesOut];
+    of.map(|metric| line.total(metric))
+}
+
 #[test]
-fn what_connections_have_done_is_reported() {
+fn what_connections_have_carried_is_told_once() {
     let mut alone = Alone::new(Duration::ZERO);
     let (gone, here) = (alone.echo(), alone.echo());
     for talk in [&gone, &here] {
@@ -497,21 +502,35 @@ fn what_connections_have_done_is_reported() {
     gone.wire.says(Read::End);
     alone.work();
     gone.assert_ended(&alone, CloseCode::ABNORMAL);
-    assert!(alone.reports.change(|reports| reports.is_empty()));
-    alone.pass(ROUND);
-    let totals = Totals {
-        connections: 1,
-        messages_in: 2,
-        messages_out: 2,
-        bytes_in: 14,
-        bytes_out: 6,
-        ..Totals::default()
-    };
-    assert_eq!(alone.reports.change(core::mem::take), [(1, totals)]);
+    // At the end, and in each round.
+    assert_eq!(carried(alone.line), [1, 1, 7, 3]);
+    for _ in 0..3 {
+        alone.pass(ROUND);
+        assert_eq!(carried(alone.line), [2, 2, 14, 6]);
+    }
     here.wire.says(Read::End);
     alone.work();
     alone.pass(ROUND);
-    assert_eq!(alone.reports.change(core::mem::take), [(1, Totals { connections: 0, ..totals })]);
+    assert_eq!(carried(alone.line), [2, 2, 14, 6]);
+}
+
+#[test]
+fn what_a_connection_sends_in_a_long_callback_is_told_meanwhile() {
+    let mut alone = Alone::new(Duration::ZERO);
+    let talk = alone.echo();
+    talk.wire.frame(Opcode::Binary, b"1");
+    alone.work();
+    alone.pass(ROUND);
+    let phase = core::mem::replace(&mut *talk.entry.phase.acquire(), Phase::Running);
+    thread::scope(|scope| {
+        scope.spawn(|| talk.outbox.send_message(Kind::Binary, b"2").unwrap());
+    });
+    talk.entry.count();
+    assert_eq!(carried(alone.line)[..3], [1, 2, 7]);
+    *talk.entry.phase.acquire() = phase;
+    alone.work();
+    alone.pass(ROUND);
+    assert_eq!(carried(alone.line), [1, 2, 7, 6]);
 }
 
 #[test]
@@ -546,6 +565,8 @@ fn threads_that_are_all_in_callbacks_are_complained_of_once_a_minute() {
         alone.log.count("WS0309: all threads (1, see WebSocketThreads)")
     };
     assert_eq!([look(10), look(1000), look(30_000), look(28_000), look(3000)], [0, 1, 1, 1, 2]);
+    // It is the same shortage.
+    assert_eq!(alone.line.total(Metric::ThreadsExhausted), 1);
 }
 
 /// A client on a socket of its own.
@@ -611,12 +632,11 @@ fn who_lingers_does_not_hold_up_a_stop() {
 #[test]
 fn a_callback_that_blocks_holds_up_nobody_and_the_end_waits_for_it() {
     let log = Lines::default();
-    let report = Box::new(|_: usize, _: &Totals| ());
     let service = Service::start(Setup {
         threads: 4,
         drain: Duration::ZERO,
         memory: &UNLIMITED,
-        report,
+        line: Box::leak(Box::default()),
         log: Box::new(log),
         elsewhere: nowhere(),
     });
