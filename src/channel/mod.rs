@@ -23,7 +23,7 @@
 //! | [`feed`] | how a subscriber is told that there is something to read |
 //! | [`subscription`] | a channel that a subscriber is subscribed to |
 //! | [`hub`] | the subscribers of this child, and the thread that tells them |
-//! | [`format`] | what a message is on the wire |
+//! | [`mod@format`] | what a message is on the wire |
 //! | [`kept`] | what this child's subscribers read last: read, put into a form and compressed once |
 //! | [`cursor`] | a subscriber's place |
 //! | [`broker`] | where messages are published, whoever connects the machines |
