@@ -62,7 +62,8 @@ fn main() {
     let mut children = 0;
     for wanted in [0, 1, 4] {
         while children < wanted {
-            let hub = Hub::new(store, Box::new(|| ()));
+            let line = Box::leak(Box::default());
+            let hub = Hub::new(store, line, Box::new(|| ()));
             let feed = Arc::new(Feed::silent());
             // It stays until the end.
             hub.subscribe(&[CHANNEL.to_owned()], &feed).expect("a thread can be started");

@@ -217,7 +217,8 @@ fn run(job: &Job) -> Result<Report, String> {
         if measured.is_none() && now >= begin {
             measured = Some((Instant::now(), usage::seconds(&job.processes)));
             messages = 0;
-            (answers.clear(), lasts.clear());
+            answers.clear();
+            lasts.clear();
         }
         if now >= end && messages >= job.messages {
             break;
