@@ -2,6 +2,7 @@
 
 import http.client
 
+from httpd import wait_until
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
@@ -58,3 +59,7 @@ class Moved:
         """How far these have."""
         now = self.now()
         return [now.get(name, 0) for name in names]
+
+    def become(self, expected, *names):
+        """Waits until these have moved so far."""
+        wait_until(lambda: self(*names) == expected, 5, f"{names} that have moved by {expected}")
