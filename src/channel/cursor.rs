@@ -214,7 +214,7 @@ mod loom_tests {
 
     use super::*;
     use crate::{
-        channel::ring::{NewRecord, loom_tests::ring},
+        channel::{broker::NewMessage, ring::loom_tests::ring},
         conn::{
             log::{Level, Log},
             outbox::{Bounds, DriverHandle, Outbox, WriteSocket},
@@ -270,7 +270,7 @@ mod loom_tests {
     }
 
     fn publish(ring: Ring, channel: &str, n: u8) -> u64 {
-        ring.write(&NewRecord { kind: Kind::Binary, channel, media: "", body: &[n], time: 1 }).at
+        ring.write(&NewMessage { kind: Kind::Binary, channel, media: "", body: &[n] }, 1).at
     }
 
     /// One thread publishes and tells; the other one reads until it has got `messages`, and sleeps whenever there is nothing.

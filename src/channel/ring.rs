@@ -15,7 +15,7 @@ use core::hash::Hasher as _;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Kind, Message};
+use super::{Kind, Message, broker::NewMessage};
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// How many buckets history has.
@@ -65,21 +65,6 @@ pub struct Ring {
     /// A power of two of them.
     words: &'static [AtomicU64],
     seed: [u64; 2],
-}
-
-/// What is to be written.
-#[derive(Clone, Copy, Debug)]
-pub struct NewRecord<'d> {
-    /// What it is.
-    pub kind: Kind,
-    /// The name of its channel, at most 255 bytes.
-    pub channel: &'d str,
-    /// Its media type, of which 255 bytes are kept at most.
-    pub media: &'d str,
-    /// What subscribers get.
-    pub body: &'d [u8],
-    /// Now, in milliseconds since 1970.
-    pub time: u64,
 }
 
 /// What was written.
@@ -323,10 +308,11 @@ impl Ring {
 
     // --- writers: the callers hold the lock ----------------------------------------------------------
 
-    /// Writes a message. Its body has at most [`most`](Self::most) bytes. For who holds the lock of the ring.
-    pub fn write(&self, record: &NewRecord<'_>) -> Written {
+    /// Writes a message at this time, in milliseconds since 1970. Its body has at most [`most`](Self::most) bytes; of its
+    /// media type and its channel's name 255 each are kept. For who holds the lock of the ring.
+    pub fn write(&self, message: &NewMessage<'_>, time: u64) -> Written {
         let Positions { head: head_word, tail: tail_word, last } = self.positions;
-        let (media, name, body) = (cut(record.media), cut(record.channel), record.body);
+        let (media, name, body) = (cut(message.media), cut(message.channel), message.body);
         assert!(body.len() <= self.most());
         let bytes = (media.len() + name.len() + body.len()) as u64;
         let len = HEADER + words(bytes);
@@ -340,14 +326,14 @@ impl Ring {
         fence(Ordering::Release);
         let hash = self.hash(name);
         let bucket = self.bucket(hash);
-        let kind = match record.kind {
+        let kind = match message.kind {
             Kind::Text => 1,
             Kind::Binary => 2,
             Kind::End => 3,
         };
         let shape = len | (kind << 32) | ((media.len() as u64) << 40) | ((name.len() as u64) << 48);
         let before = bucket.load(Ordering::Relaxed);
-        let header = [shape, before, hash, record.time, body.len() as u64];
+        let header = [shape, before, hash, time, body.len() as u64];
         let strings = Chunks::new([media.as_bytes(), name.as_bytes(), body]);
         for (word, n) in header.into_iter().chain(strings).zip(at..) {
             self.word(n).store(word, Ordering::Relaxed);
@@ -438,7 +424,7 @@ pub(super) mod loom_tests {
     }
 
     fn write(ring: Ring, channel: &str, body: &[u8]) -> Written {
-        ring.write(&NewRecord { kind: Kind::Binary, channel, media: "", body, time: 1 })
+        ring.write(&NewMessage { kind: Kind::Binary, channel, media: "", body }, 1)
     }
 
     /// Eight words, of which the last three are strings: all of it is of one byte.
@@ -446,7 +432,7 @@ pub(super) mod loom_tests {
         let (media, body) = ([b'0' + n; 7], [n; 16]);
         let media = core::str::from_utf8(&media).unwrap();
         let time = u64::from(n);
-        ring.write(&NewRecord { kind: Kind::Binary, channel: "a", media, body: &body, time })
+        ring.write(&NewMessage { kind: Kind::Binary, channel: "a", media, body: &body }, time)
     }
 
     /// What is read at a place, if it is there, is what was written there, `n`, and all of it.
@@ -465,13 +451,10 @@ pub(super) mod loom_tests {
             let ring = ring(16);
             // The third one lies where the first one was, and its last words where the first one's last words were.
             let places = [1, 7, 15, 23];
-            ring.write(&NewRecord {
-                kind: Kind::Binary,
-                channel: "a",
-                media: "1111111",
-                body: &[],
-                time: 1,
-            });
+            ring.write(
+                &NewMessage { kind: Kind::Binary, channel: "a", media: "1111111", body: &[] },
+                1,
+            );
             write_long(ring, 2);
             let writer = thread::spawn(move || write_long(ring, 3));
             let (head, mut at) = ring.bounds();
@@ -556,7 +539,7 @@ mod tests {
     }
 
     fn write(ring: Ring, channel: &str, body: &[u8]) -> Written {
-        ring.write(&NewRecord { kind: Kind::Binary, channel, media: "", body, time: 1 })
+        ring.write(&NewMessage { kind: Kind::Binary, channel, media: "", body }, 1)
     }
 
     /// All that is there, the oldest first.
@@ -576,28 +559,18 @@ mod tests {
         let ring = ring(1 << 10);
         assert_eq!((all(ring).len(), ring.bounds()), (0, (1, 1)));
         let media = "x".repeat(300);
-        let records = [
-            NewRecord {
-                kind: Kind::Text,
-                channel: "a",
-                media: "text/plain",
-                body: b"hello",
-                time: 5,
-            },
-            NewRecord {
-                kind: Kind::Binary,
-                channel: "room/\u{e9}",
-                media: "",
-                body: &[0xff; 17],
-                time: 6,
-            },
-            NewRecord { kind: Kind::End, channel: "a", media: &media, body: b"", time: 7 },
+        let messages = [
+            NewMessage { kind: Kind::Text, channel: "a", media: "text/plain", body: b"hello" },
+            NewMessage { kind: Kind::Binary, channel: "room/\u{e9}", media: "", body: &[0xff; 17] },
+            NewMessage { kind: Kind::End, channel: "a", media: &media, body: b"" },
         ];
-        let written = records.map(|record| ring.write(&record));
-        for ((message, record), written) in all(ring).iter().zip(&records).zip(&written) {
-            assert_eq!((message.kind, &*message.channel), (record.kind, record.channel));
-            assert_eq!((&*message.body, message.time), (record.body, record.time));
-            assert_eq!((message.at, message.hash), (written.at, ring.hash(record.channel)));
+        let mut time = 5..;
+        let written = messages.map(|message| ring.write(&message, time.next().unwrap()));
+        let mut time = 5..;
+        for ((message, new), written) in all(ring).iter().zip(&messages).zip(&written) {
+            assert_eq!((message.kind, &*message.channel), (new.kind, new.channel));
+            assert_eq!((&*message.body, message.time), (new.body, time.next().unwrap()));
+            assert_eq!((message.at, message.hash), (written.at, ring.hash(new.channel)));
         }
         assert_eq!(&*all(ring)[0].media, "text/plain");
         assert_eq!(all(ring)[2].media.len(), 255);
@@ -631,13 +604,10 @@ mod tests {
         let ring = ring(1 << 12);
         let body = vec![7; ring.most()];
         let channel = "n".repeat(255);
-        let written = ring.write(&NewRecord {
-            kind: Kind::Binary,
-            channel: &channel,
-            media: &channel,
-            body: &body,
-            time: 1,
-        });
+        let written = ring.write(
+            &NewMessage { kind: Kind::Binary, channel: &channel, media: &channel, body: &body },
+            1,
+        );
         let header = ring.header(written.at).unwrap();
         assert_eq!(*ring.message(&header).unwrap().body, *body);
     }
@@ -655,7 +625,7 @@ mod tests {
             write(ring, &other, &[9]);
             write(ring, "b", &[9]);
         }
-        ring.write(&NewRecord { kind: Kind::End, channel: "a", media: "", body: b"", time: 1 });
+        ring.write(&NewMessage { kind: Kind::End, channel: "a", media: "", body: b"" }, 1);
         let bodies = |channel: &str| {
             let body = |header| ring.message(&header).unwrap().body[0];
             ring.history(channel).map(body).collect::<Vec<_>>()
@@ -671,10 +641,10 @@ mod tests {
     #[test]
     fn the_oldest_message_is_one_that_is_there() {
         let ring = ring(1 << 10);
-        let end = NewRecord { kind: Kind::End, channel: "a", media: "", body: b"", time: 1 };
+        let end = NewMessage { kind: Kind::End, channel: "a", media: "", body: b"" };
         let oldest = || ring.oldest().map(|header| header.at);
         assert_eq!(oldest(), None);
-        ring.write(&end);
+        ring.write(&end, 1);
         assert_eq!(oldest(), None);
         let first = write(ring, "a", b"1");
         write(ring, "b", b"2");

@@ -13,7 +13,7 @@ use super::{
     id::Id,
     lock::RobustLock,
     name,
-    ring::{BUCKETS, NewRecord, Positions, Ring, Written},
+    ring::{BUCKETS, Positions, Ring, Written},
     wakeup::{self, Wakeup},
 };
 #[cfg(test)]
@@ -122,7 +122,7 @@ impl Store {
 impl Broker for Store {
     /// The calling thread's signals are held back meanwhile.
     fn publish(&self, message: &NewMessage<'_>, patience: Duration) -> Result<Id, Refused> {
-        let &NewMessage { kind, channel, media, body } = message;
+        let NewMessage { channel, media, body, .. } = *message;
         debug_assert!(name::check(channel).is_ok());
         if body.len() > self.most() {
             return Err(Refused::TooLarge);
@@ -135,7 +135,7 @@ impl Broker for Store {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = time.as_millis() as u64;
         let Written { at, hash, wake_all } =
-            self.ring.write(&NewRecord { kind, channel, media, body, time });
+            self.ring.write(&NewMessage { media, ..*message }, time);
         // Who died may have written, and woken nobody.
         let wake_all = wake_all || held.died;
         drop(held);

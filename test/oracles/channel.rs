@@ -5,8 +5,9 @@ use std::cell::OnceCell;
 use mod_websocket::{
     channel::{
         Kind,
+        broker::NewMessage,
         id::Id,
-        ring::{BUCKETS, NewRecord, Positions, Ring},
+        ring::{BUCKETS, Positions, Ring},
     },
     sync::{AtomicU64, Ordering},
 };
@@ -101,7 +102,7 @@ fn write(ring: Ring, input: &mut Input<'_>) {
     let channel = ["a", "b", "a longer name"][usize::from(input.byte()) % 3];
     let media = "x".repeat(input.byte().into());
     let body = vec![b'.'; (2 * usize::from(input.byte())).min(ring.most())];
-    let written = ring.write(&NewRecord { kind, channel, media: &media, body: &body, time: 7 });
+    let written = ring.write(&NewMessage { kind, channel, media: &media, body: &body }, 7);
     let header = ring.header(written.at).expect("it was just written");
     let message = ring.message(&header).expect("it is there");
     assert_eq!((message.kind, &*message.channel, &*message.media), (kind, channel, &*media));
