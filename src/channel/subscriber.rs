@@ -40,7 +40,7 @@ pub struct Options {
     pub format: Format,
     /// What becomes of it when it is overtaken.
     pub slow: SlowClient,
-    /// How long messages are compressed, if that was agreed.
+    /// How messages that are long enough are compressed, if that was agreed.
     pub packing: Option<Packing>,
 }
 

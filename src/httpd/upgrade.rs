@@ -140,7 +140,8 @@ pub(super) fn agree(
 }
 
 impl Upgrade {
-    /// Obtains it. `deflate` is what was agreed on compression, and `worker` is what the connection holds if it is known to stay on httpd's thread.
+    /// Obtains it. `deflate` is what was agreed on compression, and `worker` is what the connection holds if it is known to
+    /// stay on httpd's thread.
     pub(super) fn prepare(
         r: Request<'_>,
         settings: &Settings,
@@ -157,7 +158,7 @@ impl Upgrade {
         let queue = settings.send_queue();
         let bounds =
             Bounds { queue, timeout, compress_from: compression.min_size(), memory: &MEMORY };
-        let deflater = params.map(|params| Deflater::new(params, compression.level().into()));
+        let deflater = params.map(|params| Deflater::new(params, compression.level()));
         let log = Box::new(log::ConnectionLog::new(r));
         let outbox = Outbox::new(bounds, deflater, log).speaking(version);
         let mut timeouts = settings.timeouts(timeout);

@@ -278,13 +278,9 @@ pub struct Deflater {
 
 impl Deflater {
     /// A compressor for the server's direction; `level` is 1 (fast) to 9 (small).
-    pub fn new(params: &Params, level: u32) -> Self {
-        Self {
-            takeover: !params.server_no_context_takeover,
-            window: params.server_max_window_bits.unwrap_or(WINDOW_MAX),
-            level,
-            codec: None,
-        }
+    pub fn new(params: &Params, level: u8) -> Self {
+        let takeover = !params.server_no_context_takeover;
+        Self { takeover, ..Self::without_context(Packing::of(params, level)) }
     }
 
     /// One for messages each of which any client may inflate, whatever it has got before.

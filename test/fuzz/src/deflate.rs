@@ -28,7 +28,7 @@ pub fn deflater_vs_miniz_oxide(data: &[u8]) {
         server_max_window_bits: Some(window),
         client_max_window_bits: None,
     };
-    let mut deflater = Deflater::new(&params, u32::from(input.byte() % 9) + 1);
+    let mut deflater = Deflater::new(&params, input.byte() % 9 + 1);
     let mut inflater = Inflater::new(window);
     while !input.is_empty() {
         let message = input.payload();
