@@ -265,13 +265,14 @@ impl Conversation<'_> {
     /// Tells the metrics what was carried, once a second at most; and says when it has to be told of the rest.
     fn tell(&mut self) -> Option<Duration> {
         let (io, told, now) = (&self.blocking.io, &mut *self.told, self.start.elapsed());
-        let carried = io.outbox.summary().carried(self.reader.received());
-        if carried == told.carried {
-            return None;
-        }
+        // Not before that is due: it takes the outbox's lock.
         let due = told.at.map_or(now, |at| at + TELL);
         if now < due {
             return Some(due);
+        }
+        let carried = io.outbox.summary().carried(self.reader.received());
+        if carried == told.carried {
+            return None;
         }
         told.carried.tell(carried, told.line);
         told.line.set(Metric::Memory, io.outbox.memory().used() as u64);
